@@ -1,0 +1,48 @@
+# Every target sets up what it needs; `make` alone lists them.
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+PYTHON ?= python3
+WORKERS ?= 2
+
+.PHONY: help quickstart test lint lock study-cifar10 benchmark clean
+
+help:
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+# uv is the only thing pip installs; uv then installs exactly the locked files, hashes checked.
+$(READY): requirements/dev.txt requirements/uv.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements/uv.txt
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements/dev.txt requirements/uv.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@touch $@
+
+.venv: $(READY)  ## set up .venv with the pinned packages
+
+quickstart: $(READY)  ## run the main job on embedded data: a table and quickstart/report.html
+	$(BIN)/nescio quickstart --out quickstart
+
+test: $(READY)  ## lint, types, import arrows and every test
+	@$(MAKE) --no-print-directory lint
+	$(BIN)/pytest -n $(WORKERS) tests
+
+lint: $(READY)  ## ruff, mypy and the import arrows
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+lock: $(READY)  ## resolve pyproject.toml again into requirements/dev.txt
+	$(BIN)/uv pip compile pyproject.toml --all-extras --group dev --universal --python-version 3.11 \
+	    --generate-hashes --no-header --no-annotate --upgrade -o requirements/dev.txt --quiet
+
+study-cifar10: $(READY)  ## the reference table on CIFAR-10 and a DenseNet (NESCIO_SHARED: the data folder)
+	$(BIN)/python studies/cifar10.py
+
+benchmark: $(READY)  ## speed ratios against a plain loop
+	$(BIN)/python benchmarks/one_pass.py
+	$(BIN)/python benchmarks/metrics.py
+
+clean:  ## remove what the targets made
+	rm -rf $(VENV) quickstart results

@@ -1,0 +1,241 @@
+"""Features of a data set on disk: memory-mapped, keyed by content, written once, read by every detector."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from filelock import FileLock
+from safetensors.torch import load_file, save_file
+
+from nescio.data.hashing import combine, hash_files
+from nescio.errors import InputError
+from nescio.features import Features, Head
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+DTYPES = {"float32": np.float32, "float16": np.float16}
+PENDING, DONE, BAD = 0, 1, 2
+_MANIFEST, _STATE, _SKIPPED, _HEAD = "manifest.json", "state.json", "skipped.csv", "head.safetensors"
+
+
+@dataclass(frozen=True)
+class BankKey:
+    """Everything that a bank's contents follow from. Equal keys mean equal features, wherever the data lie."""
+
+    weights: str
+    transform: str
+    data: str
+    network_pass: str
+    dtype: str
+    format: int = FORMAT
+
+    @property
+    def digest(self) -> str:
+        """The folder's name."""
+        return combine(json.dumps(asdict(self), sort_keys=True))
+
+
+class Bank:
+    """A finished bank, opened for reading. Rows whose image was bad are left out everywhere but in ``skipped``.
+
+    Attributes:
+        path: the folder.
+        head: the network's head.
+        skipped: ``(row, image, reason)`` of each image that could not be used.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open a bank. Raises ``DamagedBank`` when a file is missing or has changed since it was written."""
+        self.path = path
+        self.manifest = _read_manifest(path)
+        _verify(path, self.manifest["files"])
+        tensors = load_file(path / _HEAD)
+        self.head = Head(tensors["weight"], tensors["bias"])
+        self._arrays = {name: np.load(path / f"{name}.npy", mmap_mode="r") for name in ("h", "pred", "label", "status")}
+        with (path / _SKIPPED).open(newline="") as file:
+            self.skipped = [(int(row), image, reason) for row, image, reason in list(csv.reader(file))[1:]]
+
+    @cached_property
+    def rows(self) -> npt.NDArray[np.int64]:
+        """Positions in the data set of the images that the bank holds ``(N,)``."""
+        return np.flatnonzero(self._arrays["status"] == DONE)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @cached_property
+    def labels(self) -> npt.NDArray[np.int64]:
+        """True classes ``(N,)``, -1 where unknown."""
+        return np.asarray(self._arrays["label"][self.rows])
+
+    @cached_property
+    def pred(self) -> npt.NDArray[np.int64]:
+        """Raw predictions ``(N,)``."""
+        return np.asarray(self._arrays["pred"][self.rows])
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the labelled images whose raw prediction is right; NaN where none is labelled."""
+        known = self.labels >= 0
+        return float((self.pred == self.labels)[known].mean()) if known.any() else float("nan")
+
+    def chunks(self, size: int = 4096) -> Iterator[Features]:
+        """The bank in order, ``size`` rows of the data set at a time, as float32 (or float64, never float16)."""
+        h, status = self._arrays["h"], self._arrays["status"]
+        for start in range(0, len(status), size):
+            at = slice(start, start + size)
+            keep = np.asarray(status[at]) == DONE
+            if keep.any():
+                yield Features(
+                    torch.from_numpy(np.asarray(h[at][keep], dtype=np.float32)),
+                    self.head,
+                    torch.from_numpy(self._arrays["pred"][at][keep]),
+                    torch.from_numpy(self._arrays["label"][at][keep]),
+                )
+
+
+class DamagedBank(Exception):  # noqa: N818 - a state to recover from, not a user's error
+    """A bank's files are not what was written."""
+
+
+class BankWriter:
+    """Writes a bank row by row into ``KEY.partial``, so that an interrupted run can go on, and renames it when done.
+
+    Hold the lock while using it: ``with writer.lock``.
+    """
+
+    def __init__(self, root: Path, key: BankKey) -> None:
+        root.mkdir(parents=True, exist_ok=True)
+        self.key = key
+        self.final = root / key.digest
+        self.partial = root / f"{key.digest}.partial"
+        self.lock = FileLock(root / f"{key.digest}.lock")
+        self._arrays: dict[str, Any] = {}
+
+    def finished(self) -> Bank | None:
+        """The bank, if it was written before and is whole; a damaged one is removed, with a line that says so."""
+        if not self.final.exists():
+            return None
+        try:
+            return Bank(self.final)
+        except DamagedBank as e:
+            log.warning("bank %s is damaged (%s): building it again", self.final.name, e)
+            shutil.rmtree(self.final)
+            return None
+
+    def begin(self, n: int, head: Head, batch_size: int) -> tuple[int, int]:
+        """Open the partial bank of ``n`` rows, an earlier one where it can be continued.
+
+        Returns:
+            the first row to write, and the batch size to use: that of the run which is continued, since the last bits
+            of a feature can depend on it.
+        """
+        try:
+            state = json.loads((self.partial / _STATE).read_text())
+            self._arrays = {name: np.load(self.partial / f"{name}.npy", mmap_mode="r+") for name in state["arrays"]}
+            if any(len(a) != n for a in self._arrays.values()):
+                raise ValueError("other length")
+        except (OSError, ValueError, KeyError) as e:
+            if self.partial.exists():
+                log.warning("partial bank %s cannot be continued (%s): starting again", self.partial.name, e)
+            self._create(n, head, batch_size)
+            return 0, batch_size
+        batch_size = int(state["batch_size"])
+        pending = np.flatnonzero(self._arrays["status"] == PENDING)
+        start = (int(pending[0]) if len(pending) else n) // batch_size * batch_size
+        self._keep_skipped_before(start)
+        log.info("continuing an interrupted pass at image %s of %s", f"{start:,}", f"{n:,}")
+        return start, batch_size
+
+    def _create(self, n: int, head: Head, batch_size: int) -> None:
+        shutil.rmtree(self.partial, ignore_errors=True)
+        self.partial.mkdir()
+        columns: dict[str, tuple[Any, tuple[int, ...]]] = {
+            "h": (DTYPES[self.key.dtype], (n, head.weight.shape[1])),
+            "pred": (np.int64, (n,)),
+            "label": (np.int64, (n,)),
+            "status": (np.uint8, (n,)),
+        }
+        size = sum(np.dtype(t).itemsize * int(np.prod(shape)) for t, shape in columns.values())
+        free = shutil.disk_usage(self.partial).free
+        if size > free:  # a full disk under a memory map ends the process without a word
+            shutil.rmtree(self.partial)
+            raise InputError(
+                f"the bank needs {size / 1e9:.1f} GB below {self.partial.parent}, where {free / 1e9:.1f} GB are free; "
+                "name another folder (--cache DIR), or halve it with --bank-dtype float16"
+            )
+        for name, (dtype, shape) in columns.items():
+            path = self.partial / f"{name}.npy"
+            self._arrays[name] = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+            _reserve(path)
+        save_file({"weight": head.weight.cpu().contiguous(), "bias": head.bias.cpu().contiguous()}, self.partial / _HEAD)
+        (self.partial / _SKIPPED).write_text("row,image,reason\n")
+        state = {"batch_size": batch_size, "arrays": list(columns)}
+        (self.partial / _STATE).write_text(json.dumps(state))  # last: without it there is nothing to continue
+
+    def _keep_skipped_before(self, start: int) -> None:
+        with (self.partial / _SKIPPED).open(newline="") as file:
+            header, *lines = csv.reader(file)
+        with (self.partial / _SKIPPED).open("w", newline="") as file:
+            csv.writer(file).writerows([header, *(line for line in lines if int(line[0]) < start)])
+
+    def write(self, start: int, values: Mapping[str, npt.NDArray[Any]], skipped: list[tuple[int, str, str]]) -> None:
+        """Write the rows of one batch: ``status``, ``h``, ``pred``, ``label``, each of the batch's length."""
+        if skipped:
+            with (self.partial / _SKIPPED).open("a", newline="") as file:
+                csv.writer(file).writerows(skipped)
+        stop = start + len(values["status"])
+        for name in ("h", "pred", "label", "status"):  # status last: it is what says that the others are there
+            self._arrays[name][start:stop] = values[name]
+
+    def finish(self) -> Bank:
+        """Close the partial bank and give it its final name."""
+        for array in self._arrays.values():
+            array.flush()
+        self._arrays = {}
+        (self.partial / _STATE).unlink()
+        files = sorted(p for p in self.partial.iterdir() if p.name != _MANIFEST)
+        hashes = dict(zip((p.name for p in files), hash_files(files), strict=True))
+        manifest = {"key": asdict(self.key), "files": hashes}
+        (self.partial / _MANIFEST).write_text(json.dumps(manifest, indent=1))
+        self.partial.rename(self.final)
+        return Bank(self.final)
+
+
+def _reserve(path: Path) -> None:
+    """Claim the file's blocks now where the system can, so that a disk filling up later cannot end the process."""
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest: dict[str, Any] = json.loads((path / _MANIFEST).read_text())
+    except (OSError, ValueError) as e:
+        raise DamagedBank(f"its manifest cannot be read: {e}") from None
+    if manifest.get("key", {}).get("format") != FORMAT:
+        raise DamagedBank("its format is another version's")
+    return manifest
+
+
+def _verify(path: Path, files: Mapping[str, str]) -> None:
+    missing = [name for name in files if not (path / name).is_file()]
+    if missing:
+        raise DamagedBank(f"{missing[0]} is missing")
+    for name, digest in zip(files, hash_files([path / name for name in files]), strict=True):
+        if digest != files[name]:
+            raise DamagedBank(f"{name} has changed")

@@ -1,0 +1,76 @@
+"""Bytes to RGB, the way a person sees the image, or a reason why not."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from nescio.errors import BadImage
+
+MAX_PIXELS = 100_000_000
+"""Larger images are recorded as bad: a decompression bomb, or a scan that no classifier was trained for."""
+
+Raw = bytes | Path | Image.Image
+"""An image as a source hands it over."""
+
+
+def decode(raw: Raw) -> Image.Image:
+    """An 8-bit RGB image, upright.
+
+    Transparency is laid on white, palettes and CMYK are resolved, 16-bit grey is scaled (not clipped) to 8 bits,
+    the EXIF orientation is applied; of an animation the first frame is taken.
+
+    Raises:
+        BadImage: the data are empty, truncated, corrupt, not an image, or larger than ``MAX_PIXELS``.
+    """
+    if isinstance(raw, Image.Image):
+        return _to_rgb(raw)
+    if isinstance(raw, bytes) and not raw:
+        raise BadImage("zero bytes")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's own warnings on size and metadata: size is checked below
+            with Image.open(io.BytesIO(raw) if isinstance(raw, bytes) else raw) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise BadImage(f"{image.width} × {image.height} pixels, above the limit of {MAX_PIXELS:,}")
+                image.load()
+                return _to_rgb(image)
+    except BadImage:
+        raise
+    except UnidentifiedImageError:
+        raise BadImage("zero bytes" if _is_empty(raw) else "not an image in a known format") from None
+    except Exception as e:  # Pillow's decoders raise nearly anything on damaged data
+        raise BadImage(f"{type(e).__name__}: {e}") from None
+
+
+def _is_empty(raw: bytes | Path) -> bool:
+    return isinstance(raw, Path) and raw.stat().st_size == 0
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and not image.getexif():
+        return image
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _to_8_bit(image)
+    if image.mode in ("LA", "La", "RGBA", "RGBa", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def _to_8_bit(image: Image.Image) -> Image.Image:
+    values = np.asarray(image, dtype=np.float64)
+    finite = values[np.isfinite(values)]
+    top = float(finite.max(initial=0.0))
+    if image.mode == "F" and top <= 1:
+        white = 1.0
+    else:
+        white = 255.0 if top <= 255 and not image.mode.startswith("I;16") else 65535.0
+    scaled = np.nan_to_num(values / white * 255).clip(0, 255)
+    return Image.fromarray(scaled.round().astype(np.uint8))

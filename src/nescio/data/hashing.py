@@ -1,0 +1,61 @@
+"""Content hashes, with those of files remembered by path, size and time."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+_TABLE = "CREATE TABLE IF NOT EXISTS files (path TEXT, size INTEGER, mtime INTEGER, hash TEXT, PRIMARY KEY (path))"
+_FIND = "SELECT hash FROM files WHERE path=? AND size=? AND mtime=?"
+
+
+def cache_root() -> Path:
+    """Where banks, hashes and downloads live: ``$NESCIO_CACHE``, else ``nescio`` in the user's cache folder."""
+    if root := os.environ.get("NESCIO_CACHE"):
+        return Path(root)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nescio"
+
+
+def combine(*parts: str | bytes) -> str:
+    """One hash over several parts, unambiguous about where each ends."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def hash_files(paths: Sequence[Path]) -> list[str]:
+    """Content hash of each file. A file of the same path, size and modification time is not read again."""
+    with _memory() as memory, ThreadPoolExecutor() as pool:
+        keys = [(str(p.absolute()), (s := p.stat()).st_size, s.st_mtime_ns) for p in paths]
+        known = [memory.execute(_FIND, key).fetchone() for key in keys]
+        hashes = list(pool.map(lambda p, row: row[0] if row else _digest(p), paths, known))
+        fresh = [(*k, h) for k, h, row in zip(keys, hashes, known, strict=True) if not row]
+        memory.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", fresh)
+        memory.commit()
+    return hashes
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _memory() -> closing[sqlite3.Connection]:
+    """The remembered hashes; forgotten at the end where the cache folder cannot be written."""
+    path = cache_root() / "hashes.sqlite"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(path, timeout=60)
+        connection.execute(_TABLE)
+    except (OSError, sqlite3.Error):
+        connection = sqlite3.connect(":memory:")
+        connection.execute(_TABLE)
+    return closing(connection)

@@ -1,0 +1,108 @@
+"""Parquet files in the Hugging Face image schema: ``image`` = {bytes, path}, ``label``, class names in the metadata."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nescio.data.hashing import combine, hash_files
+from nescio.errors import BadImage, InputError, some
+
+_LABEL_NAMES = ("label", "labels", "fine_label", "cls")
+_KEPT_GROUPS = 2
+
+
+class ParquetSource:
+    """Rows of one parquet file. Each process keeps the one or two row groups it reads from, never the whole file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            file = pq.ParquetFile(path)
+        except (pa.ArrowException, OSError) as e:
+            raise InputError(f"{path} cannot be read as parquet: {e}") from None
+        with file:
+            schema = file.schema_arrow
+            self._ends = np.cumsum([file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups)])
+            described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+            features: dict[str, Any] = described.get("info", {}).get("features", {})
+            self._image = _image_column(schema, features, path)
+            label = _label_column(schema, features)
+            self.classes: list[str] | None = features.get(label, {}).get("names") if label else None
+            if label:
+                column = file.read(columns=[label]).column(label).fill_null(-1)
+                self.labels = column.to_numpy().astype(np.int64)
+            else:
+                self.labels = np.full(len(self), -1, dtype=np.int64)
+        self._reset()
+
+    def _reset(self) -> None:
+        self._file: pq.ParquetFile | None = None
+        self._groups: OrderedDict[int, Any] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the open file, so that a worker process opens its own."""
+        return {**self.__dict__, "_file": None, "_groups": OrderedDict()}
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def name(self, i: int) -> str:
+        """File and row."""
+        return f"{self.path}[{i}]"
+
+    def read(self, i: int) -> bytes:
+        """The encoded bytes of row ``i``."""
+        group = int(np.searchsorted(self._ends, i, "right"))
+        start = int(self._ends[group - 1]) if group else 0
+        value = self._group(group)[i - start].as_py()
+        data = value.get("bytes") if isinstance(value, dict) else value
+        if data is None:
+            raise BadImage("the row holds no image bytes")
+        return bytes(data)
+
+    def _group(self, group: int) -> Any:
+        if group not in self._groups:
+            if self._file is None:
+                self._file = pq.ParquetFile(self.path)
+            self._groups[group] = self._file.read_row_group(group, columns=[self._image]).column(0)
+            if len(self._groups) > _KEPT_GROUPS:
+                self._groups.popitem(last=False)
+        self._groups.move_to_end(group)
+        return self._groups[group]
+
+    @cached_property
+    def identity(self) -> str:
+        """Of the file's bytes."""
+        return combine(*hash_files([self.path]))
+
+
+def _image_column(schema: pa.Schema, features: dict[str, Any], path: Path) -> str:
+    """The column that Hugging Face's metadata calls an image, else the first that looks like one."""
+    declared = [name for name, f in features.items() if isinstance(f, dict) and f.get("_type") == "Image"]
+    looks = [
+        f.name
+        for f in schema
+        if pa.types.is_binary(f.type)
+        or pa.types.is_large_binary(f.type)
+        or (pa.types.is_struct(f.type) and f.type.get_field_index("bytes") >= 0)
+    ]
+    for name in declared + looks:
+        if name in schema.names:
+            return str(name)
+    raise InputError(f"{path} has no image column (bytes, or a struct with bytes); its columns: {some(schema.names)}")
+
+
+def _label_column(schema: pa.Schema, features: dict[str, Any]) -> str | None:
+    declared = [name for name, f in features.items() if isinstance(f, dict) and f.get("_type") == "ClassLabel"]
+    for name in (*declared, *_LABEL_NAMES):
+        if name in schema.names and pa.types.is_integer(schema.field(name).type):
+            return name
+    return None

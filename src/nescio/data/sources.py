@@ -1,0 +1,238 @@
+"""Where images come from: a folder, a zip or tar of one, parquet, a named or user's own data set, globs."""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from nescio.data.decode import Raw
+from nescio.data.hashing import combine, hash_files
+from nescio.errors import InputError, some
+
+Labels = npt.NDArray[np.int64]
+
+IMAGE_SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .png .webp .bmp .gif .tif .tiff .ppm .pgm .pbm .jp2 .avif .heic .jfif".split()
+)
+_SLICE = re.compile(r"(?P<base>.+)\[(?P<start>\d*):(?P<stop>\d*)\]")
+_UNLABELLED = -1
+
+
+class Source(Protocol):
+    """A finite, ordered collection of images, read by position from any worker process.
+
+    Attributes:
+        labels: true class per image, -1 where unknown ``(N,)``.
+        classes: class names in label order, or None where nobody named them.
+    """
+
+    labels: Labels
+    classes: list[str] | None
+
+    def __len__(self) -> int: ...
+
+    def name(self, i: int) -> str:
+        """What a person would call image ``i``: its path, or the file and row."""
+        ...
+
+    def read(self, i: int) -> Raw:
+        """Image ``i``, not decoded yet where the source holds encoded bytes. Raises BadImage or OSError."""
+        ...
+
+    @property
+    def identity(self) -> str:
+        """A hash of the contents and labels: equal for equal data, wherever they lie."""
+        ...
+
+
+@dataclass
+class Rows:
+    """Some positions of another source, in order."""
+
+    base: Source
+    rows: Sequence[int]
+
+    def __post_init__(self) -> None:
+        self.labels = self.base.labels[np.asarray(self.rows, dtype=np.int64)]
+        self.classes = self.base.classes
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def name(self, i: int) -> str:
+        """As the base names it."""
+        return self.base.name(self.rows[i])
+
+    def read(self, i: int) -> Raw:
+        """As the base reads it."""
+        return self.base.read(self.rows[i])
+
+    @property
+    def identity(self) -> str:
+        """Of the base and the positions."""
+        return combine(self.base.identity, np.asarray(self.rows, dtype=np.int64).tobytes())
+
+
+class Files:
+    """Image files on disk. Folders directly below ``root`` that hold images are the classes, in sorted order."""
+
+    def __init__(self, paths: Sequence[Path], root: Path | None = None) -> None:
+        self.paths = list(paths)
+        self.root = root
+        relative = [p.relative_to(root).parts for p in self.paths] if root else []
+        self.classes, self.labels = class_folders(relative, len(self.paths))
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def name(self, i: int) -> str:
+        """The path."""
+        return str(self.paths[i])
+
+    def read(self, i: int) -> Raw:
+        """The path: Pillow opens it in the worker."""
+        return self.paths[i]
+
+    @cached_property
+    def identity(self) -> str:
+        """Of all file contents and labels, whatever the files are called."""
+        return combine(*hash_files(self.paths), self.labels.tobytes())
+
+
+@dataclass
+class Concatenated:
+    """Several sources one after the other (a glob of shards)."""
+
+    parts: Sequence[Source]
+
+    def __post_init__(self) -> None:
+        self.ends = np.cumsum([len(p) for p in self.parts])
+        self.labels = np.concatenate([p.labels for p in self.parts])
+        names = [p.classes for p in self.parts]
+        if any(n != names[0] for n in names):
+            raise InputError("the parts of a glob have different class names; give them one at a time")
+        self.classes = names[0]
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def _find(self, i: int) -> tuple[Source, int]:
+        part = int(np.searchsorted(self.ends, i, "right"))
+        return self.parts[part], i - (int(self.ends[part - 1]) if part else 0)
+
+    def name(self, i: int) -> str:
+        """As the part names it."""
+        source, at = self._find(i)
+        return source.name(at)
+
+    def read(self, i: int) -> Raw:
+        """As the part reads it."""
+        source, at = self._find(i)
+        return source.read(at)
+
+    @property
+    def identity(self) -> str:
+        """Of the parts in order."""
+        return combine(*(p.identity for p in self.parts))
+
+
+def class_folders(relative: Sequence[Sequence[str]], n: int) -> tuple[list[str] | None, Labels]:
+    """Class names and labels from relative paths: the first folder names the class, if every file lies in one."""
+    if relative and all(len(parts) > 1 for parts in relative):
+        classes = sorted({parts[0] for parts in relative})
+        index = {name: i for i, name in enumerate(classes)}
+        return classes, np.array([index[parts[0]] for parts in relative], dtype=np.int64)
+    return None, np.full(n, _UNLABELLED, dtype=np.int64)
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file's name ends like an image's and is not hidden (macOS leaves ``._x.jpg`` and ``__MACOSX``)."""
+    path = Path(name)
+    hidden = path.name.startswith(".") or "__MACOSX" in path.parts
+    return path.suffix.lower() in IMAGE_SUFFIXES and not hidden
+
+
+def open_source(spec: str | Path) -> Source:
+    """Open what a user names on the command line.
+
+    Args:
+        spec: a folder of images (class sub-folders or flat) or of parquet shards; a ``.zip``, ``.tar``, ``.tar.gz`` or
+            ``.tgz`` of one; a ``.parquet`` file in the Hugging Face image schema; a glob over any of these;
+            ``torchvision:CIFAR10/test``, a torchvision data set (downloaded where it can be). ``[:2000]`` at the end
+            takes the first 2,000 images.
+
+    Raises:
+        InputError: there is nothing there, it holds no images, or its kind is not known.
+    """
+    text = str(spec)
+    if match := _SLICE.fullmatch(text):
+        base = open_source(match["base"])
+        start, stop = int(match["start"] or 0), int(match["stop"] or len(base))
+        rows = range(len(base))[start:stop]
+        if not rows:
+            raise InputError(f"'{text}' takes no images: {match['base']} has {len(base):,}")
+        return Rows(base, rows)
+    if text.startswith("torchvision:"):
+        from nescio.data.datasets import torchvision_source
+
+        return torchvision_source(text.removeprefix("torchvision:"))
+    path = Path(text).expanduser()
+    if not path.exists() and glob.has_magic(text):
+        return _open_glob(text)
+    source = _open_path(path)
+    if len(source) == 0:
+        raise InputError(f"{text} holds no images")
+    return source
+
+
+def _open_path(path: Path) -> Source:
+    from nescio.data.archives import TarSource, ZipSource
+    from nescio.data.parquet import ParquetSource
+
+    name = path.name.lower()
+    if path.is_dir():
+        return _open_folder(path)
+    if not path.exists():
+        raise InputError(f"no such file or folder: {path}")
+    if name.endswith(".parquet"):
+        return ParquetSource(path)
+    if name.endswith(".zip"):
+        return ZipSource(path)
+    if name.endswith((".tar", ".tar.gz", ".tgz")):
+        return TarSource(path)
+    if is_image_name(name):
+        return Files([path])
+    raise InputError(f"{path} is neither a folder, an image, nor a .parquet, .zip or .tar file")
+
+
+def _open_folder(path: Path) -> Source:
+    files = sorted(p for p in path.rglob("*") if p.is_file())
+    images = [p for p in files if is_image_name(str(p.relative_to(path)))]
+    if images:
+        return Files(images, path)
+    shards = [p for p in files if p.suffix == ".parquet"]
+    if not shards:
+        others = sorted({p.suffix for p in files})
+        found = f"; its {len(files)} files end in {some(others)}" if files else "; it is empty"
+        raise InputError(f"{path} holds no images{found}")
+    return Concatenated([_open_path(p) for p in shards])
+
+
+def _open_glob(pattern: str) -> Source:
+    matches = sorted(Path(p) for p in glob.glob(str(Path(pattern).expanduser()), recursive=True))
+    files = [p for p in matches if p.is_file()]
+    if files and all(is_image_name(p.name) for p in files):
+        return Files(files)
+    parts = [_open_path(p) for p in matches if p.is_dir() or not is_image_name(p.name)]
+    parts = [p for p in parts if len(p)]
+    if not parts:
+        raise InputError(f"no images match '{pattern}'")
+    return Concatenated(parts)

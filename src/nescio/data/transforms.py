@@ -1,0 +1,99 @@
+"""The test transform of a model, as a value that prints, parses and hashes."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as tvf
+
+from nescio.errors import InputError, nearest
+
+INTERPOLATIONS = {m.value: m for m in (InterpolationMode.BILINEAR, InterpolationMode.BICUBIC, InterpolationMode.NEAREST)}
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Transform:
+    """Resize the short side, crop the centre, scale to [0, 1], normalise by channel.
+
+    The geometry runs on each decoded image and yields uint8; the normalisation runs on the batch, on the device.
+
+    Attributes:
+        crop: side of the square that the network sees, in pixels.
+        resize: length of the short side after (antialiased) resizing, in pixels; ``crop`` where None.
+        interpolation: ``bilinear``, ``bicubic`` or ``nearest``.
+        mean, std: per channel, for pixels in [0, 1].
+    """
+
+    crop: int
+    resize: int | None = None
+    interpolation: str = "bilinear"
+    mean: Triple = (0.485, 0.456, 0.406)
+    std: Triple = (0.229, 0.224, 0.225)
+
+    def __post_init__(self) -> None:
+        if self.interpolation not in INTERPOLATIONS:
+            raise InputError(f"unknown interpolation '{self.interpolation}'{nearest(self.interpolation, INTERPOLATIONS)}")
+        if self.crop < 1 or (self.resize is not None and self.resize < self.crop):
+            raise InputError(f"transform needs 1 <= crop <= resize, got crop={self.crop}, resize={self.resize}")
+        if min(self.std) <= 0:
+            raise InputError(f"std must be above 0 in every channel, got {self.std}")
+
+    def geometry(self, image: Image.Image) -> Tensor:
+        """An RGB image as the network will see it: uint8 ``(3, crop, crop)``."""
+        mode = INTERPOLATIONS[self.interpolation]
+        image = tvf.resize(image, [self.resize or self.crop], interpolation=mode, antialias=True)
+        return tvf.pil_to_tensor(tvf.center_crop(image, [self.crop, self.crop]))
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Uint8 ``(B, 3, H, W)`` to normalised float32 on the same device."""
+        mean = torch.tensor(self.mean, device=images.device)[:, None, None]
+        std = torch.tensor(self.std, device=images.device)[:, None, None]
+        return images.to(torch.float32).div_(255).sub_(mean).div_(std)
+
+    def __str__(self) -> str:
+        def triple(values: Triple) -> str:
+            return "/".join(f"{v:g}" for v in values)
+
+        return (
+            f"resize={self.resize or self.crop},crop={self.crop},interpolation={self.interpolation},"
+            f"mean={triple(self.mean)},std={triple(self.std)}"
+        )
+
+    @classmethod
+    def parse(cls, text: str, default: Self | None = None) -> Self:
+        """Read ``resize=256,crop=224,interpolation=bicubic,mean=0.5,std=0.5/0.5/0.5``; what is absent comes from ``default``.
+
+        Raises:
+            InputError: an option is unknown, a value does not fit, or there is no crop and no default.
+        """
+        known = [f.name for f in dataclasses.fields(cls)]
+        changes: dict[str, object] = {}
+        for item in text.split(","):
+            key, _, value = item.partition("=")
+            if key not in known:
+                raise InputError(f"unknown transform option '{key}'{nearest(key, known)}")
+            try:
+                if key in ("crop", "resize"):
+                    changes[key] = int(value)
+                elif key in ("mean", "std"):
+                    numbers = [float(v) for v in value.split("/")]
+                    r, g, b = numbers * 3 if len(numbers) == 1 else numbers
+                    changes[key] = (r, g, b)
+                else:
+                    changes[key] = value
+            except ValueError:
+                raise InputError(f"transform option {key}={value} is not a number (or three, as r/g/b)") from None
+        if default is not None:
+            if "crop" in changes and "resize" not in changes:
+                changes["resize"] = None
+            return dataclasses.replace(default, **changes)  # type: ignore[arg-type]
+        if "crop" not in changes:
+            raise InputError(f"transform '{text}' has no crop=PIXELS, and the model brings no transform of its own")
+        return cls(**changes)  # type: ignore[arg-type]

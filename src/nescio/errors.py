@@ -1,0 +1,44 @@
+"""What a user can get wrong, said in one line: the thing, and the way out."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used. The command line prints it and exits with 2."""
+
+
+class BadImage(ValueError):
+    """One image cannot be decoded. It is recorded and skipped; it never stops a run."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """``"; did you mean 'energy'?"`` when a known name is close to ``name``, else the list of known names."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(known)}"
+
+
+def check_share(name: str, value: float, *, below_one: bool = False) -> float:
+    """A share, quantile or probability: within [0, 1] (or [0, 1)), with a hint when percent were meant."""
+    if 0 <= value < 1 or (value == 1 and not below_one):
+        return value
+    hint = f"; did you mean {name}={value / 100:g}?" if 1 < value <= 100 else ""
+    raise InputError(f"{name}={value:g} is not a share in [0, 1{')' if below_one else ']'}{hint}")
+
+
+def check_positive(name: str, value: float) -> float:
+    """A finite number above zero."""
+    if not (value > 0 and math.isfinite(value)):
+        raise InputError(f"{name}={value:g} must be a finite number above 0")
+    return value
+
+
+def some(names: Iterable[object], limit: int = 5) -> str:
+    """The first few names of a list, for a message: ``a, b, c … (12 in all)``."""
+    shown = [str(n) for n in names]
+    head = ", ".join(shown[:limit])
+    return head if len(shown) <= limit else f"{head} … ({len(shown)} in all)"

@@ -1,0 +1,199 @@
+"""The one-pass engine: decode in workers, run the network once per image, write what it leaves into a bank."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from nescio.bank import BAD, DONE, DTYPES, Bank, BankKey, BankWriter
+from nescio.data.decode import decode
+from nescio.data.hashing import cache_root
+from nescio.data.sources import Source
+from nescio.data.transforms import Transform
+from nescio.detector import Detector
+from nescio.errors import BadImage, InputError, nearest
+from nescio.features import Features
+from nescio.models import Classifier
+from nescio.progress import progress_bar
+
+CPU_BATCH, GPU_BATCH = 32, 256
+"""Default batch sizes. On a CPU small batches keep the activations in the caches: measured in benchmarks/."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A way to run the network over images.
+
+    Attributes:
+        key: names the pass within a bank's key.
+        run: features of a batch of normalised images.
+        gradients: whether ``run`` differentiates through the network, which then stays as it is.
+    """
+
+    key: str
+    run: Callable[[Classifier, Tensor], Features]
+    gradients: bool = False
+
+
+PLAIN = Pass("plain", lambda network, x: network(x))
+
+
+def pass_of(detector: Detector) -> Pass:
+    """The pass that a fitted detector needs: the plain one, unless it begins with an input stage."""
+    stage = detector.input_stage
+    if stage is None:
+        return PLAIN
+    return Pass(detector.pass_key, lambda network, x: stage.run(network, detector.pipeline, x), gradients=True)
+
+
+def extract(
+    classifier: Classifier,
+    source: Source,
+    *,
+    network_pass: Pass = PLAIN,
+    cache: Path | None = None,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    dtype: str = "float32",
+    max_bad: float = 0.01,
+    title: str = "images",
+    progress: bool = True,
+) -> Bank:
+    """Features of every image of a source, from the bank where they are known, else from one pass of the network.
+
+    An interrupted pass goes on where it stopped and gives the same bytes as an uninterrupted one. Two processes that
+    want the same bank don't disturb each other: the second waits, then reads.
+
+    Args:
+        classifier: the network.
+        source: the images.
+        network_pass: how to run the network.
+        cache: folder of the banks; ``$NESCIO_CACHE/banks`` or the user's cache folder by default.
+        batch_size: images per step; 32 on a CPU, 256 on a GPU by default.
+        workers: decoding processes; one per core, at most 8, by default. 0 decodes in this process.
+        dtype: ``float32`` or ``float16``: how features are stored.
+        max_bad: share of the images, in [0, 1], that may be bad.
+        title: what the progress bar calls them.
+        progress: show a bar on a terminal.
+
+    Raises:
+        InputError: more than ``max_bad`` of the images are bad, or all of them; the bank and its list stay.
+    """
+    if dtype not in DTYPES:
+        raise InputError(f"unknown bank dtype '{dtype}'{nearest(dtype, DTYPES)}")
+    key = BankKey(classifier.fingerprint, str(classifier.transform), source.identity, network_pass.key, dtype)
+    writer = BankWriter((cache or cache_root()) / "banks", key)
+    bank = writer.finished()
+    if bank is None:
+        with writer.lock:
+            bank = writer.finished()  # another process may have written it meanwhile
+            if bank is None:
+                size = batch_size or (CPU_BATCH if classifier.device.type == "cpu" else GPU_BATCH)
+                start, size = writer.begin(len(source), classifier.head, size)
+                network = classifier if network_pass.gradients else classifier.optimised()
+                _fill(writer, network, source, network_pass, start, size, workers, title, progress)
+                bank = writer.finish()
+    _check_bad(bank, source, max_bad, title)
+    return bank
+
+
+def _check_bad(bank: Bank, source: Source, max_bad: float, title: str) -> None:
+    bad = len(bank.skipped)
+    if bad > max_bad * len(source) or len(bank) == 0:
+        _, image, reason = bank.skipped[0]
+        raise InputError(
+            f"{bad:,} of {len(source):,} {title} could not be used, more than the allowed share {max_bad:g} (--max-bad); "
+            f"the first: {image}: {reason}; all of them: {bank.path / 'skipped.csv'}"
+        )
+
+
+@torch.no_grad()
+def _fill(
+    writer: BankWriter,
+    network: Classifier,
+    source: Source,
+    network_pass: Pass,
+    start: int,
+    batch_size: int,
+    workers: int | None,
+    title: str,
+    progress: bool,
+) -> None:
+    with progress_bar(show=progress) as bar:
+        task = bar.add_task(title, total=len(source) - start)
+        for batch in _batches(source, network.transform, start, batch_size, workers):
+            status = np.full(batch.size, BAD, dtype=np.uint8)
+            values: dict[str, Any] = {"status": status, "label": source.labels[batch.start : batch.start + batch.size]}
+            values["pred"] = np.full(batch.size, -1, dtype=np.int64)
+            values["h"] = np.zeros((batch.size, network.head.weight.shape[1]), DTYPES[writer.key.dtype])
+            if batch.images is not None:
+                x = network.transform.normalise(batch.images.to(network.device, non_blocking=True))
+                f = network_pass.run(network, x.contiguous(memory_format=torch.channels_last))
+                finite = f.h.isfinite().all(dim=1).cpu().numpy()
+                status[batch.good[finite]] = DONE
+                values["pred"][batch.good] = f.pred.cpu().numpy()
+                values["h"][batch.good] = _stored(f.h.cpu().numpy(), writer.key.dtype)
+                batch.bad += [(int(i), "the network's features are not finite") for i in batch.good[~finite]]
+            skipped = [(batch.start + i, source.name(batch.start + i), reason) for i, reason in sorted(batch.bad)]
+            writer.write(batch.start, values, skipped)
+            bar.advance(task, batch.size)
+
+
+def _stored(h: Any, dtype: str) -> Any:
+    limit = np.finfo(DTYPES[dtype]).max
+    if (np.abs(h[np.isfinite(h)]) > limit).any():
+        raise InputError(f"features exceed {limit:g}, the largest {dtype}; store them as float32 (--bank-dtype)")
+    return h.astype(DTYPES[dtype])
+
+
+@dataclass
+class _Batch:
+    """Consecutive images from ``start``: those decoded (``good``: their places), and the reasons of the others."""
+
+    start: int
+    size: int
+    images: Tensor | None
+    good: Any
+    bad: list[tuple[int, str]]
+
+
+class _Images(Dataset[_Batch]):
+    """Whole batches by number, so that a worker reads its images one after the other."""
+
+    def __init__(self, source: Source, transform: Transform, start: int, batch_size: int) -> None:
+        self.source, self.transform = source, transform
+        self.starts = range(start, len(source), batch_size)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, number: int) -> _Batch:
+        start = self.starts[number]
+        size = min(self.starts.step, len(self.source) - start)
+        images: list[Tensor] = []
+        good: list[int] = []
+        bad: list[tuple[int, str]] = []
+        for i in range(size):
+            try:
+                images.append(self.transform.geometry(decode(self.source.read(start + i))))
+                good.append(i)
+            except (BadImage, OSError) as e:
+                bad.append((i, str(e)))
+        return _Batch(start, size, torch.stack(images) if images else None, np.array(good, dtype=np.int64), bad)
+
+
+def _batches(
+    source: Source, transform: Transform, start: int, batch_size: int, workers: int | None
+) -> Iterator[_Batch]:
+    images = _Images(source, transform, start, batch_size)
+    if workers is None:
+        workers = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8)
+    return iter(DataLoader(images, batch_size=None, num_workers=min(workers, len(images))))

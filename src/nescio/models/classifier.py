@@ -1,0 +1,222 @@
+"""Any PyTorch image classifier, seen as a backbone and the linear head that ends it."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import logging
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nescio.data.transforms import Transform
+from nescio.errors import InputError, nearest, some
+from nescio.features import Features, Head
+from nescio.models.split import Split, fold_batch_norms, split_backbone
+
+_TOLERANCE = 1e-3
+"""Largest difference between the head's logits and the model's, relative to the logits' scale, that is rounding."""
+
+
+_FOLDING_TOLERANCE = 1e-4
+"""The same for features after folding batch norms."""
+
+log = logging.getLogger(__name__)
+
+
+class Classifier(nn.Module):
+    """Wraps a classifier without touching it: penultimate features, head, and on demand the feature map.
+
+    The last linear layer (or final 1 × 1 convolution) is found by running the model once on noise; a shallow copy of
+    the model, sharing its parameters, gets an identity in its place. The user's model keeps no hook and no change.
+
+    Args:
+        model: images ``(B, 3, H, W)`` to logits ``(B, C)``, as a tensor or as an object with ``.logits``.
+        transform: how test images are prepared for it.
+        name: the architecture, for messages, presets and the bank's key.
+        head: the last linear layer's name, where it cannot be found.
+        classes: class names in label order, where known.
+
+    Raises:
+        InputError: there is no linear head, or the head's logits are not the model's output; the message lists the
+            layers and says what to do.
+    """
+
+    std: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        transform: Transform,
+        *,
+        name: str | None = None,
+        head: str | None = None,
+        classes: list[str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.name = name or type(model).__name__
+        self.transform = transform
+        self.classes = classes
+        self.body = shallow_copy(model).eval()
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self.register_buffer("std", torch.tensor(transform.std, device=device), persistent=False)
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(2, 3, transform.crop, transform.crop, generator=generator).to(device)
+        with torch.no_grad():
+            logits, linear = _run_and_list_linear_layers(self.body, noise, self.name)
+            self.head_name = _choose_head(self.body, linear, head, self.name)
+            self.layer = self.body.get_submodule(self.head_name)
+            self._replace_head()
+            self._check(noise, logits, linear)
+
+    def _replace_head(self) -> None:
+        owner, _, attribute = self.head_name.rpartition(".")
+        if not self.head_name:  # the model is one linear layer
+            self.body = nn.Flatten()
+        else:
+            setattr(self.body.get_submodule(owner), attribute, nn.Identity())
+
+    def _check(self, noise: Tensor, logits: Tensor, linear: list[str]) -> None:
+        ways_out = (
+            f"wrap the model so that it returns the logits of a linear layer, or name that layer with head= (--head); "
+            f"the last linear layers it runs: {some(linear[-4:])}"
+        )
+        weight = self.head.weight
+        try:
+            h = self.penultimate(noise)
+        except RuntimeError:  # a second head still returns logits, which no longer match
+            h = logits[:, :0]
+        if h.shape[1] != weight.shape[1] or logits.shape != (2, weight.shape[0]):
+            raise InputError(
+                f"{self.name}: layer '{self.head_name}' ({weight.shape[1]} → {weight.shape[0]}) does not end the model, "
+                f"which returns {tuple(logits.shape)}; {ways_out}"
+            )
+        off = (self.head(h, h[:, 0]) - logits).abs().max() / logits.abs().max().clamp(min=1e-6)
+        if not off < _TOLERANCE:
+            raise InputError(
+                f"{self.name}: the output is not that of its last linear layer '{self.head_name}' (off by "
+                f"{float(off):.2g} of its scale; a softmax, a scale or a second head may follow it); {ways_out}"
+            )
+
+    @property
+    def head(self) -> Head:
+        """Weight ``(C, L)`` and bias ``(C,)`` (zeros where the layer has none) of the last linear layer."""
+        weight: Tensor = self.layer.weight.detach().flatten(1)  # type: ignore[union-attr,operator]
+        bias = self.layer.bias
+        return Head(weight, weight.new_zeros(len(weight)) if bias is None else bias.detach())  # type: ignore[operator]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.std.device
+
+    def penultimate(self, x: Tensor) -> Tensor:
+        """Penultimate features ``(B, L)`` of normalised images ``x (B, 3, H, W)``."""
+        return _tensor_of(self.body(x), self.name).flatten(1)
+
+    def forward(self, x: Tensor) -> Features:
+        """Features of normalised images ``x (B, 3, H, W)``, with the raw prediction."""
+        h, head = self.penultimate(x), self.head
+        return Features(h, head, head(h, torch.empty(0)).argmax(dim=1))
+
+    def optimised(self) -> Classifier:
+        """The same classifier for inference alone: batch norms folded into convolutions, channels last.
+
+        Its features differ from the original's by rounding only, which is checked on noise; a network that cannot be
+        traced keeps its batch norms. The original is unchanged.
+        """
+        twin = copy.copy(self)
+        twin._modules = dict(self._modules)
+        noise = torch.randn(2, 3, self.transform.crop, self.transform.crop, device=self.device)
+        try:
+            folded = fold_batch_norms(self.body)
+            with torch.no_grad():
+                exact = self.penultimate(noise)
+                off = (_tensor_of(folded(noise), self.name).flatten(1) - exact).abs().max() / exact.abs().max()
+            body = folded if off < _FOLDING_TOLERANCE else copy.deepcopy(self.body)
+        except Exception as e:  # tracing runs the model's own code
+            log.debug("%s: batch norms stay as they are (%s)", self.name, e)
+            body = copy.deepcopy(self.body)
+        twin.body = body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return twin
+
+    @cached_property
+    def split(self) -> Split:
+        """The body as ``backbone`` → feature map ``(B, K, H, W)`` → ``pool`` → ``neck`` → h, each callable by itself.
+
+        Raises:
+            InputError: the model cannot be traced, or has no global pooling that everything after it depends on.
+        """
+        probe = torch.zeros(2, 3, self.transform.crop, self.transform.crop, device=self.device)
+        return split_backbone(self.body, probe, self.name)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the structure and all weights."""
+        digest = hashlib.blake2b(f"{self.body!r}{self.layer!r}".encode(), digest_size=16)
+        for key, t in sorted(self.state_dict().items()):
+            digest.update(f"{key}{t.dtype}{tuple(t.shape)}".encode())
+            digest.update(t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+
+def shallow_copy(module: nn.Module, memo: dict[nn.Module, nn.Module] | None = None) -> nn.Module:
+    """The module tree again, with the same parameter and buffer objects: its parts can be exchanged freely."""
+    memo = {} if memo is None else memo
+    if module not in memo:
+        memo[module] = twin = copy.copy(module)
+        for attribute, value in vars(module).items():
+            if isinstance(value, dict) and attribute.startswith("_"):  # parameters, buffers, hooks
+                object.__setattr__(twin, attribute, copy.copy(value))
+        for name, child in module.named_children():
+            twin._modules[name] = shallow_copy(child, memo)
+    return memo[module]
+
+
+def _tensor_of(output: Any, name: str) -> Tensor:
+    output = getattr(output, "logits", output)
+    if not isinstance(output, Tensor):
+        raise InputError(f"{name} returns {type(output).__name__}; expected logits, or an object with .logits")
+    return output
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or (
+        isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1
+    )
+
+
+def _run_and_list_linear_layers(model: nn.Module, x: Tensor, name: str) -> tuple[Tensor, list[str]]:
+    """Logits, and the names of the linear layers in the order in which they ran."""
+    names = {module: n for n, module in model.named_modules()}
+    ran: list[str] = []
+
+    def record(module: nn.Module, _inputs: Any, _output: Any) -> None:
+        if module in names and _is_linear(module):
+            ran.append(names[module])
+
+    handle = nn.modules.module.register_module_forward_hook(record)
+    try:
+        output = model(x)
+    except (RuntimeError, TypeError, ValueError) as e:
+        raise InputError(f"{name} cannot be run on images of shape {tuple(x.shape)}: {e}") from None
+    finally:
+        handle.remove()
+    return _tensor_of(output, name).flatten(1), ran
+
+
+def _choose_head(model: nn.Module, ran: list[str], wanted: str | None, name: str) -> str:
+    layers = {n: m for n, m in model.named_modules() if not list(m.children())}
+    if wanted is not None:
+        if wanted not in layers:
+            raise InputError(f"{name} has no layer '{wanted}'{nearest(wanted, layers)}")
+        if not _is_linear(layers[wanted]):
+            kind = type(layers[wanted]).__name__
+            raise InputError(f"layer '{wanted}' of {name} is a {kind}; linear layers it runs: {some(ran)}")
+        return wanted
+    if not ran:
+        listed = some((f"{n} ({type(m).__name__})" for n, m in layers.items()), limit=12)
+        raise InputError(f"{name} has no linear head: no linear layer or 1 × 1 convolution ran. Its layers: {listed}")
+    return ran[-1]

@@ -1,0 +1,5 @@
+"""Stages that end a detector with a score: float64, higher means more in-distribution."""
+
+from nescio.score import cosine, logits
+
+__all__ = ["cosine", "logits"]
