@@ -26,7 +26,7 @@ from nescio.features import Features, Head
 log = logging.getLogger(__name__)
 
 FORMAT = 1
-DTYPES = {"float32": np.float32, "float16": np.float16}
+DTYPES: dict[str, Any] = {"float32": np.float32, "float16": np.float16}
 PENDING, DONE, BAD = 0, 1, 2
 _MANIFEST, _STATE, _SKIPPED, _HEAD = "manifest.json", "state.json", "skipped.csv", "head.safetensors"
 
@@ -107,7 +107,7 @@ class Bank:
                 )
 
 
-class DamagedBank(Exception):  # noqa: N818 - a state to recover from, not a user's error
+class DamagedBank(Exception):
     """A bank's files are not what was written."""
 
 
@@ -181,7 +181,10 @@ class BankWriter:
             path = self.partial / f"{name}.npy"
             self._arrays[name] = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
             _reserve(path)
-        save_file({"weight": head.weight.cpu().contiguous(), "bias": head.bias.cpu().contiguous()}, self.partial / _HEAD)
+        save_file(
+            {"weight": head.weight.cpu().contiguous(), "bias": head.bias.cpu().contiguous()},
+            self.partial / _HEAD,
+        )
         (self.partial / _SKIPPED).write_text("row,image,reason\n")
         state = {"batch_size": batch_size, "arrays": list(columns)}
         (self.partial / _STATE).write_text(json.dumps(state))  # last: without it there is nothing to continue
@@ -198,7 +201,12 @@ class BankWriter:
             with (self.partial / _SKIPPED).open("a", newline="") as file:
                 csv.writer(file).writerows(skipped)
         stop = start + len(values["status"])
-        for name in ("h", "pred", "label", "status"):  # status last: it is what says that the others are there
+        for name in (
+            "h",
+            "pred",
+            "label",
+            "status",
+        ):  # status last: it is what says that the others are there
             self._arrays[name][start:stop] = values[name]
 
     def finish(self) -> Bank:

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import os
+import time
 import tomllib
 from collections.abc import Iterable, Sequence
 from importlib import resources
@@ -21,7 +22,7 @@ from nescio import input as input_stages
 from nescio import modulate, score, shape
 from nescio.errors import InputError
 from nescio.features import Features, TrainingData
-from nescio.stage import REGISTRY, InputStage, Stage, parse_stages
+from nescio.stage import InputStage, Stage, parse_stages
 
 FORMAT = "nescio-detector/1"
 FAMILIES = (input_stages, shape, modulate, score)  # importing them fills the registry
@@ -54,15 +55,17 @@ class Detector(nn.Module):
         return cls(parse_stages(expand(spec, model)))
 
     def __repr__(self) -> str:
-        return "+".join(map(repr, self._stages()))
+        return "+".join(map(repr, self.steps))
 
-    def _stages(self) -> list[Stage]:
+    @property
+    def steps(self) -> list[Stage]:
+        """The stages, typed."""
         return [s for s in self.stages if isinstance(s, Stage)]
 
     @property
     def needs_train(self) -> bool:
         """Whether fitting reads training features."""
-        return any(s.needs_train for s in self._stages())
+        return any(s.needs_train for s in self.steps)
 
     @property
     def input_stage(self) -> InputStage | None:
@@ -72,7 +75,7 @@ class Detector(nn.Module):
 
     def settings(self) -> dict[str, dict[str, Any]]:
         """Every hyperparameter of every stage, defaults included, and the single numbers that fitting chose."""
-        return {s.name: s.settings() | s.learned() for s in self._stages()}
+        return {s.name: s.settings() | s.learned() for s in self.steps}
 
     def fit(self, data: TrainingData) -> Self:
         """Fit every stage for a head (and on its training features, for stages that need them).
@@ -80,11 +83,12 @@ class Detector(nn.Module):
         Raises:
             InputError: a stage needs training images and there are none, or they do not suffice.
         """
-        return fit_all([self], data)[0]
+        fit_all([self], data)
+        return self
 
     def pipeline(self, f: Features) -> Features:
         """Everything before the score."""
-        for stage in self._stages()[:-1]:
+        for stage in self.steps[:-1]:
             f = stage(f)
         return f
 
@@ -107,8 +111,8 @@ class Detector(nn.Module):
 
     @property
     def pass_key(self) -> str:
-        """A hash of all that decides what an input stage's pass does: every stage but the score, and what they learned."""
-        stages = self._stages()[:-1]
+        """A hash of all that decides what an input stage's pass does: every stage but the score, as fitted."""
+        stages = self.steps[:-1]
         digest = hashlib.blake2b("+".join(map(repr, stages)).encode(), digest_size=16)
         for stage in stages:
             for name, t in sorted(stage.state_dict().items()):
@@ -116,11 +120,16 @@ class Detector(nn.Module):
         return digest.hexdigest()
 
     def save(self, path: str | Path) -> None:
-        """Write the fitted detector to one safetensors file; the metadata is JSON. An existing file is replaced whole."""
+        """Write the fitted detector to one safetensors file with JSON metadata; an existing file is replaced whole."""
         if self.fitted_to is None:
             raise InputError(f"detector '{self}' is not fitted; fit it before saving")
         path = Path(path)
-        metadata = {"format": FORMAT, "spec": repr(self), "head": self.fitted_to, "settings": json.dumps(self.settings())}
+        metadata = {
+            "format": FORMAT,
+            "spec": repr(self),
+            "head": self.fitted_to,
+            "settings": json.dumps(self.settings()),
+        }
         partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         try:
             save_file({k: v.contiguous() for k, v in self.state_dict().items()}, partial, metadata)
@@ -153,24 +162,36 @@ class Detector(nn.Module):
         return detector
 
 
-def fit_all(detectors: Sequence[Detector], data: TrainingData) -> list[Detector]:
+def fit_all(detectors: Sequence[Detector], data: TrainingData) -> list[float]:
     """Fit several detectors at once. Equal shape and modulate stages are fitted once and shared between them.
 
     They can be shared because they are fitted on raw training features, whatever stands before them; a score stage
     is fitted on what the stages before it produce, so it belongs to its detector.
+
+    Returns:
+        the seconds that each detector's stages took to fit, a shared stage's counted in full for each.
     """
-    shared: dict[str, Stage] = {}
+    shared: dict[str, tuple[Stage, float]] = {}
+    seconds = []
     for detector in detectors:
-        *before, last = detector._stages()
+        *before, last = detector.steps
+        spent = 0.0
         for i, stage in enumerate(before):
             key = repr(stage)
             if key not in shared:
-                stage.fit(data)
-                shared[key] = stage
-            detector.stages[i] = shared[key]
-        last.fit(data.map(detector.pipeline))
+                shared[key] = (stage, _fit(stage, data))
+            detector.stages[i] = shared[key][0]
+            spent += shared[key][1]
+        seconds.append(spent + _fit(last, data.map(detector.pipeline)))
         detector.fitted_to = data.head.fingerprint
-    return list(detectors)
+    return seconds
+
+
+@torch.no_grad()
+def _fit(stage: Stage, data: TrainingData) -> float:
+    start = time.perf_counter()
+    stage.fit(data)
+    return time.perf_counter() - start
 
 
 @functools.cache
@@ -188,16 +209,17 @@ def expand(spec: str, model: str | None = None) -> str:
     return expanded
 
 
-def known_stages(place: str) -> Iterable[type[Stage]]:
-    """The registered stages of one place, by name."""
-    return sorted((s for s in REGISTRY.values() if s.place == place), key=lambda s: s.name)
-
-
 @torch.no_grad()
-def score_chunks(detectors: Sequence[Detector], chunks: Iterable[Features]) -> list[Tensor]:
-    """Scores ``(N,)`` of each detector over one pass through a bank's chunks."""
+def score_all(detectors: Sequence[Detector], chunks: Iterable[Features]) -> tuple[list[Tensor], list[float]]:
+    """Scores ``(N,)`` of each detector over one pass through a bank's chunks, and the seconds each took.
+
+    Raw logits are computed once per chunk; their time counts for the first detector that asks for them.
+    """
     scores: list[list[Tensor]] = [[] for _ in detectors]
+    seconds = [0.0] * len(detectors)
     for f in chunks:
-        for out, detector in zip(scores, detectors, strict=True):
-            out.append(detector(f))
-    return [torch.cat(s) for s in scores]
+        for i, detector in enumerate(detectors):
+            start = time.perf_counter()
+            scores[i].append(detector(f))
+            seconds[i] += time.perf_counter() - start
+    return [torch.cat(s) for s in scores], seconds

@@ -110,7 +110,8 @@ def _check_bad(bank: Bank, source: Source, max_bad: float, title: str) -> None:
     if bad > max_bad * len(source) or len(bank) == 0:
         _, image, reason = bank.skipped[0]
         raise InputError(
-            f"{bad:,} of {len(source):,} {title} could not be used, more than the allowed share {max_bad:g} (--max-bad); "
+            f"{bad:,} of {len(source):,} {title} could not be used, more than the share "
+            f"{max_bad:g} that may be (--max-bad); "
             f"the first: {image}: {reason}; all of them: {bank.path / 'skipped.csv'}"
         )
 
@@ -131,7 +132,10 @@ def _fill(
         task = bar.add_task(title, total=len(source) - start)
         for batch in _batches(source, network.transform, start, batch_size, workers):
             status = np.full(batch.size, BAD, dtype=np.uint8)
-            values: dict[str, Any] = {"status": status, "label": source.labels[batch.start : batch.start + batch.size]}
+            values: dict[str, Any] = {
+                "status": status,
+                "label": source.labels[batch.start : batch.start + batch.size],
+            }
             values["pred"] = np.full(batch.size, -1, dtype=np.int64)
             values["h"] = np.zeros((batch.size, network.head.weight.shape[1]), DTYPES[writer.key.dtype])
             if batch.images is not None:

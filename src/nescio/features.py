@@ -48,10 +48,6 @@ class Head:
         """The head whose logits are ``factor`` times as large."""
         return Head(self.weight * factor, self.bias * factor)
 
-    def to(self, *args: torch.device | torch.dtype) -> Head:
-        """The head on another device or in another dtype."""
-        return Head(self.weight.to(*args), self.bias.to(*args))
-
 
 @dataclass(frozen=True, eq=False)
 class Features:

@@ -91,12 +91,12 @@ def quantile(data: Callable[[], Iterable[Tensor]], q: float) -> float:
     for x in data():
         key = _sortable(x).flatten()
         high = (key >> _BUCKET_BITS) + _BUCKETS // 2
-        for b, counts in lower.items():
+        for b in lower:
             low = key[high == b] & (_BUCKETS - 1)
-            counts += torch.bincount(low, minlength=_BUCKETS).cpu()
+            lower[b] += torch.bincount(low, minlength=_BUCKETS).cpu()
     values = []
     for rank, b in zip(ranks, buckets, strict=True):
         before = int(ends[b] - upper[b])
-        low = int(torch.searchsorted(lower[b].cumsum(0), rank - before, right=True))
-        values.append(_from_sortable(((b - _BUCKETS // 2) << _BUCKET_BITS) | low))
+        low_bits = int(torch.searchsorted(lower[b].cumsum(0), rank - before, right=True))
+        values.append(_from_sortable(((b - _BUCKETS // 2) << _BUCKET_BITS) | low_bits))
     return values[0] + (values[-1] - values[0]) * (position - ranks[0])

@@ -110,7 +110,12 @@ def _check_order(stages: list[Stage], spec: str) -> None:
     if not scores:
         raise InputError(f"detector '{spec}' has no score stage at the end; add one, e.g. '{spec}+energy'")
     if len(scores) > 1:
-        raise InputError(f"detector '{spec}' has {len(scores)} score stages ({', '.join(scores)}); keep one, at the end")
+        raise InputError(
+            f"detector '{spec}' has {len(scores)} score stages ({', '.join(scores)}); keep one, at the end"
+        )
+    repeated = [s.name for i, s in enumerate(stages) if s.name in [t.name for t in stages[:i]]]
+    if repeated:
+        raise InputError(f"detector '{spec}' has the stage '{repeated[0]}' twice; keep one")
     if sum(s.place == "input" for s in stages) > 1:
         raise InputError(f"detector '{spec}' has more than one input stage; each makes a pass of its own: keep one")
     if [id(s) for s in stages] != [id(s) for s in ordered]:

@@ -71,7 +71,11 @@ class ZipSource(_Archive):
         """The member's bytes."""
         try:
             data: bytes = self._handle().read(self.members[i])
-        except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as e:  # bad checksum, encrypted, odd compression
+        except (
+            zipfile.BadZipFile,
+            RuntimeError,
+            NotImplementedError,
+        ) as e:  # bad checksum, encrypted, odd compression
             raise BadImage(f"zip member: {e}") from None
         return data
 

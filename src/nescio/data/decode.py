@@ -43,7 +43,7 @@ def decode(raw: Raw) -> Image.Image:
         raise
     except UnidentifiedImageError:
         raise BadImage("zero bytes" if _is_empty(raw) else "not an image in a known format") from None
-    except Exception as e:  # Pillow's decoders raise nearly anything on damaged data
+    except Exception as e:  # noqa: BLE001 - Pillow's decoders raise nearly anything on damaged data
         raise BadImage(f"{type(e).__name__}: {e}") from None
 
 

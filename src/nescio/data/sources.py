@@ -20,7 +20,24 @@ from nescio.errors import InputError, some
 Labels = npt.NDArray[np.int64]
 
 IMAGE_SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .png .webp .bmp .gif .tif .tiff .ppm .pgm .pbm .jp2 .avif .heic .jfif".split()
+    [
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".png",
+        ".webp",
+        ".bmp",
+        ".gif",
+        ".tif",
+        ".tiff",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".jp2",
+        ".avif",
+        ".heic",
+        ".jfif",
+    ]
 )
 _SLICE = re.compile(r"(?P<base>.+)\[(?P<start>\d*):(?P<stop>\d*)\]")
 _UNLABELLED = -1
@@ -34,8 +51,12 @@ class Source(Protocol):
         classes: class names in label order, or None where nobody named them.
     """
 
-    labels: Labels
     classes: list[str] | None
+
+    @property
+    def labels(self) -> Labels:
+        """True classes."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -227,7 +248,8 @@ def _open_folder(path: Path) -> Source:
 
 
 def _open_glob(pattern: str) -> Source:
-    matches = sorted(Path(p) for p in glob.glob(str(Path(pattern).expanduser()), recursive=True))
+    # an absolute pattern has no root for Path.glob to start from
+    matches = sorted(Path(p) for p in glob.glob(str(Path(pattern).expanduser()), recursive=True))  # noqa: PTH207
     files = [p for p in matches if p.is_file()]
     if files and all(is_image_name(p.name) for p in files):
         return Files(files)

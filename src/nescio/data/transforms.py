@@ -14,7 +14,9 @@ from torchvision.transforms.v2 import functional as tvf
 
 from nescio.errors import InputError, nearest
 
-INTERPOLATIONS = {m.value: m for m in (InterpolationMode.BILINEAR, InterpolationMode.BICUBIC, InterpolationMode.NEAREST)}
+INTERPOLATIONS = {
+    m.value: m for m in (InterpolationMode.BILINEAR, InterpolationMode.BICUBIC, InterpolationMode.NEAREST)
+}
 Triple = tuple[float, float, float]
 
 
@@ -39,7 +41,9 @@ class Transform:
 
     def __post_init__(self) -> None:
         if self.interpolation not in INTERPOLATIONS:
-            raise InputError(f"unknown interpolation '{self.interpolation}'{nearest(self.interpolation, INTERPOLATIONS)}")
+            raise InputError(
+                f"unknown interpolation '{self.interpolation}'{nearest(self.interpolation, INTERPOLATIONS)}"
+            )
         if self.crop < 1 or (self.resize is not None and self.resize < self.crop):
             raise InputError(f"transform needs 1 <= crop <= resize, got crop={self.crop}, resize={self.resize}")
         if min(self.std) <= 0:
@@ -49,7 +53,8 @@ class Transform:
         """An RGB image as the network will see it: uint8 ``(3, crop, crop)``."""
         mode = INTERPOLATIONS[self.interpolation]
         image = tvf.resize(image, [self.resize or self.crop], interpolation=mode, antialias=True)
-        return tvf.pil_to_tensor(tvf.center_crop(image, [self.crop, self.crop]))
+        pixels: Tensor = tvf.pil_to_tensor(tvf.center_crop(image, [self.crop, self.crop]))
+        return pixels
 
     def normalise(self, images: Tensor) -> Tensor:
         """Uint8 ``(B, 3, H, W)`` to normalised float32 on the same device."""
@@ -68,7 +73,9 @@ class Transform:
 
     @classmethod
     def parse(cls, text: str, default: Self | None = None) -> Self:
-        """Read ``resize=256,crop=224,interpolation=bicubic,mean=0.5,std=0.5/0.5/0.5``; what is absent comes from ``default``.
+        """Read ``resize=256,crop=224,interpolation=bicubic,mean=0.5,std=0.5/0.5/0.5``.
+
+        What is absent comes from ``default``.
 
         Raises:
             InputError: an option is unknown, a value does not fit, or there is no crop and no default.

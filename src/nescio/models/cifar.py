@@ -14,10 +14,10 @@ CIFAR_TRANSFORM = Transform(crop=32, mean=(0.4914, 0.4822, 0.4465), std=(0.2023,
 
 def densenet_bc_100_12(num_classes: int = 10) -> nn.Module:
     """DenseNet-BC, 100 layers, growth rate 12 (Huang et al. 2017), with a 3 × 3 stem and no first pooling."""
-    model = torchvision.models.DenseNet(
+    model: nn.Module = torchvision.models.DenseNet(
         growth_rate=12, block_config=(16, 16, 16), num_init_features=24, bn_size=4, num_classes=num_classes
     )
-    body = OrderedDict(model.features.named_children())
+    body = OrderedDict(model.get_submodule("features").named_children())
     for name in ("norm0", "relu0", "pool0"):
         del body[name]
     body["conv0"] = nn.Conv2d(3, 24, kernel_size=3, stride=1, padding=1, bias=False)
@@ -27,7 +27,7 @@ def densenet_bc_100_12(num_classes: int = 10) -> nn.Module:
 
 def resnet18_cifar(num_classes: int = 10) -> nn.Module:
     """ResNet-18 (He et al. 2016) with a 3 × 3 stem of stride 1 and no first pooling."""
-    model = torchvision.models.resnet18(weights=None, num_classes=num_classes)
+    model: nn.Module = torchvision.models.resnet18(weights=None, num_classes=num_classes)
     model.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
     model.maxpool = nn.Identity()
     return model

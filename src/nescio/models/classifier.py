@@ -90,8 +90,8 @@ class Classifier(nn.Module):
             h = logits[:, :0]
         if h.shape[1] != weight.shape[1] or logits.shape != (2, weight.shape[0]):
             raise InputError(
-                f"{self.name}: layer '{self.head_name}' ({weight.shape[1]} → {weight.shape[0]}) does not end the model, "
-                f"which returns {tuple(logits.shape)}; {ways_out}"
+                f"{self.name}: layer '{self.head_name}' ({weight.shape[1]} → {weight.shape[0]}) does not end the "
+                f"model, which returns {tuple(logits.shape)}; {ways_out}"
             )
         off = (self.head(h, h[:, 0]) - logits).abs().max() / logits.abs().max().clamp(min=1e-6)
         if not off < _TOLERANCE:
@@ -103,7 +103,7 @@ class Classifier(nn.Module):
     @property
     def head(self) -> Head:
         """Weight ``(C, L)`` and bias ``(C,)`` (zeros where the layer has none) of the last linear layer."""
-        weight: Tensor = self.layer.weight.detach().flatten(1)  # type: ignore[union-attr,operator]
+        weight: Tensor = self.layer.weight.detach().flatten(1)  # type: ignore[operator]
         bias = self.layer.bias
         return Head(weight, weight.new_zeros(len(weight)) if bias is None else bias.detach())  # type: ignore[operator]
 
@@ -128,7 +128,7 @@ class Classifier(nn.Module):
         traced keeps its batch norms. The original is unchanged.
         """
         twin = copy.copy(self)
-        twin._modules = dict(self._modules)
+        object.__setattr__(twin, "_modules", dict(self._modules))
         noise = torch.randn(2, 3, self.transform.crop, self.transform.crop, device=self.device)
         try:
             folded = fold_batch_norms(self.body)
@@ -136,10 +136,10 @@ class Classifier(nn.Module):
                 exact = self.penultimate(noise)
                 off = (_tensor_of(folded(noise), self.name).flatten(1) - exact).abs().max() / exact.abs().max()
             body = folded if off < _FOLDING_TOLERANCE else copy.deepcopy(self.body)
-        except Exception as e:  # tracing runs the model's own code
+        except Exception as e:  # noqa: BLE001 - tracing runs the model's own code
             log.debug("%s: batch norms stay as they are (%s)", self.name, e)
             body = copy.deepcopy(self.body)
-        twin.body = body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        twin.body = body.to(memory_format=torch.channels_last)
         return twin
 
     @cached_property
@@ -170,8 +170,8 @@ def shallow_copy(module: nn.Module, memo: dict[nn.Module, nn.Module] | None = No
         for attribute, value in vars(module).items():
             if isinstance(value, dict) and attribute.startswith("_"):  # parameters, buffers, hooks
                 object.__setattr__(twin, attribute, copy.copy(value))
-        for name, child in module.named_children():
-            twin._modules[name] = shallow_copy(child, memo)
+        for name, child in vars(module)["_modules"].items():
+            twin.add_module(name, child if child is None else shallow_copy(child, memo))
     return memo[module]
 
 

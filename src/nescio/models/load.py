@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import importlib
 import math
-import pickle
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from nescio.data.transforms import INTERPOLATIONS, Transform
 from nescio.errors import InputError, nearest, some
 from nescio.models.cifar import CIFAR_MODELS, CIFAR_TRANSFORM
 from nescio.models.classifier import Classifier
-
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "state_dict_ema", "ema")
-_PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
+from nescio.models.weights import read_weights
 
 
 @dataclass
@@ -87,7 +81,12 @@ def load_classifier(
 
 
 def _load_weights(
-    network: nn.Module, recipe: _Recipe, path: Path, classes: int | None, head: str | None, transform: Transform
+    network: nn.Module,
+    recipe: _Recipe,
+    path: Path,
+    classes: int | None,
+    head: str | None,
+    transform: Transform,
 ) -> nn.Module:
     state = read_weights(path)
     layer = Classifier(network, transform, name=recipe.name, head=head).head_name
@@ -96,51 +95,27 @@ def _load_weights(
     if rows is not None and len(rows) != len(built):
         if classes is not None:
             raise InputError(
-                f"{path} has {len(rows)} classes (rows of '{key}'), the model {classes}; drop --classes or give {len(rows)}"
+                f"{path} has {len(rows)} classes (rows of '{key}'), not {classes}; drop --classes or give {len(rows)}"
             )
         network = recipe.build(len(rows), False)
     own = network.state_dict()
     missing, unexpected = [k for k in own if k not in state], [k for k in state if k not in own]
     # BatchNorm counters play no part in inference, and old checkpoints lack them
     missing = [k for k in missing if not k.endswith("num_batches_tracked")]
-    wrong = [f"{k} {tuple(state[k].shape)} for {tuple(v.shape)}" for k, v in own.items() if k in state and state[k].shape != v.shape]
+    wrong = [
+        f"{k} {tuple(state[k].shape)} for {tuple(v.shape)}"
+        for k, v in own.items()
+        if k in state and state[k].shape != v.shape
+    ]
     if missing or unexpected or wrong:
-        told = [f"{what}: {some(keys, 3)}" for what, keys in
-                (("missing", missing), ("not in the model", unexpected), ("other shape", wrong)) if keys]
+        told = [
+            f"{what}: {some(keys, 3)}"
+            for what, keys in (("missing", missing), ("not in the model", unexpected), ("other shape", wrong))
+            if keys
+        ]
         raise InputError(f"{path} does not fit model '{recipe.name}' ({'; '.join(told)})")
     network.load_state_dict(state, strict=False)
     return network
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The state dict in a safetensors file or a checkpoint, without the common wrappers and prefixes.
-
-    Raises:
-        InputError: the file is missing, damaged, holds no tensors, or more than tensors and plain containers.
-    """
-    if not path.is_file():
-        raise InputError(f"no weights file {path}")
-    try:
-        if path.suffix == ".safetensors":
-            state: Any = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except SafetensorError as e:
-        raise InputError(f"{path} is not a readable safetensors file: {e}") from None
-    except pickle.UnpicklingError:
-        raise InputError(
-            f"{path} holds Python objects, which are not loaded because they could run code; save its state_dict alone"
-        ) from None
-    except (RuntimeError, OSError, EOFError, ValueError) as e:
-        raise InputError(f"{path} is not a readable checkpoint: {e}") from None
-    while isinstance(state, dict) and (inner := next((w for w in _WRAPPERS if isinstance(state.get(w), dict)), None)):
-        state = state[inner]
-    tensors = {k: v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, dict) else {}
-    if not tensors:
-        raise InputError(f"{path} holds no state dict of tensors")
-    while prefix := next((p for p in _PREFIXES if all(k.startswith(p) for k in tensors)), None):
-        tensors = {k.removeprefix(prefix): v for k, v in tensors.items()}
-    return tensors
 
 
 def _recipe(model: str) -> _Recipe:
@@ -171,9 +146,11 @@ def _recipe(model: str) -> _Recipe:
 def _downloaded(make: Callable[[], nn.Module], name: str) -> nn.Module:
     try:
         return make()
-    except Exception as e:  # each hub client raises errors of its own
+    except Exception as e:  # noqa: BLE001 - each hub client raises errors of its own
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        raise InputError(f"pretrained weights of '{name}' cannot be had ({reason}); give a file (--weights FILE)") from None
+        raise InputError(
+            f"pretrained weights of '{name}' cannot be had ({reason}); give a file (--weights FILE)"
+        ) from None
 
 
 def _timm(name: str) -> _Recipe:
@@ -264,7 +241,7 @@ def _hugging_face(name: str) -> _Recipe:
         )
 
     def class_names(network: nn.Module) -> list[str] | None:
-        labels = network.config.id2label
+        labels: dict[int, str] = network.config.id2label  # type: ignore[assignment,union-attr]
         return [str(labels[i]) for i in range(len(labels))]
 
     return _Recipe(f"hf:{name}", build, transform, class_names=class_names)

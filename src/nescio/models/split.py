@@ -57,7 +57,7 @@ def split_backbone(body: nn.Module, probe: Tensor, name: str) -> Split:
     try:
         traced = _trace(body)
         ShapeProp(traced).propagate(probe)
-    except Exception as e:  # tracing runs the model's own code
+    except Exception as e:  # noqa: BLE001 - tracing runs the model's own code
         raise InputError(f"{name} cannot be traced, so its feature map cannot be found: {e}") from None
     nodes = list(traced.graph.nodes)
     pools = [n for n in nodes if _collapses(n)]

@@ -1,0 +1,211 @@
+"""Data sets × detectors → results, from one pass of the network over each image."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nescio import metrics
+from nescio.bank import Bank
+from nescio.data.sources import Source, open_source
+from nescio.detector import Detector, expand, fit_all, score_all
+from nescio.errors import InputError, some
+from nescio.extract import PLAIN, Pass, extract, pass_of
+from nescio.features import TrainingData
+from nescio.models import Classifier
+from nescio.results import Results, Row, Scored
+
+log = logging.getLogger(__name__)
+
+DEFAULT_DETECTORS = ("msp", "maxlogit", "energy", "react:q=0.98+energy", "ls+energy", "fmls")
+AnySource = str | Path | Source
+
+
+def bench(
+    classifier: Classifier,
+    *,
+    id: AnySource,  # noqa: A002 - the field's word for it
+    ood: Mapping[str, AnySource],
+    detectors: Sequence[str] = DEFAULT_DETECTORS,
+    train: AnySource | None = None,
+    resamples: int = 0,
+    **extraction: Any,
+) -> Results:
+    """Fit detectors on training features and judge them on ID against OOD images.
+
+    Args:
+        classifier: the network.
+        id: ID test images (with labels, for the accuracy).
+        ood: OOD sets by name.
+        detectors: spec strings or preset names.
+        train: the classifier's training images, with labels; may be missing if no detector needs them.
+        resamples: of the bootstrap, for 95 % intervals; 0 for none.
+        **extraction: options of ``extract`` (cache, batch_size, workers, dtype, max_bad, progress).
+
+    Raises:
+        InputError: an input does not fit the others; the message names it and the way out.
+    """
+    train_source = None if train is None else _open(train)
+    id_source, ood_sources = _open(id), {name: _open(source) for name, source in ood.items()}
+    fitted = {given: Detector.parse(given, classifier.name) for given in detectors}
+    _check(classifier, train_source, id_source, ood_sources, fitted)
+    for given, detector in fitted.items():
+        if expand(given, classifier.name) != given:
+            log.info("%s is %r here", given, detector)
+
+    banks: list[tuple[str, Bank]] = []
+
+    def bank_of(name: str, source: Source, network_pass: Pass = PLAIN) -> Bank:
+        bank = extract(classifier, source, network_pass=network_pass, title=name, **extraction)
+        banks.append((name, bank))
+        return bank
+
+    training = TrainingData(classifier.head)
+    if train_source is not None and any(d.needs_train for d in fitted.values()):
+        training = TrainingData(classifier.head, bank_of("train", train_source).chunks)
+    id_bank = bank_of("id", id_source)
+    fit_seconds = dict(zip(fitted, fit_all(list(fitted.values()), training), strict=True))
+
+    id_set, ood_sets = Scored("id", id_source, {}, {}), [Scored(n, s, {}, {}) for n, s in ood_sources.items()]
+    seconds: dict[tuple[str, str], float] = {}
+    for network_pass, group in _by_pass(fitted):
+        for scored in (id_set, *ood_sets):
+            bank = bank_of(scored.name, scored.source, network_pass)
+            scores, spent = score_all([fitted[g] for g in group], bank.chunks())
+            for given, values, time in zip(group, scores, spent, strict=True):
+                scored.scores[given], scored.rows[given] = values.numpy(), bank.rows
+                seconds[given, scored.name] = time
+
+    correct = np.zeros(len(id_source), dtype=bool)
+    correct[id_bank.rows] = id_bank.pred == id_bank.labels
+    rows = [
+        _row(given, id_set, scored, correct, id_bank.accuracy, resamples)
+        | {"seconds": fit_seconds[given] + seconds[given, "id"] + seconds[given, scored.name]}
+        for given in fitted
+        for scored in ood_sets
+    ]
+    skipped = sorted({(name, *s) for name, bank in banks for s in bank.skipped})
+    for name, _, image, reason in skipped[:5]:
+        log.warning("skipped an image of %s: %s: %s", name, image, reason)
+    if skipped:
+        log.warning("%d images were skipped; the results' skipped.csv lists them", len(skipped))
+    manifest = _manifest(classifier, fitted, {"train": train_source, "id": id_source, **ood_sources}, banks)
+    return Results([Row(**r) for r in rows], manifest, id_set, ood_sets, skipped)
+
+
+def _open(source: AnySource) -> Source:
+    return open_source(source) if isinstance(source, str | Path) else source
+
+
+def _by_pass(detectors: Mapping[str, Detector]) -> Iterable[tuple[Pass, list[str]]]:
+    passes: dict[str, Pass] = {}
+    groups: dict[str, list[str]] = {}
+    for given, detector in detectors.items():
+        network_pass = pass_of(detector)
+        passes.setdefault(network_pass.key, network_pass)
+        groups.setdefault(network_pass.key, []).append(given)
+    return [(passes[key], group) for key, group in groups.items()]
+
+
+def _check(
+    classifier: Classifier,
+    train: Source | None,
+    id_source: Source,
+    ood: Mapping[str, Source],
+    detectors: Mapping[str, Detector],
+) -> None:
+    """Refuse what cannot give a meaningful table, before any image is decoded."""
+    if not ood or not detectors:
+        raise InputError("give at least one OOD set (--ood textures=FOLDER) and one detector (--detector energy)")
+    needy = [given for given, d in detectors.items() if d.needs_train]
+    if needy and train is None:
+        raise InputError(f"detector '{needy[0]}' is fitted on training images; give them (--train) or drop it")
+    _check_labels(classifier, train, id_source)
+    if "id" in ood or "train" in ood:
+        raise InputError("an OOD set cannot be called 'id' or 'train'; give it another name, e.g. --ood far=FOLDER")
+    for name, source in ood.items():
+        if source.identity == id_source.identity:
+            raise InputError(f"OOD set '{name}' is the ID set itself; give other images as --ood {name}=…")
+    if train is not None and train.identity == id_source.identity:
+        log.warning("the id images are the training images: the results will look better than they are")
+
+
+def _check_labels(classifier: Classifier, train: Source | None, id_source: Source) -> None:
+    for name, source in (("train", train), ("id", id_source)):
+        if source is not None and len(source.labels) and source.labels.max() >= classifier.head.n_classes:
+            raise InputError(
+                f"the {name} images have labels up to {source.labels.max()}, but the model has "
+                f"{classifier.head.n_classes} classes (0…{classifier.head.n_classes - 1}); is this the right model?"
+            )
+    if train is not None and train.classes and id_source.classes and train.classes != id_source.classes:
+        differing = sorted(set(train.classes) ^ set(id_source.classes))
+        what = some(differing) if differing else "their order"
+        raise InputError(f"the train and id images disagree about the classes ({what}), so their labels do not compare")
+
+
+def _row(
+    given: str,
+    id_set: Scored,
+    ood: Scored,
+    correct: npt.NDArray[np.bool_],
+    accuracy: float,
+    resamples: int,
+) -> dict[str, Any]:
+    pair = (id_set.scores[given], ood.scores[given])
+    values: dict[str, Any] = {name: metric(*pair) for name, metric in metrics.METRICS.items()}
+    if resamples:
+        values["intervals"] = {
+            name: metrics.bootstrap(metrics.METRICS[name], *pair, resamples=resamples) for name in ("fpr95", "auroc")
+        }
+    return values | {
+        "detector": given,
+        "ood": ood.name,
+        "aurc": metrics.aurc(pair[0], correct[id_set.rows[given]]) if not np.isnan(accuracy) else float("nan"),
+        "id_accuracy": accuracy,
+        "n_id": len(pair[0]),
+        "n_ood": len(pair[1]),
+    }
+
+
+def _manifest(
+    classifier: Classifier,
+    detectors: Mapping[str, Detector],
+    sources: Mapping[str, Source | None],
+    banks: Sequence[tuple[str, Bank]],
+) -> dict[str, Any]:
+    packages = ("nescio", "torch", "torchvision", "timm", "numpy", "pillow")
+    skipped = {name: len(bank.skipped) for name, bank in banks}
+    return {
+        "model": {
+            "name": classifier.name,
+            "weights": classifier.fingerprint,
+            "head": classifier.head_name,
+            "head_shape": list(classifier.head.weight.shape),
+            "head_fingerprint": classifier.head.fingerprint,
+        },
+        "transform": str(classifier.transform),
+        "data": {
+            name: {
+                "identity": s.identity,
+                "images": len(s),
+                "skipped": skipped.get(name, 0),
+                "first": s.name(0),
+            }
+            for name, s in sources.items()
+            if s is not None
+        },
+        "detectors": {given: {"spec": repr(d), "settings": d.settings()} for given, d in detectors.items()},
+        "versions": {
+            "python": platform.python_version(),
+            **{p: importlib.metadata.version(p) for p in packages},
+        },
+        "machine": platform.machine(),
+        "device": str(classifier.device),
+    }

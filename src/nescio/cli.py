@@ -1,0 +1,251 @@
+"""The command line. Each command is a few lines that call one library function; heavy imports wait inside them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import nescio
+from nescio.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from nescio.results import Results
+
+EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
+
+
+class _Group(click.Group):
+    """Turns what the user got wrong into one line and exit code 2, unless ``--debug`` asks for the traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except InputError as e:
+            if ctx.params.get("debug"):
+                raise
+            click.echo(f"nescio: {e}", err=True)
+            ctx.exit(EXIT_BAD_INPUT)
+        except KeyboardInterrupt:
+            click.echo("nescio: interrupted; the same command goes on where it stopped", err=True)
+            ctx.exit(EXIT_INTERRUPTED)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args and not args[0].startswith("-") and args[0] not in self.commands:
+            raise click.UsageError(f"no command '{args[0]}'{nearest(args[0], self.commands)}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(nescio.__version__)
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.option("--quiet", "-q", is_flag=True, help="Print the result alone.")
+@click.pass_context
+def main(ctx: click.Context, *, debug: bool, quiet: bool) -> None:
+    """Tell whether an image is something a classifier was trained for (out-of-distribution detection)."""
+    import logging
+
+    ctx.obj = {"quiet": quiet}
+    level = logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("nescio: %(message)s"))
+    logger = logging.getLogger("nescio")
+    logger.setLevel(level)
+    logger.handlers = [handler]
+    logger.propagate = False
+
+
+def _extraction_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    options = [
+        click.option("--cache", type=click.Path(path_type=Path), help="Folder of banks.  [default: the user's cache]"),
+        click.option(
+            "--bank-dtype",
+            default="float32",
+            show_default=True,
+            help="float32, or float16 for half the disk.",
+        ),
+        click.option("--batch-size", type=click.IntRange(1), help="Images per step.  [default: 32; on a GPU 256]"),
+        click.option("--workers", type=click.IntRange(0), help="Decoding processes.  [default: one per core]"),
+        click.option("--max-bad", default=0.01, show_default=True, help="Share of images that may be unreadable."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@main.command()
+@click.option(
+    "--model",
+    required=True,
+    help="densenet-bc-100-12, resnet18-cifar, timm:NAME, torchvision:NAME, hf:ID, or package.module:factory.",
+)
+@click.option(
+    "--weights",
+    type=click.Path(path_type=Path),
+    help="safetensors file or checkpoint.  [default: the library's]",
+)
+@click.option("--classes", type=click.IntRange(1), help="Number of classes.  [default: that of the weights]")
+@click.option("--head", help="Name of the last linear layer, where it cannot be found.")
+@click.option("--transform", help="Replaces parts of the model's test transform: resize=256,crop=224,mean=0.5,std=0.5.")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, …")
+@click.option(
+    "--train",
+    help="The classifier's training images: a folder, .zip, .tar, .parquet, glob or torchvision:NAME/SPLIT.",
+)
+@click.option(
+    "--id", "id_", required=True, help="ID test images. SET[:1000] takes the first 1,000, here and elsewhere."
+)
+@click.option("--ood", multiple=True, required=True, metavar="NAME=SET", help="An OOD set. Repeatable.")
+@click.option(
+    "--detector",
+    multiple=True,
+    metavar="SPEC",
+    help="e.g. energy, fmls, fm:p=0.6+react:clip=1.6+ls+energy. Repeatable.",
+)
+@click.option("--detectors", type=click.Path(path_type=Path), help="File with one detector a line; # starts a comment.")
+@click.option(
+    "--intervals",
+    type=click.IntRange(0),
+    default=0,
+    metavar="N",
+    help="Bootstrap 95 % intervals from N resamples.",
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for results.csv and results.json."
+)
+@click.option("--report", is_flag=True, help="Write report.html there too: histograms, ROC curves, examples.")
+@_extraction_options
+@click.pass_obj
+def bench(obj: dict[str, Any], /, **options: Any) -> None:
+    r"""Judge detectors on ID against OOD images, from one pass of the network over each.
+
+    \b
+    nescio bench --model densenet-bc-100-12 --weights cifar10.safetensors \\
+        --train cifar10/train --id cifar10/test --ood textures=dtd/ \\
+        --detector msp --detector energy --detector fmls --out results
+    """
+    if options["report"] and not options["out"]:
+        raise InputError("--report needs a folder to be written to; add --out DIR")
+    specs = _detector_specs(options["detector"], options["detectors"])
+    oods = _named(options["ood"])
+
+    from nescio.bench import DEFAULT_DETECTORS
+    from nescio.bench import bench as run
+    from nescio.models import load_classifier
+
+    keys = ("weights", "classes", "head", "transform", "device")
+    classifier = load_classifier(options["model"], **{k: options[k] for k in keys})
+    results = run(
+        classifier,
+        id=options["id_"],
+        ood=oods,
+        detectors=specs or DEFAULT_DETECTORS,
+        train=options["train"],
+        resamples=options["intervals"],
+        cache=options["cache"],
+        batch_size=options["batch_size"],
+        workers=options["workers"],
+        dtype=options["bank_dtype"],
+        max_bad=options["max_bad"],
+        progress=not obj["quiet"],
+    )
+    _present(results, options["out"], report=options["report"])
+
+
+@main.command()
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default="quickstart", show_default=True)
+@click.option(
+    "--epochs",
+    type=click.IntRange(1),
+    default=10,
+    show_default=True,
+    help="How long to train the small network.",
+)
+@_extraction_options
+@click.pass_obj
+def quickstart(obj: dict[str, Any], /, out: Path, epochs: int, bank_dtype: str, **options: Any) -> None:
+    """Run the main job on embedded images: train a small classifier, compare detectors, write a report."""
+    from nescio.quickstart import quickstart as run
+
+    _present(run(out, epochs=epochs, dtype=bank_dtype, progress=not obj["quiet"], **options), out, report=True)
+
+
+@main.command()
+@click.argument("name", required=False)
+def methods(name: str | None) -> None:
+    """List the stages and presets, or print all about one."""
+    import inspect
+
+    from nescio.detector import presets
+    from nescio.stage import PLACES, REGISTRY
+
+    if name in presets():
+        preset = presets()[name]
+        models = "".join(f"\n  {model}: {spec}" for model, spec in preset.get("models", {}).items())
+        click.echo(f"{name}: {preset['about']} ({preset['source']})\n\n{preset['spec']}{models}")
+    elif name in REGISTRY:
+        click.echo(f"{name} ({REGISTRY[name].place})\n\n{inspect.getdoc(REGISTRY[name])}")
+    elif name is not None:
+        raise InputError(f"no stage or preset '{name}'{nearest(name, [*REGISTRY, *presets()])}")
+    else:
+        for place in PLACES:
+            click.echo(f"{place}:")
+            for stage in sorted((s for s in REGISTRY.values() if s.place == place), key=lambda s: s.name):
+                click.echo(f"  {stage.name:<14}{(inspect.getdoc(stage) or '').splitlines()[0]}")
+        click.echo("presets:")
+        for key, preset in presets().items():
+            click.echo(f"  {key:<14}{preset['about']}")
+
+
+def _present(results: Results, out: Path | None, *, report: bool) -> None:
+    console = _console()
+    console.print(results.table())
+    rows = results.rows
+    if rows[0].id_accuracy == rows[0].id_accuracy:  # not NaN
+        console.print(f"ID accuracy {rows[0].id_accuracy:.2%} on {rows[0].n_id:,} images")
+    if out is not None:
+        results.save(out)
+        written = ["results.csv", "results.json"]
+        if report:
+            from nescio.report import write_report
+
+            write_report(results, out / "report.html")
+            written.append("report.html")
+        console.print(f"wrote {', '.join(written)} to {out}/", highlight=False)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    # a file or pipe gets the whole table; a terminal its own width
+    return Console() if sys.stdout.isatty() else Console(width=200)
+
+
+def _detector_specs(given: tuple[str, ...], file: Path | None) -> list[str]:
+    specs = list(given)
+    if file is not None:
+        if not file.is_file():
+            raise InputError(f"no file {file}; it should hold one detector a line")
+        lines = (line.partition("#")[0].strip() for line in file.read_text(encoding="utf-8").splitlines())
+        found = [line for line in lines if line]
+        if not found:
+            raise InputError(f"{file} names no detector; write one a line, e.g. energy")
+        specs += found
+    return specs
+
+
+def _named(sets: tuple[str, ...]) -> dict[str, str]:
+    named: dict[str, str] = {}
+    for text in sets:
+        name, equals, spec = text.partition("=")
+        if not (equals and name and spec):
+            raise InputError(f"--ood {text} has no name; write --ood {Path(text).stem or 'name'}={text}")
+        if name in named:
+            raise InputError(f"two OOD sets are called '{name}'; give each its own name")
+        named[name] = spec
+    return named

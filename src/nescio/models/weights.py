@@ -1,0 +1,48 @@
+"""State dicts from files, without running what a file may carry."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from nescio.errors import InputError
+
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "state_dict_ema", "ema")
+_PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The state dict in a safetensors file or a checkpoint, without the common wrappers and prefixes.
+
+    Raises:
+        InputError: the file is missing, damaged, holds no tensors, or more than tensors and plain containers.
+    """
+    if not path.is_file():
+        raise InputError(f"no weights file {path}")
+    try:
+        if path.suffix == ".safetensors":
+            state: Any = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except SafetensorError as e:
+        raise InputError(f"{path} is not a readable safetensors file: {e}") from None
+    except pickle.UnpicklingError:
+        raise InputError(
+            f"{path} holds Python objects, which are not loaded because they could run code; save its state_dict alone"
+        ) from None
+    except (RuntimeError, OSError, EOFError, ValueError) as e:
+        raise InputError(f"{path} is not a readable checkpoint: {e}") from None
+    while isinstance(state, dict) and (inner := next((w for w in _WRAPPERS if isinstance(state.get(w), dict)), None)):
+        state = state[inner]
+    tensors = {k: v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, dict) else {}
+    if not tensors:
+        raise InputError(f"{path} holds no state dict of tensors")
+    while prefix := next((p for p in _PREFIXES if all(k.startswith(p) for k in tensors)), None):
+        tensors = {k.removeprefix(prefix): v for k, v in tensors.items()}
+    return tensors
