@@ -24,7 +24,9 @@ def main() -> None:
     fpr, tpr, _ = roc_curve(truth, scores, drop_intermediate=False)
     theirs = time.perf_counter() - start
     off = max(abs(ours[0] - area), abs(ours[1] - fpr[np.argmax(tpr >= 0.95)]))
-    print(f"nescio {mine:.2f} s, scikit-learn {theirs:.2f} s: {theirs / mine:.1f} × faster (2 × asked), off by {off:.1e}")
+    print(
+        f"nescio {mine:.2f} s, scikit-learn {theirs:.2f} s: {theirs / mine:.1f} × faster (2 × asked), off by {off:.1e}"
+    )
 
 
 if __name__ == "__main__":

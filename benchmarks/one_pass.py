@@ -1,7 +1,7 @@
 """Extraction and every detector against a plain loop over the same images, in one run.
 
 The baseline decodes, transforms and runs the images as a user would write it: a ``DataLoader`` over the same parquet
-files with torchvision transforms, the same workers and batch size, and the bare network in ``inference_mode``. Ours does
+files with torchvision transforms, the same workers and batch size, the bare network in ``inference_mode``. Ours does
 that too, and writes the bank, fits and scores all detectors but odin, and computes every metric.
 
     python benchmarks/one_pass.py [--shared DIR] [--batch-size N] [--workers N] [--full]
@@ -113,7 +113,9 @@ def main() -> None:
     train, test = f"{data}/cifar10/train.parquet{cut[0]}", f"{data}/cifar10/test.parquet{cut[1]}"
     sources = [open_source(s) for s in (train, test, *sets.values())]
     n = sum(map(len, sources))
-    print(f"{n:,} images, batch size {options.batch_size}, {options.workers} workers, {torch.get_num_threads()} threads")
+    print(
+        f"{n:,} images, batch size {options.batch_size}, {options.workers} workers, {torch.get_num_threads()} threads"
+    )
 
     network = densenet_bc_100_12()
     network.load_state_dict(read_weights(weights))

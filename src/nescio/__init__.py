@@ -16,8 +16,8 @@ _WHERE = {
     "InputError": "errors",
     "TrainingData": "features",
     "Transform": "data",
-    "bench": "bench",
-    "extract": "extract",
+    "bench": "benchmark",
+    "extract": "extraction",
     "load_classifier": "models",
     "open_source": "data",
 }

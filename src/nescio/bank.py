@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from nescio.data.hashing import combine, hash_files
 from nescio.errors import InputError
 from nescio.features import Features, Head
+from nescio.files import whole
 
 log = logging.getLogger(__name__)
 
@@ -192,14 +193,15 @@ class BankWriter:
     def _keep_skipped_before(self, start: int) -> None:
         with (self.partial / _SKIPPED).open(newline="") as file:
             header, *lines = csv.reader(file)
-        with (self.partial / _SKIPPED).open("w", newline="") as file:
-            csv.writer(file).writerows([header, *(line for line in lines if int(line[0]) < start)])
+        kept = [header, *(line for line in lines if int(line[0]) < start)]
+        with whole(self.partial / _SKIPPED) as partial, partial.open("w", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows(kept)
 
     def write(self, start: int, values: Mapping[str, npt.NDArray[Any]], skipped: list[tuple[int, str, str]]) -> None:
         """Write the rows of one batch: ``status``, ``h``, ``pred``, ``label``, each of the batch's length."""
         if skipped:
             with (self.partial / _SKIPPED).open("a", newline="") as file:
-                csv.writer(file).writerows(skipped)
+                csv.writer(file, lineterminator="\n").writerows(skipped)
         stop = start + len(values["status"])
         for name in (
             "h",

@@ -134,8 +134,8 @@ def bench(obj: dict[str, Any], /, **options: Any) -> None:
     specs = _detector_specs(options["detector"], options["detectors"])
     oods = _named(options["ood"])
 
-    from nescio.bench import DEFAULT_DETECTORS
-    from nescio.bench import bench as run
+    from nescio.benchmark import DEFAULT_DETECTORS
+    from nescio.benchmark import bench as run
     from nescio.models import load_classifier
 
     keys = ("weights", "classes", "head", "transform", "device")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 import time
 import tomllib
 from collections.abc import Iterable, Sequence
@@ -22,6 +21,7 @@ from nescio import input as input_stages
 from nescio import modulate, score, shape
 from nescio.errors import InputError
 from nescio.features import Features, TrainingData
+from nescio.files import whole
 from nescio.stage import InputStage, Stage, parse_stages
 
 FORMAT = "nescio-detector/1"
@@ -123,19 +123,14 @@ class Detector(nn.Module):
         """Write the fitted detector to one safetensors file with JSON metadata; an existing file is replaced whole."""
         if self.fitted_to is None:
             raise InputError(f"detector '{self}' is not fitted; fit it before saving")
-        path = Path(path)
         metadata = {
             "format": FORMAT,
             "spec": repr(self),
             "head": self.fitted_to,
             "settings": json.dumps(self.settings()),
         }
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
+        with whole(Path(path)) as partial:
             save_file({k: v.contiguous() for k, v in self.state_dict().items()}, partial, metadata)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

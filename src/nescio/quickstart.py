@@ -11,7 +11,7 @@ from timm.models.resnet import BasicBlock, ResNet
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from nescio.bench import bench
+from nescio.benchmark import bench
 from nescio.data import Transform, open_source
 from nescio.data.decode import decode
 from nescio.data.embedded import SIDE, write_embedded

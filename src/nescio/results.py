@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import math
-import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import numpy.typing as npt
 from rich.table import Table
 
 from nescio.data.sources import Source
+from nescio.files import write_whole
 
 SHARES = ("fpr95", "auroc", "aupr_in", "aupr_out", "aurc", "id_accuracy")
 """The columns that are shares in [0, 1] here and percent in every file and table."""
@@ -144,13 +144,3 @@ class Results:
 def _bold(share: float, best: bool) -> str:
     text = f"{share * 100:5.2f}"
     return f"[bold]{text}[/bold]" if best else text
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file so that nobody ever sees half of it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

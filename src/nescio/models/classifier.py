@@ -200,7 +200,7 @@ def _run_and_list_linear_layers(model: nn.Module, x: Tensor, name: str) -> tuple
     handle = nn.modules.module.register_module_forward_hook(record)
     try:
         output = model(x)
-    except (RuntimeError, TypeError, ValueError) as e:
+    except (RuntimeError, TypeError, ValueError, AssertionError) as e:
         raise InputError(f"{name} cannot be run on images of shape {tuple(x.shape)}: {e}") from None
     finally:
         handle.remove()

@@ -36,8 +36,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise InputError(
             f"{path} holds Python objects, which are not loaded because they could run code; save its state_dict alone"
         ) from None
-    except (RuntimeError, OSError, EOFError, ValueError) as e:
-        raise InputError(f"{path} is not a readable checkpoint: {e}") from None
+    except Exception as e:  # noqa: BLE001 - a damaged file makes the unpickler raise nearly anything
+        raise InputError(f"{path} is not a readable checkpoint: {type(e).__name__}: {e}") from None
     while isinstance(state, dict) and (inner := next((w for w in _WRAPPERS if isinstance(state.get(w), dict)), None)):
         state = state[inner]
     tensors = {k: v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, dict) else {}

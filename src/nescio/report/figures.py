@@ -98,6 +98,7 @@ def _svg(figure: Figure, label: str) -> str:
         svg,
         count=1,
     )
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     # ids must differ between the figures of one page
     prefix = re.sub(r"\W+", "", label)
     svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{prefix}-", svg)

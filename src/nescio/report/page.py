@@ -12,8 +12,9 @@ import numpy as np
 
 from nescio import metrics
 from nescio.data.decode import decode
+from nescio.files import write_whole
 from nescio.report import figures
-from nescio.results import Results, Scored, write_whole
+from nescio.results import Results, Scored
 
 _SHOWN = 12
 _SIDE = 96

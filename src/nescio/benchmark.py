@@ -17,7 +17,7 @@ from nescio.bank import Bank
 from nescio.data.sources import Source, open_source
 from nescio.detector import Detector, expand, fit_all, score_all
 from nescio.errors import InputError, some
-from nescio.extract import PLAIN, Pass, extract, pass_of
+from nescio.extraction import PLAIN, Pass, extract, pass_of
 from nescio.features import TrainingData
 from nescio.models import Classifier
 from nescio.results import Results, Row, Scored

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from nescio.data import Transform
+from nescio.features import Features, Head, TrainingData
+from nescio.models import Classifier
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # the test processes share the cores
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Banks and hashes of the tests go to a folder of their own."""
+    os.environ["NESCIO_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with the reference images and weights: $NESCIO_SHARED, or next to the checkout."""
+    root = Path(__file__).parents[1]
+    folder = Path(os.environ.get("NESCIO_SHARED", root.parent / "shared"))
+    if not (folder / "data").is_dir():
+        pytest.skip("needs the reference images and weights; set NESCIO_SHARED to their folder")
+    return folder
+
+
+class TinyNet(nn.Module):
+    """Convolution, batch norm, global pooling and a linear head: 3 × 8 × 8 images to 4 classes."""
+
+    def __init__(self, classes: int = 4, *, bias: bool = True) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, padding=1)
+        self.norm = nn.BatchNorm2d(6)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(6, classes, bias=bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.norm(self.conv(x)))
+        return self.fc(self.pool(x).flatten(1))
+
+
+def tiny_net(classes: int = 4, *, bias: bool = True) -> TinyNet:
+    torch.manual_seed(0)
+    net = TinyNet(classes, bias=bias)
+    net.norm.running_mean.normal_()
+    net.norm.running_var.uniform_(0.5, 2)
+    return net.eval()
+
+
+TINY_TRANSFORM = Transform(crop=8, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
+
+
+@pytest.fixture
+def classifier() -> Classifier:
+    return Classifier(tiny_net(), TINY_TRANSFORM, name="tiny")
+
+
+def random_features(
+    n: int = 200, width: int = 12, classes: int = 5, seed: int = 0, *, negative: bool = False
+) -> Features:
+    """Class-clustered features with labels, as a network with ReLU (or without) would give them."""
+    g = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % classes
+    centres = torch.randn(classes, width, generator=torch.Generator().manual_seed(1)) * 2
+    h = centres[labels] + torch.randn(n, width, generator=g)
+    h = h if negative else h.relu()
+    head = Head(centres + 0.3, torch.linspace(-1, 1, classes))
+    return Features(h, head, head(h, labels).argmax(1), labels)
+
+
+def training(f: Features, chunk: int = 64) -> TrainingData:
+    def chunks():
+        for start in range(0, len(f), chunk):
+            at = slice(start, start + chunk)
+            yield Features(f.h[at], f.head, f.pred[at], None if f.labels is None else f.labels[at])
+
+    return TrainingData(f.head, chunks)
+
+
+def picture(seed: int, size: tuple[int, int] = (12, 10), mode: str = "RGB") -> Image.Image:
+    rng = np.random.default_rng(seed)
+    return Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).convert(mode)
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def make_folder(tmp_path: Path) -> Callable[..., Path]:
+    """A folder of class folders: ``make_folder("name", per_class=3, classes=("a", "b"))``."""
+
+    def make(name: str, per_class: int = 3, classes: tuple[str, ...] = ("a", "b"), seed: int = 0) -> Path:
+        root = tmp_path / name
+        for c, label in enumerate(classes):
+            (root / label).mkdir(parents=True)
+            for i in range(per_class):
+                picture(seed + 100 * c + i).save(root / label / f"{i}.png")
+        return root
+
+    return make

@@ -1,0 +1,157 @@
+"""One set of promises, kept by every stage there is: a new method is tested by being registered."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+
+import pytest
+import torch
+
+from conftest import random_features, training
+from nescio.detector import Detector
+from nescio.errors import InputError
+from nescio.features import Features, Head
+from nescio.stage import PLACES, REGISTRY
+
+REQUIRED = {"temperature": "temperature:T=2"}
+OTHER = {  # another value for each option, and options it needs beside it
+    ("fm", "p"): "fm:p=0.2",
+    ("react", "clip"): "react:clip=0.7",
+    ("react", "q"): "react:q=0.5",
+    ("temperature", "T"): "temperature:T=5",
+    ("odin", "T"): "odin:T=7",
+}
+BY_PASS = {("odin", "eps"), ("odin", "per_std")}  # these change the pass: tests/unit/test_methods.py
+
+
+def spec_of(name: str, text: str | None = None) -> str:
+    text = text or REQUIRED.get(name, name)
+    return text if REGISTRY[name].place == "score" else f"{text}+energy"
+
+
+STAGES = sorted(REGISTRY)
+CASES = {
+    "features of a ReLU": random_features(),
+    "negative features": random_features(negative=True),
+    "two classes": random_features(classes=2),
+    "more classes than features": random_features(width=3, classes=8),
+    "far more features than images": random_features(n=15, width=300),
+    "one image a class": random_features(n=5),
+}
+
+
+@pytest.fixture(params=CASES, ids=str)
+def case(request: pytest.FixtureRequest) -> Features:
+    return CASES[request.param]
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_scores_are_finite_float64_for_any_features(name: str, case: Features) -> None:
+    scores = Detector.parse(spec_of(name)).fit(training(case))(case)
+    assert scores.shape == (len(case),)
+    assert scores.dtype == torch.float64
+    assert scores.isfinite().all()
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_constant_zero_and_unbiased_features_have_a_score(name: str) -> None:
+    base = random_features()
+    head = Head(base.head.weight, torch.zeros(5))
+    for h in (torch.zeros_like(base.h), torch.ones_like(base.h)):
+        f = Features(h, head, torch.zeros(len(h), dtype=torch.int64), base.labels)
+        assert Detector.parse(spec_of(name)).fit(training(f))(f).isfinite().all()
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_scores_do_not_depend_on_the_batch_or_its_order(name: str, case: Features) -> None:
+    detector = Detector.parse(spec_of(name)).fit(training(case))
+    whole = detector(case)
+    order = torch.randperm(len(case), generator=torch.Generator().manual_seed(0))
+    shuffled = detector(Features(case.h[order], case.head, case.pred[order]))
+    single = torch.cat([detector(Features(case.h[i : i + 1], case.head, case.pred[i : i + 1])) for i in range(5)])
+    torch.testing.assert_close(shuffled, whole[order], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(single, whole[:5], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_fitting_does_not_depend_on_the_chunks(name: str, case: Features) -> None:
+    a = Detector.parse(spec_of(name)).fit(training(case, chunk=7))(case)
+    b = Detector.parse(spec_of(name)).fit(training(case, chunk=10_000))(case)
+    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_scoring_changes_neither_its_input_nor_its_state(name: str, case: Features) -> None:
+    detector = Detector.parse(spec_of(name)).fit(training(case))
+    before = {f.name: getattr(case, f.name) for f in dataclasses.fields(case)}
+    copies = {k: v.clone() for k, v in before.items() if isinstance(v, torch.Tensor)}
+    state = {k: v.clone() for k, v in detector.state_dict().items()}
+    first = detector(case)
+    assert torch.equal(first, detector(case))
+    assert all(torch.equal(before[k], copies[k]) for k in copies)
+    assert all(torch.equal(v, state[k]) for k, v in detector.state_dict().items())
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_an_unfitted_stage_is_named(name: str) -> None:
+    detector = Detector.parse(spec_of(name))
+    if any(b is None for b in detector.stages[0]._buffers.values()):
+        with pytest.raises(RuntimeError, match=f"'{name}' is not fitted"):
+            detector(random_features())
+    else:
+        assert detector(random_features()).isfinite().all()
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_saved_detector_scores_the_same(name: str, case: Features, tmp_path) -> None:
+    detector = Detector.parse(spec_of(name)).fit(training(case))
+    detector.save(tmp_path / "d.safetensors")
+    loaded = Detector.load(tmp_path / "d.safetensors")
+    assert repr(loaded) == repr(detector)
+    assert torch.equal(loaded(case), detector(case))
+    other = Features(case.h, Head(case.head.weight + 1, case.head.bias), case.pred)
+    with pytest.raises(InputError, match="another model's head"):
+        loaded(other)
+
+
+@pytest.mark.parametrize(("name", "option"), [(n, o) for n in STAGES for o in REGISTRY[n].options()])
+def test_every_hyperparameter_changes_the_score(name: str, option: str) -> None:
+    if (name, option) in BY_PASS:
+        assert REGISTRY[name].place == "input"
+        return
+    f = random_features()
+    spec = spec_of(name, OTHER[name, option])
+    default = Detector.parse(spec_of(name)).fit(training(f))(f)
+    assert not torch.allclose(Detector.parse(spec).fit(training(f))(f), default)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_stages_that_need_no_training_images_fit_without_and_say_so(name: str) -> None:
+    f = random_features()
+    detector = Detector.parse(spec_of(name))
+    without = dataclasses.replace(training(f), chunks=None)
+    if detector.needs_train:
+        with pytest.raises(InputError, match="no training images"):
+            detector.fit(without)
+    else:
+        assert torch.equal(detector.fit(without)(f), Detector.parse(spec_of(name)).fit(training(f))(f))
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_the_docstring_says_what_shapes_and_whence(name: str) -> None:
+    stage = REGISTRY[name]
+    text = inspect.getdoc(stage) or ""
+    assert stage.place in PLACES
+    assert "Source:" in text
+    assert "(B, " in text
+    for option in stage.options():
+        assert f"{option}:" in text, f"{name} does not explain its option {option}"
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_scores_follow_the_dtype_of_the_features(name: str) -> None:
+    f = random_features()
+    detector = Detector.parse(spec_of(name)).fit(training(f))
+    double = Features(f.h.double(), Head(f.head.weight.double(), f.head.bias.double()), f.pred)
+    torch.testing.assert_close(detector(double), detector(f), rtol=1e-4, atol=1e-5)

@@ -1,0 +1,258 @@
+"""The command line as a user meets it, on folders of real (small) images and a network of their own."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from safetensors.torch import save_file
+
+from conftest import TinyNet, encoded, picture, tiny_net
+from nescio import extraction
+from nescio.cli import main
+
+TESTS = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    yield
+    logger = logging.getLogger("nescio")
+    logger.handlers, logger.propagate = [], True
+    logger.setLevel(logging.NOTSET)
+
+
+@pytest.fixture
+def here(tmp_path: Path, make_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder: images, weights, and the user's module."""
+    for name, seed in (("train", 0), ("id", 1000), ("far", 2000), ("near", 3000)):
+        make_folder(name, per_class=12, classes=("a", "b", "c", "d"), seed=seed)
+    save_file(tiny_net().state_dict(), tmp_path / "w.safetensors")
+    (tmp_path / "mine.py").write_text("from conftest import tiny_net as make\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("NESCIO_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+COMMON = {
+    "--model": "mine:make",
+    "--weights": "w.safetensors",
+    "--transform": "crop=8",
+    "--train": "train",
+    "--id": "id",
+    "--ood": ["far=far", "near=near"],
+    "--detector": ["msp", "fm:p=0.5+react:q=0.9+ls+energy", "odin:eps=0.01+msp", "fmls"],
+    "--workers": "0",
+}
+
+
+def bench(*flags: str, **changes: object) -> Result:
+    """``nescio bench`` with the common options, some changed (``ood=[…]``) or left out (``train=None``)."""
+    options = {**COMMON, **{f"--{k.replace('_', '-')}": v for k, v in changes.items()}}
+    arguments = ["bench", *flags]
+    for name, value in options.items():
+        for v in value if isinstance(value, list) else [] if value is None else [value]:
+            arguments += [name, str(v)]
+    return CliRunner().invoke(main, arguments, catch_exceptions=False)
+
+
+def test_a_bench_writes_the_table_the_files_and_the_report(here: Path) -> None:
+    result = bench("--report", out="results", intervals=20)
+    assert result.exit_code == 0, result.output
+    with (here / "results/results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(r["detector"], r["ood"]) for r in rows] == [(d, o) for d in COMMON["--detector"] for o in ("far", "near")]
+    assert {"fpr95", "auroc", "aupr_in", "aupr_out", "id_accuracy", "n_id", "n_ood", "seconds"} <= rows[0].keys()
+    for r in rows:
+        assert float(r["auroc_low"]) <= float(r["auroc"]) <= float(r["auroc_high"])
+        assert (r["n_id"], r["n_ood"]) == ("48", "48")
+    content = json.loads((here / "results/results.json").read_text())
+    manifest = content["manifest"]
+    assert manifest["detectors"]["fmls"]["spec"] == "fm+react:q=0.98+ls+energy"
+    assert manifest["detectors"]["fmls"]["settings"]["fm"] == {"p": 0.6}
+    assert manifest["detectors"]["fmls"]["settings"]["react"]["limit"] > 0
+    assert manifest["transform"].startswith("resize=8,crop=8")
+    assert set(manifest["data"]) == {"train", "id", "far", "near"}
+    assert manifest["versions"]["torch"]
+    mean = sum(float(r["auroc"]) for r in rows[:2]) / 2
+    assert content["average"][0]["auroc"] == pytest.approx(mean, abs=1e-3)
+    assert f"{mean:.2f}" in result.output
+    assert "react:q=0.98 clips at" in result.stderr
+    page = (here / "results/report.html").read_text()
+    assert page.count("<svg") in (2, 3)  # histograms of the best and of the first detector, ROC curves
+    assert "data:image/webp;base64," in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert not list((here / "results").glob(".*"))
+
+
+def test_a_second_run_with_other_detectors_runs_no_network(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = bench(detector=["msp", "ls+energy"], out="one")
+    assert first.exit_code == 0
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("the network ran again")
+
+    monkeypatch.setattr(extraction, "_fill", refuse)
+    second = bench(detector=["energy", "cosine", "msp"], out="two")
+    assert second.exit_code == 0
+    rows = {r["detector"]: r for r in csv.DictReader((here / "two/results.csv").open(newline=""))}
+    again = {r["detector"]: r for r in csv.DictReader((here / "one/results.csv").open(newline=""))}
+    assert rows["msp"]["auroc"] == again["msp"]["auroc"]
+
+
+def test_detectors_from_a_file_and_unlabelled_id_images(here: Path) -> None:
+    (here / "detectors.txt").write_text("msp  # the baseline\n\n# a comment\nenergy\n")
+    flat = here / "flat"
+    flat.mkdir()
+    for i in range(5):
+        picture(i).save(flat / f"{i}.png")
+    result = bench(id="flat", detector=None, detectors="detectors.txt", train=None, out="results")
+    assert result.exit_code == 0, result.output
+    rows = list(csv.DictReader((here / "results/results.csv").open(newline="")))
+    assert [r["detector"] for r in rows] == ["msp", "msp", "energy", "energy"]
+    assert rows[0]["id_accuracy"] == rows[0]["aurc"] == ""
+    assert json.loads((here / "results/results.json").read_text())["rows"][0]["id_accuracy"] is None
+
+
+def test_skipped_images_are_counted_and_listed(here: Path) -> None:
+    (here / "far/a/0.png").write_bytes(b"")
+    (here / "far/b/1.png").write_bytes(encoded(picture(1))[:50])
+    result = bench(max_bad=0.1, out="results", detector=["msp", "odin+msp"])
+    assert result.exit_code == 0, result.output
+    assert "2 images were skipped" in result.stderr
+    rows = list(csv.DictReader((here / "results/skipped.csv").open(newline="")))
+    assert [(r["set"], Path(r["image"]).name) for r in rows] == [("far", "0.png"), ("far", "1.png")]
+    assert rows[0]["reason"] == "zero bytes"
+    with (here / "results/results.csv").open(newline="") as file:
+        assert {r["n_ood"] for r in csv.DictReader(file) if r["ood"] == "far"} == {"46"}
+
+
+def spoil(here: Path) -> None:
+    """Inputs for the mistakes below."""
+    (here / "empty").mkdir()
+    (here / "text.safetensors").write_text("hello")
+    save_file(TinyNet(7).state_dict(), here / "seven.safetensors")
+    for c in "abcde":
+        (here / "five" / c).mkdir(parents=True)
+        picture(0).save(here / "five" / c / "0.png")
+    for c in "abcx":
+        (here / "renamed" / c).mkdir(parents=True)
+        picture(0).save(here / "renamed" / c / "0.png")
+    for i, name in enumerate(("three", "other-three")):
+        for c in "abc":
+            (here / name / c).mkdir(parents=True)
+            picture(100 * i + ord(c)).save(here / name / c / "0.png")
+    (here / "none.txt").write_text("# nothing\n")
+    (here / "bad").mkdir()
+    for i in range(10):
+        (here / "bad" / f"{i}.png").write_bytes(b"x" * i)
+
+
+MISTAKES = {
+    "wrong class count": ({"weights": "seven.safetensors", "classes": 4}, "has 7 classes"),
+    "weights for another network": ({"weights": "seven.safetensors", "model": "resnet18-cifar"}, "does not fit"),
+    "weights that are no weights": ({"weights": "text.safetensors"}, "not a readable safetensors"),
+    "a set without images": ({"ood": ["far=empty"]}, "holds no images"),
+    "a set that is not there": ({"id": "gone"}, "no such file or folder"),
+    "labels outside the head's range": (
+        {"id": "five", "train": None, "detector": ["msp"]},
+        "labels up to 4.*4 classes",
+    ),
+    "other class names": ({"id": "renamed"}, r"disagree about the classes \(d, x\)"),
+    "percent": ({"detector": ["fm:p=60+energy"]}, r"did you mean p=0\.6"),
+    "a negative clip": ({"detector": ["react:clip=-1+energy"]}, "above 0"),
+    "the ID set as OOD": ({"ood": ["far=id"]}, "is the ID set itself"),
+    "no training set": ({"train": None}, r"fm:p=0\.5\+react:q=0\.9\+ls\+energy.*--train"),
+    "a class without training images": ({"train": "three", "id": "other-three", "detector": ["ls+energy"]}, "class 3"),
+    "a misspelt stage": ({"detector": ["enrgy"]}, "did you mean 'energy'"),
+    "an empty list of detectors": ({"detectors": "none.txt"}, "names no detector"),
+    "no list of detectors": ({"detectors": "gone.txt"}, "no file gone.txt"),
+    "an OOD set without a name": ({"ood": ["far"]}, "--ood far=far"),
+    "two OOD sets of one name": ({"ood": ["a=far", "a=near"]}, "two OOD sets"),
+    "an OOD set called id": ({"ood": ["id=far"]}, "another name"),
+    "too many bad images": ({"ood": ["bad=bad"]}, "10 of 10 bad"),
+    "an unknown transform option": ({"transform": "crp=8"}, "did you mean 'crop'"),
+    "a transform without a crop": ({"transform": "mean=0.5"}, "no crop"),
+    "a model that is not there": ({"model": "mine:gone"}, "cannot be imported"),
+    "an unknown head": ({"head": "fcc"}, "did you mean 'fc'"),
+    "an unknown bank dtype": ({"bank_dtype": "int8"}, "float16"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_one_line_exit_2_and_leave_nothing(here: Path, mistake: str) -> None:
+    spoil(here)
+    changes, told = MISTAKES[mistake]
+    result = bench(out="results", **changes)
+    assert result.exit_code == 2, result.output
+    lines = [line for line in result.stderr.splitlines() if "clips at" not in line and " is fm+" not in line]
+    assert len(lines) == 1, lines
+    assert result.stdout == ""
+    import re
+
+    assert re.search(told, lines[0]), lines[0]
+    assert not (here / "results").exists()
+
+
+def test_debug_shows_the_traceback(here: Path) -> None:
+    with pytest.raises(ValueError, match="no such file"):
+        CliRunner().invoke(
+            main, ["--debug", "bench", "--model", "mine:make", "--id", "gone", "--ood", "a=b", "--transform", "crop=8"],
+            catch_exceptions=False,
+        )  # fmt: skip
+
+
+def test_an_unknown_command_or_method_suggests_the_nearest() -> None:
+    assert "did you mean 'bench'" in CliRunner().invoke(main, ["bnech"]).output
+    result = CliRunner().invoke(main, ["methods", "energi"])
+    assert result.exit_code == 2
+    assert "did you mean 'energy'" in result.output
+    assert "k = round(L (1 - p))" in CliRunner().invoke(main, ["methods", "fm"]).output
+    assert "react:clip=0.8" in CliRunner().invoke(main, ["methods", "fmls"]).output
+    assert "maxlogit" in CliRunner().invoke(main, ["methods"]).output
+
+
+def test_help_does_not_wait_for_pytorch() -> None:
+    code = "import sys, nescio.cli; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    result = subprocess.run([sys.executable, "-m", "nescio", "--help"], capture_output=True, text=True, check=True)
+    assert "quickstart" in result.stdout
+
+
+def test_ctrl_c_keeps_what_is_done(here: Path) -> None:
+    """A real interrupt to a real process: exit code 130, one line, and the pass goes on afterwards."""
+    slow = here / "slow.py"
+    slow.write_text(
+        "import time, torch\nfrom conftest import TinyNet\n"
+        "torch.manual_seed(0)\n"
+        "class make(TinyNet):\n"
+        "    def forward(self, x):\n"
+        "        time.sleep(0.3 if x.sum() < 1e9 else 0)\n"  # a branch, so that tracing cannot drop the sleep
+        "        return super().forward(x)\n"
+    )
+    command = [sys.executable, "-m", "nescio", "bench", "--model", "slow:make", "--transform", "crop=8", "--id", "id",
+               "--ood", "far=far", "--detector", "msp", "--batch-size", "4", "--workers", "0"]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(TESTS)}
+    process = subprocess.Popen(command, cwd=here, env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not list((here / "cache").glob("banks/*.partial/state.json")):
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(2)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "goes on where it stopped" in errors
+    assert "Traceback" not in errors
+    assert list((here / "cache").glob("banks/*.partial"))
+    again = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, check=True)
+    assert "continuing an interrupted pass at image" in again.stderr

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from conftest import random_features, training
+from nescio.detector import Detector, fit_all
+from nescio.errors import InputError
+
+
+def test_files_that_are_not_detectors_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("hello")
+    save_file({"a": torch.ones(1)}, tmp_path / "other")
+    (tmp_path / "folder").mkdir()
+    for name, told in {"gone": "no detector file", "text": "cannot be read", "other": "not a detector file"}.items():
+        with pytest.raises(InputError, match=told):
+            Detector.load(tmp_path / name)
+
+
+def test_an_unfitted_detector_is_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not fitted"):
+        Detector.parse("fm+energy").save(tmp_path / "d")
+    assert not list(tmp_path.iterdir())
+
+
+def test_equal_stages_are_fitted_once_and_shared() -> None:
+    f = random_features()
+    passes = 0
+
+    def counted():
+        nonlocal passes
+        passes += 1
+        return training(f)()
+
+    data = training(f)
+    detectors = [Detector.parse(s) for s in ("ls+energy", "fm+ls+msp", "react:q=0.9+ls+energy", "ls+maxlogit")]
+    fit_all(detectors, type(data)(data.head, counted))
+    assert passes == 3  # one for the prototypes, two for the quantile
+    assert detectors[0].stages[0] is detectors[1].stages[1] is detectors[3].stages[0]
+    alone = Detector.parse("fm+ls+msp").fit(training(f))
+    assert torch.equal(alone(f), detectors[1](f))

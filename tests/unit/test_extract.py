@@ -1,0 +1,286 @@
+from __future__ import annotations
+
+import csv
+import logging
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import TINY_TRANSFORM, encoded, picture, tiny_net
+from nescio.bank import Bank, BankKey, BankWriter
+from nescio.data import Source, open_source
+from nescio.data.decode import decode
+from nescio.errors import BadImage, InputError
+from nescio.extraction import Pass, extract
+from nescio.models import Classifier
+
+
+class Pictures:
+    """A source in memory whose images can be bad, slow, or counted."""
+
+    def __init__(self, n: int, bad: dict[int, bytes] | None = None, delay: float = 0) -> None:
+        self.n, self.bad, self.delay = n, bad or {}, delay
+        self.labels = np.arange(n) % 4
+        self.classes = None
+        self.identity = f"{n}-{sorted(self.bad)}"
+
+    def __len__(self) -> int:
+        return self.n
+
+    def name(self, i: int) -> str:
+        return f"picture {i}"
+
+    def read(self, i: int) -> bytes:
+        time.sleep(self.delay)
+        return self.bad.get(i) if i in self.bad else encoded(picture(i))
+
+
+def expected(classifier: Classifier, source: Source, rows: Iterator[int]) -> torch.Tensor:
+    images = torch.stack([TINY_TRANSFORM.geometry(decode(source.read(i))) for i in rows])
+    with torch.no_grad():
+        return classifier(TINY_TRANSFORM.normalise(images)).h
+
+
+def files_of(bank: Bank) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in bank.path.iterdir()}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bank_holds_the_features_labels_and_predictions(classifier: Classifier, tmp_path: Path, workers: int) -> None:
+    source = Pictures(37)
+    bank = extract(classifier, source, cache=tmp_path, batch_size=8, workers=workers)
+    h = torch.cat([f.h for f in bank.chunks(size=10)])
+    torch.testing.assert_close(h, expected(classifier, source, range(37)), rtol=1e-4, atol=1e-5)
+    assert np.array_equal(bank.labels, source.labels)
+    assert np.array_equal(bank.pred, classifier.head(h, h).argmax(1).numpy())
+    assert bank.accuracy == np.mean(bank.pred == bank.labels)
+    assert torch.equal(bank.head.weight, classifier.head.weight)
+
+
+def test_a_known_bank_runs_neither_network_nor_decoder(classifier: Classifier, tmp_path: Path) -> None:
+    first = extract(classifier, Pictures(9), cache=tmp_path, workers=0)
+
+    class Unreadable(Pictures):
+        def read(self, i: int) -> bytes:
+            raise AssertionError(f"decoded image {i} again")
+
+    again = extract(classifier, Unreadable(9), cache=tmp_path, workers=0)
+    assert again.path == first.path
+
+
+def test_anything_that_changes_the_features_makes_another_bank(classifier: Classifier, tmp_path: Path) -> None:
+    changed = tiny_net()
+    changed.conv.weight.data += 0.1
+    other_transform = Classifier(tiny_net(), TINY_TRANSFORM.parse("crop=8,mean=0.1", TINY_TRANSFORM))
+    shift = Pass("shifted", lambda network, x: network(x + 1))
+    banks = [
+        extract(classifier, Pictures(9), cache=tmp_path, workers=0),
+        extract(Classifier(changed, TINY_TRANSFORM), Pictures(9), cache=tmp_path, workers=0),
+        extract(other_transform, Pictures(9), cache=tmp_path, workers=0),
+        extract(classifier, Pictures(10), cache=tmp_path, workers=0),
+        extract(classifier, Pictures(9), cache=tmp_path, workers=0, network_pass=shift),
+        extract(classifier, Pictures(9), cache=tmp_path, workers=0, dtype="float16"),
+    ]
+    assert len({b.path for b in banks}) == 6
+    h = [next(iter(b.chunks())).h for b in banks]
+    assert not torch.allclose(h[0], h[4])
+    assert h[5].dtype == torch.float32
+    torch.testing.assert_close(h[5], h[0], rtol=2e-3, atol=1e-3)
+
+
+BAD = {3: b"", 8: encoded(picture(8))[:70], 20: b"not an image"}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_images_are_recorded_and_leave_no_row(classifier: Classifier, tmp_path: Path, workers: int) -> None:
+    source = Pictures(40, BAD)
+    bank = extract(classifier, source, cache=tmp_path, batch_size=8, workers=workers, max_bad=0.1)
+    good = [i for i in range(40) if i not in BAD]
+    assert bank.rows.tolist() == good
+    assert [(row, image) for row, image, _ in bank.skipped] == [(i, f"picture {i}") for i in BAD]
+    assert bank.skipped[0][2] == "zero bytes"
+    torch.testing.assert_close(
+        torch.cat([f.h for f in bank.chunks(7)]), expected(classifier, source, good), rtol=1e-4, atol=1e-5
+    )
+    with (bank.path / "skipped.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 3
+    with pytest.raises(InputError, match=r"3 of 40 .*0\.01.*picture 3: zero bytes.*skipped\.csv"):
+        extract(classifier, source, cache=tmp_path, workers=0)
+
+
+def test_a_batch_of_bad_images_alone_and_a_set_of_them(classifier: Classifier, tmp_path: Path) -> None:
+    bank = extract(classifier, Pictures(6, {0: b"", 1: b""}), cache=tmp_path, batch_size=2, workers=0, max_bad=0.5)
+    assert bank.rows.tolist() == [2, 3, 4, 5]
+    with pytest.raises(InputError, match="2 of 2"):
+        extract(classifier, Pictures(2, {0: b"", 1: b""}), cache=tmp_path, workers=0, max_bad=1)
+
+
+def test_features_that_are_not_finite_are_bad_images(tmp_path: Path) -> None:
+    classifier = Classifier(tiny_net(), TINY_TRANSFORM)
+
+    def poisoned(network: Classifier, x: torch.Tensor):
+        f = network(x)
+        f.h[1] = float("nan")
+        return f
+
+    bank = extract(
+        classifier, Pictures(4), cache=tmp_path, workers=0, max_bad=0.5, network_pass=Pass("poisoned", poisoned)
+    )
+    assert bank.rows.tolist() == [0, 2, 3]
+    assert "not finite" in bank.skipped[0][2]
+
+
+def test_float16_that_would_overflow_is_refused(classifier: Classifier, tmp_path: Path) -> None:
+    def large(network: Classifier, x: torch.Tensor):
+        f = network(x)
+        return f.with_h(f.h + 1e6)
+
+    with pytest.raises(InputError, match="float32"):
+        extract(classifier, Pictures(4), cache=tmp_path, workers=0, dtype="float16", network_pass=Pass("large", large))
+
+
+class Interrupted(Exception):
+    pass
+
+
+class StopsAt(Pictures):
+    def read(self, i: int) -> bytes:
+        if i == self.stop:
+            raise Interrupted
+        return super().read(i)
+
+
+@pytest.mark.parametrize("stop", [1, 11, 25, 39])
+def test_an_interrupted_pass_continues_to_the_same_bytes(
+    classifier: Classifier, tmp_path: Path, stop: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = extract(classifier, Pictures(40, BAD), cache=tmp_path / "whole", batch_size=8, workers=0, max_bad=1)
+    broken = StopsAt(40, BAD)
+    broken.stop = stop
+    with pytest.raises(Interrupted):
+        extract(classifier, broken, cache=tmp_path / "broken", batch_size=8, workers=0, max_bad=1)
+    with caplog.at_level(logging.INFO, logger="nescio"):
+        # another batch size now: the one that the pass began with is kept
+        bank = extract(classifier, Pictures(40, BAD), cache=tmp_path / "broken", batch_size=5, workers=0, max_bad=1)
+    assert "continuing" in caplog.text
+    assert f"image {stop // 8 * 8} of 40" in caplog.text
+    assert files_of(bank) == files_of(whole)
+
+
+def _extract_in_a_process(cache: Path, delay: float) -> None:
+    classifier = Classifier(tiny_net(), TINY_TRANSFORM)
+    extract(classifier, Pictures(60, delay=delay), cache=cache, batch_size=4, workers=1)
+
+
+def test_a_killed_pass_continues_to_the_same_bytes(classifier: Classifier, tmp_path: Path) -> None:
+    whole = extract(classifier, Pictures(60), cache=tmp_path / "whole", batch_size=4, workers=0)
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=_extract_in_a_process, args=(tmp_path / "killed", 0.05))
+    process.start()
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        partial = list((tmp_path / "killed").glob("banks/*.partial/status.npy"))
+        if partial and np.count_nonzero(np.load(partial[0])) >= 12:
+            break
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert list((tmp_path / "killed").glob("banks/*.partial"))
+    bank = extract(classifier, Pictures(60), cache=tmp_path / "killed", batch_size=4, workers=0)
+    assert files_of(bank) == files_of(whole)
+
+
+def test_two_processes_at_once_make_one_bank(classifier: Classifier, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_extract_in_a_process, args=(tmp_path / "both", 0.01)) for _ in range(2)]
+    for p in processes:
+        p.start()
+    for p in processes:
+        p.join(120)
+    assert [p.exitcode for p in processes] == [0, 0]
+    bank = extract(classifier, Pictures(60), cache=tmp_path / "both", workers=0)
+    whole = extract(classifier, Pictures(60), cache=tmp_path / "whole", batch_size=4, workers=0)
+    assert files_of(bank) == files_of(whole)
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "manifest", "format"])
+def test_a_damaged_or_stale_bank_is_built_again_with_a_line(
+    classifier: Classifier, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    bank = extract(classifier, Pictures(20), cache=tmp_path, workers=0)
+    before = files_of(bank)
+    h, manifest = bank.path / "h.npy", bank.path / "manifest.json"
+    if damage == "flip":
+        data = bytearray(h.read_bytes())
+        data[-5] ^= 1
+        h.write_bytes(data)
+    elif damage == "truncate":
+        h.write_bytes(h.read_bytes()[:-8])
+    elif damage == "remove":
+        (bank.path / "pred.npy").unlink()
+    elif damage == "manifest":
+        manifest.write_text("{")
+    else:
+        manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 0'))
+    again = extract(classifier, Pictures(20), cache=tmp_path, workers=0)
+    assert "building it again" in caplog.text
+    assert files_of(again) == before
+
+
+def test_a_damaged_partial_bank_starts_again(classifier: Classifier, tmp_path: Path, caplog) -> None:
+    broken = StopsAt(40)
+    broken.stop = 30
+    with pytest.raises(Interrupted):
+        extract(classifier, broken, cache=tmp_path, batch_size=8, workers=0)
+    (partial,) = tmp_path.glob("banks/*.partial")
+    (partial / "h.npy").write_bytes(b"x")
+    bank = extract(classifier, Pictures(40), cache=tmp_path, batch_size=8, workers=0)
+    assert "starting again" in caplog.text
+    assert len(bank) == 40
+
+
+def test_a_full_disk_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
+    classifier = Classifier(tiny_net(), TINY_TRANSFORM)
+    writer = BankWriter(tmp_path, BankKey("w", "t", "d", "p", "float32"))
+    with pytest.raises(InputError, match=r"needs .* GB.*--cache"):
+        writer.begin(1000, classifier.head, 8)
+    assert not writer.partial.exists()
+
+
+def test_a_source_that_raises_bad_image_itself_is_recorded(classifier: Classifier, tmp_path: Path) -> None:
+    class Raises(Pictures):
+        def read(self, i: int) -> bytes:
+            if i == 2:
+                raise BadImage("row 2 is torn")
+            if i == 3:
+                raise PermissionError("no access")
+            return super().read(i)
+
+    bank = extract(classifier, Raises(8), cache=tmp_path, workers=2, max_bad=0.5)
+    assert [s[2] for s in bank.skipped] == ["row 2 is torn", "no access"]
+
+
+def test_files_that_vanish_are_bad_images(
+    classifier: Classifier, make_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = make_folder("set", per_class=5)
+    source = open_source(folder)
+    assert source.identity
+    (folder / "a" / "1.png").unlink()
+    bank = extract(classifier, source, cache=tmp_path, workers=0, max_bad=0.2)
+    assert [s[0] for s in bank.skipped] == [1]
+    assert bank.skipped[0][1].endswith("a/1.png")
+
+
+def test_an_unknown_dtype_is_refused(classifier: Classifier, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="did you mean 'float16'"):
+        extract(classifier, Pictures(2), cache=tmp_path, dtype="float61")

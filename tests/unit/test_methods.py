@@ -1,0 +1,169 @@
+"""Each method against its formula, written out independently in NumPy or autograd."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import logsumexp, softmax
+
+from conftest import random_features, tiny_net, training
+from nescio.detector import Detector
+from nescio.errors import InputError
+from nescio.extraction import pass_of
+from nescio.features import Features, Head, TrainingData
+from nescio.models import Classifier
+
+F = random_features()
+
+
+def fitted(spec: str, f: Features = F) -> Detector:
+    return Detector.parse(spec).fit(training(f))
+
+
+def arrays(f: Features) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    return f.h.double().numpy(), f.head.weight.double().numpy(), f.head.bias.double().numpy(), f.pred.numpy()
+
+
+def masks(W: np.ndarray, p: float) -> np.ndarray:
+    keep = round(W.shape[1] * (1 - p))
+    out = np.zeros_like(W)
+    for c, row in enumerate(W):
+        out[c, np.argsort(-row, kind="stable")[:keep]] = 1
+    return out
+
+
+def smoothing(f: Features) -> np.ndarray:
+    h, _, _, pred = arrays(f)
+    v = np.stack([F.h.double().numpy()[F.labels.numpy() == c].mean(0) for c in range(5)])[pred]
+    return np.maximum(0, (h * v).sum(1) / np.maximum(1e-300, np.linalg.norm(h, axis=1) * np.linalg.norm(v, axis=1)))
+
+
+SCORES = {
+    "msp": lambda f: softmax(f, axis=1).max(1),
+    "maxlogit": lambda f: f.max(1),
+    "energy": lambda f: logsumexp(f, axis=1),
+    "entropy": lambda f: (softmax(f, axis=1) * np.log(softmax(f, axis=1))).sum(1),
+}
+
+
+@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("p", [0.0, 0.3, 0.6, 0.9])
+def test_fm_react_ls_around_every_score(score: str, p: float) -> None:
+    h, W, b, pred = arrays(F)
+    clip = 1.3
+    f_hat = smoothing(F)[:, None] * (np.minimum(masks(W, p)[pred] * h, clip) @ W.T + b)
+    got = fitted(f"fm:p={p}+react:clip={clip}+ls+{score}")(F)
+    assert got.dtype == torch.float64
+    np.testing.assert_allclose(got.numpy(), SCORES[score](f_hat), rtol=2e-5, atol=1e-6)
+
+
+def test_mask_ranks_signed_weights_and_keeps_at_least_one() -> None:
+    head = Head(torch.tensor([[3.0, -5.0, 1.0, 2.0], [-1.0, -2.0, -3.0, -4.0]]), torch.zeros(2))
+    f = Features(torch.ones(2, 4), head, torch.tensor([0, 1]))
+    data = TrainingData(head)
+    half = Detector.parse("fm:p=0.5+energy").fit(data).pipeline(f).h
+    assert half.tolist() == [[1, 0, 0, 1], [1, 1, 0, 0]]
+    assert Detector.parse("fm:p=0.99+energy").fit(data).pipeline(f).h.sum(1).tolist() == [1, 1]
+
+
+def test_react_quantile_is_of_raw_training_features_even_after_fm() -> None:
+    detector = fitted("fm:p=0.5+react:q=0.9+energy")
+    assert detector.settings()["react"]["limit"] == pytest.approx(np.quantile(F.h.numpy(), 0.9), rel=1e-6)
+    assert fitted("react+energy").settings()["react"]["limit"] == detector.settings()["react"]["limit"]
+
+
+def test_temperature_divides_the_logits() -> None:
+    np.testing.assert_allclose(
+        fitted("temperature:T=4+msp")(F), softmax(F.logits.numpy() / 4, axis=1).max(1), rtol=1e-5
+    )
+
+
+def test_cosine_keeps_its_sign_and_ls_does_not_let_it_turn_the_logits() -> None:
+    turned = Features(-F.h, F.head, F.pred, F.labels)
+    assert (fitted("cosine")(turned) <= 0).all()
+    smoothed = fitted("ls+energy")
+    torch.testing.assert_close(smoothed(turned), torch.full((len(F),), np.log(5.0), dtype=torch.float64))
+
+
+def test_a_zero_feature_vector_has_cosine_zero() -> None:
+    zero = Features(torch.zeros(1, 12), F.head, torch.tensor([2]))
+    assert fitted("cosine")(zero).item() == 0
+    assert fitted("ls+energy")(zero).item() == pytest.approx(np.log(5))
+
+
+def test_a_class_without_training_images_is_named() -> None:
+    keep = (F.labels != 3).nonzero().flatten()
+    some = Features(F.h[keep], F.head, F.pred[keep], F.labels[keep])
+    for spec in ("ls+energy", "cosine"):
+        with pytest.raises(InputError, match=r"class 3;"):
+            fitted(spec, some)
+
+
+def test_labels_are_needed_and_checked() -> None:
+    unlabelled = Features(F.h, F.head, F.pred, torch.full((len(F),), -1))
+    with pytest.raises(InputError, match="labels in 0…4"):
+        fitted("ls+energy", unlabelled)
+    with pytest.raises(InputError, match="no training images"):
+        Detector.parse("ls+energy").fit(TrainingData(F.head))
+
+
+def test_msp_does_not_tie_where_float32_would() -> None:
+    head = Head(torch.eye(2) * 20, torch.zeros(2))
+    h = torch.tensor([[1.0, 0.0], [1.1, 0.0]])
+    a, b = Detector.parse("msp").fit(TrainingData(head))(Features(h, head, torch.tensor([0, 0])))
+    assert a < b < 1
+    assert torch.softmax(h @ head.weight.T, 1).amax(1).eq(1).all()
+
+
+def odin_by_hand(net: torch.nn.Module, x: torch.Tensor, eps: float, T: float, transform, std=None) -> torch.Tensor:
+    """The perturbed image from plain autograd; ``transform(h, pred)`` gives the pipeline's logits before T."""
+    x = x.clone().requires_grad_()
+    z = torch.relu(net.norm(net.conv(x))).mean((2, 3))
+    pred = net.fc(z).argmax(1)
+    log_p = torch.log_softmax(transform(z, pred) / T, 1)
+    loss = -log_p[torch.arange(len(x)), pred].sum()
+    loss.backward()
+    step = eps * torch.sign(-x.grad) / (1 if std is None else std.view(1, 3, 1, 1))
+    return (x + step).detach()
+
+
+@pytest.mark.parametrize("per_std", [False, True])
+@pytest.mark.parametrize("around", ["", "fm:p=0.5+react:clip=0.4+ls+"])
+def test_odin_perturbs_along_the_whole_pipelines_gradient(classifier: Classifier, around: str, per_std: bool) -> None:
+    net = tiny_net()
+    g = torch.Generator().manual_seed(3)
+    x = torch.randn(40, 3, 8, 8, generator=g)
+    with torch.no_grad():
+        raw = classifier(x)
+    data = training(Features(raw.h, raw.head, raw.pred, torch.arange(40) % 4))
+    eps, T = 0.05, 10.0
+    detector = Detector.parse(f"odin:eps={eps},T={T}{',per_std=true' if per_std else ''}+{around}msp").fit(data)
+
+    W, b = net.fc.weight.detach(), net.fc.bias.detach()
+    mask = torch.from_numpy(masks(W.numpy(), 0.5))
+    v = torch.stack([raw.h[torch.arange(40) % 4 == c].mean(0) for c in range(4)])
+
+    def pipeline(h: torch.Tensor, pred: torch.Tensor) -> torch.Tensor:
+        if not around:
+            return h @ W.T + b
+        s = torch.cosine_similarity(h, v[pred], dim=1).clamp(min=0)
+        return s[:, None] * ((h * mask[pred]).clamp(max=0.4) @ W.T + b)
+
+    moved = odin_by_hand(net, x, eps, T, pipeline, classifier.std if per_std else None)
+    z = torch.relu(net.norm(net.conv(moved))).mean((2, 3)).detach()
+    expected = torch.softmax(pipeline(z, (z @ W.T + b).argmax(1)).double() / T, 1).amax(1)
+    network_pass = pass_of(detector)
+    assert network_pass.gradients
+    torch.testing.assert_close(detector(network_pass.run(classifier, x)), expected, rtol=1e-6, atol=1e-8)
+    if not per_std:  # a small step, so the confidence can only rise on average
+        assert detector(network_pass.run(classifier, x)).mean() > detector(raw).mean()
+
+
+def test_the_odin_pass_is_named_by_all_that_decides_it() -> None:
+    keys = [
+        pass_of(fitted(spec)).key
+        for spec in ("odin+msp", "odin+energy", "odin:eps=0.1+msp", "odin+fm+msp", "odin+fm:p=0.1+msp", "msp")
+    ]
+    assert keys[0] == keys[1]  # the score plays no part in the pass
+    assert len(set(keys)) == 5

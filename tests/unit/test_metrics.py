@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+
+from nescio import metrics
+from nescio.errors import InputError
+
+SCORES = st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=40)
+
+
+@settings(deadline=None)
+@given(SCORES, SCORES)
+def test_areas_equal_scikit_learn_with_ties(ids: list[float], oods: list[float]) -> None:
+    truth, scores = np.r_[np.ones(len(ids)), np.zeros(len(oods))], np.r_[ids, oods]
+    assert metrics.auroc(ids, oods) == pytest.approx(roc_auc_score(truth, scores), abs=1e-12)
+    assert metrics.aupr_in(ids, oods) == pytest.approx(average_precision_score(truth, scores), abs=1e-12)
+    assert metrics.aupr_out(ids, oods) == pytest.approx(average_precision_score(1 - truth, -scores), abs=1e-12)
+
+
+@settings(deadline=None)
+@given(SCORES, SCORES, st.sampled_from([0.5, 0.8, 0.9, 0.95, 1.0]))
+def test_fpr_is_the_definition(ids: list[float], oods: list[float], tpr: float) -> None:
+    ok = [t for t in ids if np.mean(np.array(ids) >= t) >= tpr - 1e-12]
+    assert metrics.threshold_at_tpr(ids, tpr) == max(ok)
+    assert metrics.fpr_at_tpr(ids, oods, tpr) == np.mean(np.array(oods) >= max(ok))
+
+
+@pytest.mark.parametrize("n", [20, 100, 2000, 10_000, 999])
+def test_threshold_is_the_sorted_score_at_a_twentieth(n: int) -> None:
+    ids = np.random.default_rng(0).permutation(n).astype(float)
+    assert metrics.threshold_at_tpr(ids) == np.floor(0.05 * n)
+
+
+def test_the_other_direction_has_its_own_name() -> None:
+    ids, oods = np.arange(10.0), np.arange(10.0) - 5
+    # rejecting (score <= t) at least 95 % of OOD means all ten here: t = 4, which rejects ID 0…4
+    assert metrics.fpr_at_tpr_ood_positive(ids, oods) == 0.5
+    assert metrics.fpr_at_tpr(ids, oods) == 0.5
+    assert metrics.fpr_at_tpr(ids, oods, 0.8) != metrics.fpr_at_tpr_ood_positive(ids, oods, 0.9)
+
+
+def test_large_arrays_agree_with_scikit_learn() -> None:
+    rng = np.random.default_rng(1)
+    ids, oods = rng.normal(1, 1, 30_000), rng.normal(0, 1, 20_000)
+    truth, scores = np.r_[np.ones(len(ids)), np.zeros(len(oods))], np.r_[ids, oods]
+    fpr, tpr, _ = roc_curve(truth, scores, drop_intermediate=False)
+    assert metrics.auroc(ids, oods) == pytest.approx(roc_auc_score(truth, scores), abs=1e-9)
+    assert metrics.fpr_at_tpr(ids, oods) == pytest.approx(fpr[np.argmax(tpr >= 0.95)], abs=1e-9)
+    ours_fpr, ours_tpr = metrics.roc(ids, oods)
+    np.testing.assert_allclose(np.trapezoid(ours_tpr, ours_fpr), roc_auc_score(truth, scores), atol=1e-9)
+
+
+def test_risk_coverage_is_the_mean_over_orders_of_a_tie() -> None:
+    scores, correct = [3.0, 2.0, 2.0, 2.0, 1.0], [True, False, True, True, False]
+    orders = []
+    for tie in itertools.permutations([1, 2, 3]):
+        wrong = [not correct[i] for i in (0, *tie, 4)]
+        orders.append(np.cumsum(wrong) / np.arange(1, 6))
+    coverage, risk = metrics.risk_coverage(scores, correct)
+    np.testing.assert_allclose(risk, np.mean(orders, axis=0))
+    np.testing.assert_allclose(coverage, [0.2, 0.4, 0.6, 0.8, 1.0])
+    assert metrics.aurc(scores, correct) == pytest.approx(np.mean(orders))
+
+
+def test_bootstrap_covers_the_truth_about_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    truth = 0.760249938906524  # Phi(1 / sqrt 2)
+    hits = 0
+    for seed in range(60):
+        low, high = metrics.bootstrap(
+            metrics.auroc, rng.normal(1, 1, 150), rng.normal(0, 1, 150), resamples=200, seed=seed
+        )
+        hits += low <= truth <= high
+    assert 51 <= hits <= 60  # 57 expected; 51 is three standard deviations below
+
+
+@pytest.mark.parametrize("metric", [*metrics.METRICS.values(), metrics.fpr_at_tpr_ood_positive])
+def test_nan_empty_and_wrong_shapes_are_refused(metric) -> None:
+    with pytest.raises(InputError, match="NaN"):
+        metric([1.0, float("nan")], [0.0])
+    with pytest.raises(InputError, match="OOD"):
+        metric([1.0], [])
+    with pytest.raises(InputError, match="shape"):
+        metric([[1.0]], [0.0])
+    assert 0 <= metric([1.0, float("inf")], [0.0, -float("inf")]) <= 1
+
+
+def test_percent_are_refused_with_a_hint() -> None:
+    with pytest.raises(InputError, match=r"tpr=0\.95"):
+        metrics.fpr_at_tpr([1.0], [0.0], 95)

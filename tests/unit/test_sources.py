@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import pickle
+import struct
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+from torchvision.datasets import FakeData
+
+from conftest import encoded, picture
+from nescio.data import Source, open_source
+from nescio.data.datasets import DatasetSource
+from nescio.data.decode import decode
+from nescio.data.hashing import hash_files
+from nescio.errors import BadImage, InputError
+
+
+def pixels(source: Source) -> list[bytes]:
+    return [decode(source.read(i)).tobytes() for i in range(len(source))]
+
+
+def write_parquet(
+    path: Path, n: int = 5, *, names: list[str] | None = None, group: int = 2, **columns: pa.Array
+) -> Path:
+    images = pa.array([{"bytes": encoded(picture(i)), "path": f"{i}.png"} for i in range(n)])
+    table = pa.table({"image": images, "label": pa.array([i % 2 for i in range(n)])} | columns)
+    if names:
+        meta = '{"info": {"features": {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": %s}}}}'
+        table = table.replace_schema_metadata({"huggingface": meta % str(names).replace("'", '"')})
+    pq.write_table(table, path, row_group_size=group)
+    return path
+
+
+def test_class_folders_give_labels_in_sorted_order(make_folder: Callable[..., Path]) -> None:
+    source = open_source(make_folder("set", classes=("zebra", "ant")))
+    assert source.classes == ["ant", "zebra"]
+    assert source.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert pixels(source)[0] == picture(100).tobytes()
+    assert source.name(0).endswith("ant/0.png")
+
+
+def test_a_flat_folder_has_no_labels_and_ignores_what_is_not_an_image(tmp_path: Path) -> None:
+    picture(0).save(tmp_path / "a.png")
+    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "._a.png").write_text("macOS leaves these")
+    source = open_source(tmp_path)
+    assert (len(source), source.classes, source.labels.tolist()) == (1, None, [-1])
+
+
+def test_zip_and_tar_read_as_the_folder_does(make_folder: Callable[..., Path], tmp_path: Path) -> None:
+    folder = make_folder("set")
+    expected = pixels(open_source(folder))
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as z:
+        for p in sorted(folder.rglob("*.png")):
+            z.write(p, p.relative_to(tmp_path))  # the folder itself is in the archive
+    for name, mode in (("set.tar", "w"), ("set.tar.gz", "w:gz"), ("set.tgz", "w:gz")):
+        with tarfile.open(tmp_path / name, mode) as t:
+            t.add(folder, ".")
+    for name in ("set.zip", "set.tar", "set.tar.gz", "set.tgz"):
+        source = open_source(tmp_path / name)
+        assert pixels(source) == expected
+        assert source.classes == ["a", "b"]
+        assert source.labels.tolist() == [0, 0, 0, 1, 1, 1]
+        assert pixels(pickle.loads(pickle.dumps(source))) == expected  # as a worker process gets it
+
+
+def test_a_damaged_zip_member_is_one_bad_image(make_folder: Callable[..., Path], tmp_path: Path) -> None:
+    folder = make_folder("set")
+    path = tmp_path / "set.zip"
+    with zipfile.ZipFile(path, "w") as z:
+        for p in sorted(folder.rglob("*.png")):
+            z.write(p, p.relative_to(folder))
+    data = bytearray(path.read_bytes())
+    data[150] ^= 0xFF  # inside the first member
+    path.write_bytes(data)
+    source = open_source(path)
+    with pytest.raises(BadImage):
+        decode(source.read(0))
+    assert decode(source.read(1)).size == (12, 10)
+
+
+def test_parquet_with_row_groups_names_and_nulls(tmp_path: Path) -> None:
+    source = open_source(write_parquet(tmp_path / "a.parquet", names=["cat", "dog"]))
+    assert source.classes == ["cat", "dog"]
+    assert source.labels.tolist() == [0, 1, 0, 1, 0]
+    assert pixels(source) == [picture(i).tobytes() for i in range(5)]
+    assert decode(pickle.loads(pickle.dumps(source)).read(4)).tobytes() == picture(4).tobytes()
+    empty = pa.array([{"bytes": None, "path": "x"}])
+    pq.write_table(pa.table({"image": empty}), tmp_path / "b.parquet")
+    with pytest.raises(BadImage, match="no image bytes"):
+        open_source(tmp_path / "b.parquet").read(0)
+
+
+def test_slices_globs_and_shards(tmp_path: Path, make_folder: Callable[..., Path]) -> None:
+    for i in range(2):
+        write_parquet(tmp_path / f"part-{i}.parquet", n=3)
+    both = open_source(f"{tmp_path}/part-*.parquet")
+    assert len(both) == len(open_source(tmp_path)) == 6  # a folder of shards
+    assert decode(both.read(4)).tobytes() == picture(1).tobytes()
+    first = open_source(f"{tmp_path}/part-*.parquet[1:4]")
+    assert first.labels.tolist() == [1, 0, 0]
+    assert first.identity != both.identity
+    folder = make_folder("set")
+    assert len(open_source(f"{folder}/**/*.png")) == 6
+    assert len(open_source(f"{folder}[:2]")) == 2
+
+
+def test_identity_follows_contents_not_places(make_folder: Callable[..., Path], tmp_path: Path) -> None:
+    one, same, other = make_folder("one"), make_folder("same"), make_folder("other", seed=7)
+    assert open_source(one).identity == open_source(same).identity != open_source(other).identity
+    before = hash_files([one / "a" / "0.png"])
+    picture(99).save(one / "a" / "0.png")
+    assert hash_files([one / "a" / "0.png"]) != before
+    assert open_source(one).identity != open_source(same).identity
+
+
+def test_any_map_style_data_set() -> None:
+    source = DatasetSource(FakeData(4, (3, 9, 7), num_classes=3))
+    assert decode(source.read(1)).size == (7, 9)
+    assert source.identity == DatasetSource(FakeData(4, (3, 9, 7), num_classes=3)).identity
+    tensors = DatasetSource(TensorDataset(torch.rand(3, 1, 5, 6), torch.tensor([2, 0, 1])))
+    assert tensors.labels.tolist() == [2, 0, 1]
+    assert decode(tensors.read(0)).size == (6, 5)
+    with pytest.raises(BadImage, match=r"\[0, 1\]"):
+        DatasetSource(TensorDataset(torch.full((1, 3, 4, 4), -2.0))).read(0)
+    assert tensors.identity != DatasetSource(tensors.dataset, identity="mine").identity
+
+
+def test_torchvision_sets_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NESCIO_CACHE", str(tmp_path))
+    raw = tmp_path / "datasets" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    digits = np.arange(3 * 28 * 28, dtype=np.uint8).reshape(3, 28, 28)
+    for part in ("train", "t10k"):
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">iiii", 2051, 3, 28, 28) + digits.tobytes())
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">ii", 2049, 3) + bytes([5, 0, 4]))
+    source = open_source("torchvision:MNIST/test")
+    assert source.labels.tolist() == [5, 0, 4]
+    np.testing.assert_array_equal(np.asarray(decode(source.read(1)))[:, :, 0], digits[1])
+    with pytest.raises(InputError, match="did you mean 'MNIST'"):
+        open_source("torchvision:MNISTT")
+    with pytest.raises(InputError, match="splits train and test"):
+        open_source("torchvision:MNIST/val")
+
+
+def test_what_is_not_there_or_empty_is_named(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_text("x")
+    (tmp_path / "bad.parquet").write_text("x")
+    (tmp_path / "bad.zip").write_text("x")
+    (tmp_path / "bad.tar").write_text("x")
+    (tmp_path / "x.csv").write_text("x")
+    write_parquet(tmp_path / "few.parquet")
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "numbers.parquet")
+    for spec, told in {
+        "gone": "no such file",
+        "empty": "it is empty",
+        "text": r"end in \.txt",
+        "bad.parquet": "cannot be read as parquet",
+        "bad.zip": "cannot be read as a zip",
+        "bad.tar": "cannot be read as a tar",
+        "x.csv": "neither a folder",
+        "*.jpg": "no images match",
+        "few.parquet[9:]": "has 5",
+        "numbers.parquet": "no image column",
+    }.items():
+        with pytest.raises(InputError, match=told):
+            open_source(f"{tmp_path}/{spec}")
