@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
 
 from nescio.data.hashing import combine, hash_files
@@ -94,7 +95,7 @@ class Bank:
         return float((self.pred == self.labels)[known].mean()) if known.any() else float("nan")
 
     def chunks(self, size: int = 4096) -> Iterator[Features]:
-        """The bank in order, ``size`` rows of the data set at a time, as float32 (or float64, never float16)."""
+        """The bank in order, ``size`` rows of the data set at a time, as float32."""
         h, status = self._arrays["h"], self._arrays["status"]
         for start in range(0, len(status), size):
             at = slice(start, start + size)
@@ -115,16 +116,34 @@ class DamagedBank(Exception):
 class BankWriter:
     """Writes a bank row by row into ``KEY.partial``, so that an interrupted run can go on, and renames it when done.
 
-    Hold the lock while using it: ``with writer.lock``.
+    Use it inside ``with writer.alone()``.
     """
 
     def __init__(self, root: Path, key: BankKey) -> None:
-        root.mkdir(parents=True, exist_ok=True)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise InputError(f"banks cannot be kept in {root}: {e}; name another folder (--cache DIR)") from None
         self.key = key
         self.final = root / key.digest
         self.partial = root / f"{key.digest}.partial"
-        self.lock = FileLock(root / f"{key.digest}.lock")
+        self._lock = FileLock(root / f"{key.digest}.lock")
         self._arrays: dict[str, Any] = {}
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other processes from this bank; where one is at it already, say so and wait."""
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            log.info("another process is making bank %s: waiting for it", self.final.name)
+            self._lock.acquire()
+        except OSError as e:
+            raise InputError(f"banks cannot be kept in {self.final.parent}: {e}; name another (--cache DIR)") from None
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     def finished(self) -> Bank | None:
         """The bank, if it was written before and is whole; a damaged one is removed, with a line that says so."""

@@ -67,15 +67,16 @@ def bench(
         banks.append((name, bank))
         return bank
 
-    training = TrainingData(classifier.head)
+    train_bank = None
     if train_source is not None and any(d.needs_train for d in fitted.values()):
-        training = TrainingData(classifier.head, bank_of("train", train_source).chunks)
+        train_bank = bank_of("train", train_source)
     id_bank = bank_of("id", id_source)
+    training = TrainingData(id_bank.head, train_bank.chunks if train_bank else None)
     fit_seconds = dict(zip(fitted, fit_all(list(fitted.values()), training), strict=True))
 
     id_set, ood_sets = Scored("id", id_source, {}, {}), [Scored(n, s, {}, {}) for n, s in ood_sources.items()]
     seconds: dict[tuple[str, str], float] = {}
-    for network_pass, group in _by_pass(fitted):
+    for network_pass, group in _by_pass(fitted, classifier):
         for scored in (id_set, *ood_sets):
             bank = bank_of(scored.name, scored.source, network_pass)
             scores, spent = score_all([fitted[g] for g in group], bank.chunks())
@@ -104,11 +105,11 @@ def _open(source: AnySource) -> Source:
     return open_source(source) if isinstance(source, str | Path) else source
 
 
-def _by_pass(detectors: Mapping[str, Detector]) -> Iterable[tuple[Pass, list[str]]]:
+def _by_pass(detectors: Mapping[str, Detector], classifier: Classifier) -> Iterable[tuple[Pass, list[str]]]:
     passes: dict[str, Pass] = {}
     groups: dict[str, list[str]] = {}
     for given, detector in detectors.items():
-        network_pass = pass_of(detector)
+        network_pass = pass_of(detector, classifier.device)
         passes.setdefault(network_pass.key, network_pass)
         groups.setdefault(network_pass.key, []).append(given)
     return [(passes[key], group) for key, group in groups.items()]
@@ -159,7 +160,10 @@ def _row(
     resamples: int,
 ) -> dict[str, Any]:
     pair = (id_set.scores[given], ood.scores[given])
-    values: dict[str, Any] = {name: metric(*pair) for name, metric in metrics.METRICS.items()}
+    try:
+        values: dict[str, Any] = {name: metric(*pair) for name, metric in metrics.METRICS.items()}
+    except InputError as e:
+        raise InputError(f"detector '{given}' on '{ood.name}': {e}") from None
     if resamples:
         values["intervals"] = {
             name: metrics.bootstrap(metrics.METRICS[name], *pair, resamples=resamples) for name in ("fpr95", "auroc")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from nescio.data.hashing import cache_root
 from nescio.data.sources import Source
 from nescio.data.transforms import Transform
 from nescio.detector import Detector
-from nescio.errors import BadImage, InputError, nearest
+from nescio.errors import BadImage, InputError, check_share, nearest
 from nescio.features import Features
 from nescio.models import Classifier
 from nescio.progress import progress_bar
@@ -46,12 +47,14 @@ class Pass:
 PLAIN = Pass("plain", lambda network, x: network(x))
 
 
-def pass_of(detector: Detector) -> Pass:
-    """The pass that a fitted detector needs: the plain one, unless it begins with an input stage."""
+def pass_of(detector: Detector, device: torch.device | str = "cpu") -> Pass:
+    """The pass that a fitted detector needs, on the network's device; without an input stage, the plain one."""
     stage = detector.input_stage
     if stage is None:
         return PLAIN
-    return Pass(detector.pass_key, lambda network, x: stage.run(network, detector.pipeline, x), gradients=True)
+    # detectors are fitted on banks, and score them, on the CPU; this pass needs the stages where the network is
+    pipeline = copy.deepcopy(detector).to(device).pipeline
+    return Pass(detector.pass_key, lambda network, x: stage.run(network, pipeline, x), gradients=True)
 
 
 def extract(
@@ -87,20 +90,19 @@ def extract(
     Raises:
         InputError: more than ``max_bad`` of the images are bad, or all of them; the bank and its list stay.
     """
+    check_share("max_bad", max_bad)
     if dtype not in DTYPES:
         raise InputError(f"unknown bank dtype '{dtype}'{nearest(dtype, DTYPES)}")
     key = BankKey(classifier.fingerprint, str(classifier.transform), source.identity, network_pass.key, dtype)
     writer = BankWriter((cache or cache_root()) / "banks", key)
-    bank = writer.finished()
-    if bank is None:
-        with writer.lock:
-            bank = writer.finished()  # another process may have written it meanwhile
-            if bank is None:
-                size = batch_size or (CPU_BATCH if classifier.device.type == "cpu" else GPU_BATCH)
-                start, size = writer.begin(len(source), classifier.head, size)
-                network = classifier if network_pass.gradients else classifier.optimised()
-                _fill(writer, network, source, network_pass, start, size, workers, title, progress)
-                bank = writer.finish()
+    with writer.alone():
+        bank = writer.finished()
+        if bank is None:
+            size = batch_size or (CPU_BATCH if classifier.device.type == "cpu" else GPU_BATCH)
+            start, size = writer.begin(len(source), classifier.head, size)
+            network = classifier if network_pass.gradients else classifier.optimised()
+            _fill(writer, network, source, network_pass, start, size, workers, title, progress)
+            bank = writer.finish()
     _check_bad(bank, source, max_bad, title)
     return bank
 

@@ -29,6 +29,10 @@ class Head:
     def __call__(self, h: Tensor, pred: Tensor) -> Tensor:
         """Logits ``(B, C)`` of features ``h (B, L)``; this plain head does not depend on ``pred (B,)``."""
         del pred
+        return self.linear(h)
+
+    def linear(self, h: Tensor) -> Tensor:
+        """``W h + b``: the raw logits ``(B, C)``."""
         return torch.nn.functional.linear(h, self.weight, self.bias)
 
     @property

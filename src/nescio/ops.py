@@ -41,9 +41,7 @@ def class_means(chunks: Iterable[tuple[Tensor, Tensor]], n_classes: int) -> tupl
         if total is None or counts is None:
             total = h.new_zeros(n_classes, h.shape[1], dtype=torch.float64)
             counts = torch.zeros(n_classes, dtype=torch.int64, device=h.device)
-        # one-hot product: sums a chunk per class in float64 at the speed of a matrix product
-        one_hot = torch.nn.functional.one_hot(y, n_classes).to(torch.float64)
-        total += one_hot.T @ h.to(torch.float64)
+        total.index_add_(0, y, h.to(torch.float64))
         counts += torch.bincount(y, minlength=n_classes)
     if total is None or counts is None:
         raise ValueError("class_means: no features to average")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from timm.models.resnet import BasicBlock, ResNet
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -16,6 +16,7 @@ from nescio.data import Transform, open_source
 from nescio.data.decode import decode
 from nescio.data.embedded import SIDE, write_embedded
 from nescio.models import Classifier
+from nescio.models.weights import read_weights
 from nescio.progress import progress_bar
 from nescio.results import Results
 
@@ -49,7 +50,7 @@ def quickstart(out: Path, *, epochs: int = 10, seed: int = 0, **options: Any) ->
     sets = write_embedded(out / "data", seed)
     model, weights = network(), out / "model.safetensors"
     if weights.exists():
-        model.load_state_dict(load_file(weights))
+        model.load_state_dict(read_weights(weights))
     else:
         train(
             model,

@@ -185,6 +185,9 @@ MISTAKES = {
     "a transform without a crop": ({"transform": "mean=0.5"}, "no crop"),
     "a model that is not there": ({"model": "mine:gone"}, "cannot be imported"),
     "an unknown head": ({"head": "fcc"}, "did you mean 'fc'"),
+    "a device that is not there": ({"device": "cuda:99"}, "device 'cuda:99' cannot be used"),
+    "a share of bad images in percent": ({"max_bad": 5}, r"did you mean max_bad=0\.05"),
+    "a cache that cannot be": ({"cache": "w.safetensors/cache"}, "--cache DIR"),
     "an unknown bank dtype": ({"bank_dtype": "int8"}, "float16"),
 }
 
@@ -229,7 +232,8 @@ def test_help_does_not_wait_for_pytorch() -> None:
     assert "quickstart" in result.stdout
 
 
-def test_ctrl_c_keeps_what_is_done(here: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 2])
+def test_ctrl_c_keeps_what_is_done(here: Path, workers: int) -> None:
     """A real interrupt to a real process: exit code 130, one line, and the pass goes on afterwards."""
     slow = here / "slow.py"
     slow.write_text(
@@ -241,7 +245,7 @@ def test_ctrl_c_keeps_what_is_done(here: Path) -> None:
         "        return super().forward(x)\n"
     )
     command = [sys.executable, "-m", "nescio", "bench", "--model", "slow:make", "--transform", "crop=8", "--id", "id",
-               "--ood", "far=far", "--detector", "msp", "--batch-size", "4", "--workers", "0"]  # fmt: skip
+               "--ood", "far=far", "--detector", "msp", "--batch-size", "4", "--workers", str(workers)]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(TESTS)}
     process = subprocess.Popen(command, cwd=here, env=environment, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120

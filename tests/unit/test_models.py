@@ -231,6 +231,23 @@ def test_weights_load_through_common_wrappers(in_tmp: Path, kind: str) -> None:
         torch.testing.assert_close(c(x).logits, trained(x), rtol=1e-5, atol=1e-6)
 
 
+class NamedModel(nn.Module):
+    """Whose own keys all begin with what wrappers put before theirs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = tiny_net()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model(x)
+
+
+def test_a_prefix_that_belongs_to_the_model_stays(in_tmp: Path) -> None:
+    (in_tmp / "named.py").write_text("from test_models import NamedModel as make\n")
+    torch.save({f"module.{k}": v for k, v in NamedModel().state_dict().items()}, in_tmp / "w.pt")
+    assert load_classifier("named:make", weights=in_tmp / "w.pt", transform="crop=8").head_name == "model.fc"
+
+
 def test_the_class_count_follows_the_weights_unless_it_is_given(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     save_file(CIFAR_MODELS["resnet18-cifar"](17).state_dict(), path)

@@ -21,7 +21,7 @@ class _Archive:
     def __init__(self, path: Path, members: list[str]) -> None:
         self.path = path
         parts = [Path(m).parts for m in members]
-        while parts and len({p[0] for p in parts}) == 1 and min(map(len, parts)) > 2:
+        while parts and len({p[0] for p in parts}) == 1 and min(map(len, parts)) > 1:
             parts = [p[1:] for p in parts]  # the archived folder itself is not a class
         self.members = members
         self.classes, self.labels = class_folders(parts, len(members))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
+_UNSETTLED = 2_000_000_000  # nanoseconds
 _TABLE = "CREATE TABLE IF NOT EXISTS files (path TEXT, size INTEGER, mtime INTEGER, hash TEXT, PRIMARY KEY (path))"
 _FIND = "SELECT hash FROM files WHERE path=? AND size=? AND mtime=?"
 
@@ -32,20 +34,37 @@ def combine(*parts: str | bytes) -> str:
 
 
 def hash_files(paths: Sequence[Path]) -> list[str]:
-    """Content hash of each file. A file of the same path, size and modification time is not read again."""
+    """Content hash of each file. A file of the same path, size and modification time is not read again.
+
+    A file that cannot be read has a hash that says so; whoever reads it later meets the reason.
+    """
     with _memory() as memory, ThreadPoolExecutor() as pool:
-        keys = [(str(p.absolute()), (s := p.stat()).st_size, s.st_mtime_ns) for p in paths]
+        keys = list(pool.map(_key, paths))
         known = [memory.execute(_FIND, key).fetchone() for key in keys]
         hashes = list(pool.map(lambda p, row: row[0] if row else _digest(p), paths, known))
-        fresh = [(*k, h) for k, h, row in zip(keys, hashes, known, strict=True) if not row]
-        memory.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", fresh)
-        memory.commit()
+        settled = time.time_ns() - _UNSETTLED
+        # a file written this very moment may be written again without its time changing: it is not remembered
+        fresh = [(*k, h) for k, h, row in zip(keys, hashes, known, strict=True) if not row and k[2] < settled]
+        with suppress(sqlite3.Error):  # locked for a minute, or a full disk: then it is hashed again next time
+            memory.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", fresh)
+            memory.commit()
     return hashes
 
 
+def _key(path: Path) -> tuple[str, int, int]:
+    try:
+        stat = path.stat()
+    except OSError:
+        return str(path.absolute()), -1, time.time_ns()
+    return str(path.absolute()), stat.st_size, stat.st_mtime_ns
+
+
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    except OSError as e:
+        return f"unreadable: {e.strerror}"
 
 
 def _memory() -> closing[sqlite3.Connection]:

@@ -62,14 +62,18 @@ class Classifier(nn.Module):
         self.body = shallow_copy(model).eval()
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.register_buffer("std", torch.tensor(transform.std, device=device), persistent=False)
-        generator = torch.Generator().manual_seed(0)
-        noise = torch.randn(2, 3, transform.crop, transform.crop, generator=generator).to(device)
+        noise = self._noise()
         with torch.no_grad():
             logits, linear = _run_and_list_linear_layers(self.body, noise, self.name)
             self.head_name = _choose_head(self.body, linear, head, self.name)
             self.layer = self.body.get_submodule(self.head_name)
             self._replace_head()
             self._check(noise, logits, linear)
+
+    def _noise(self) -> Tensor:
+        """Two images of noise, always the same, of the size that the network sees."""
+        side = self.transform.crop
+        return torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0)).to(self.device)
 
     def _replace_head(self) -> None:
         owner, _, attribute = self.head_name.rpartition(".")
@@ -93,7 +97,7 @@ class Classifier(nn.Module):
                 f"{self.name}: layer '{self.head_name}' ({weight.shape[1]} → {weight.shape[0]}) does not end the "
                 f"model, which returns {tuple(logits.shape)}; {ways_out}"
             )
-        off = (self.head(h, h[:, 0]) - logits).abs().max() / logits.abs().max().clamp(min=1e-6)
+        off = (self.head.linear(h) - logits).abs().max() / logits.abs().max().clamp(min=1e-6)
         if not off < _TOLERANCE:
             raise InputError(
                 f"{self.name}: the output is not that of its last linear layer '{self.head_name}' (off by "
@@ -119,7 +123,7 @@ class Classifier(nn.Module):
     def forward(self, x: Tensor) -> Features:
         """Features of normalised images ``x (B, 3, H, W)``, with the raw prediction."""
         h, head = self.penultimate(x), self.head
-        return Features(h, head, head(h, torch.empty(0)).argmax(dim=1))
+        return Features(h, head, head.linear(h).argmax(dim=1))
 
     def optimised(self) -> Classifier:
         """The same classifier for inference alone: batch norms folded into convolutions, channels last.
@@ -129,7 +133,7 @@ class Classifier(nn.Module):
         """
         twin = copy.copy(self)
         object.__setattr__(twin, "_modules", dict(self._modules))
-        noise = torch.randn(2, 3, self.transform.crop, self.transform.crop, device=self.device)
+        noise = self._noise()
         try:
             folded = fold_batch_norms(self.body)
             with torch.no_grad():
@@ -149,8 +153,7 @@ class Classifier(nn.Module):
         Raises:
             InputError: the model cannot be traced, or has no global pooling that everything after it depends on.
         """
-        probe = torch.zeros(2, 3, self.transform.crop, self.transform.crop, device=self.device)
-        return split_backbone(self.body, probe, self.name)
+        return split_backbone(self.body, self._noise(), self.name)
 
     @cached_property
     def fingerprint(self) -> str:

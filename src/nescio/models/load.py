@@ -16,7 +16,7 @@ from nescio.data.transforms import INTERPOLATIONS, Transform
 from nescio.errors import InputError, nearest, some
 from nescio.models.cifar import CIFAR_MODELS, CIFAR_TRANSFORM
 from nescio.models.classifier import Classifier
-from nescio.models.weights import read_weights
+from nescio.models.weights import read_weights, strip_prefixes
 
 
 @dataclass
@@ -77,7 +77,10 @@ def load_classifier(
         raise InputError(f"model '{model}' has {classifier.head.n_classes} classes, not {classes}")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return classifier.to(device)
+    try:
+        return classifier.to(device)
+    except (RuntimeError, AssertionError) as e:
+        raise InputError(f"device '{device}' cannot be used: {str(e).splitlines()[0]}") from None
 
 
 def _load_weights(
@@ -88,17 +91,18 @@ def _load_weights(
     head: str | None,
     transform: Transform,
 ) -> nn.Module:
-    state = read_weights(path)
+    own = network.state_dict()
+    state = strip_prefixes(read_weights(path), own)
     layer = Classifier(network, transform, name=recipe.name, head=head).head_name
     key = f"{layer}.weight" if layer else "weight"
-    rows, built = state.get(key), network.state_dict()[key]
+    rows, built = state.get(key), own[key]
     if rows is not None and len(rows) != len(built):
         if classes is not None:
             raise InputError(
                 f"{path} has {len(rows)} classes (rows of '{key}'), not {classes}; drop --classes or give {len(rows)}"
             )
         network = recipe.build(len(rows), False)
-    own = network.state_dict()
+        own = network.state_dict()
     missing, unexpected = [k for k in own if k not in state], [k for k in state if k not in own]
     # BatchNorm counters play no part in inference, and old checkpoints lack them
     missing = [k for k in missing if not k.endswith("num_batches_tracked")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ _PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The state dict in a safetensors file or a checkpoint, without the common wrappers and prefixes.
+    """The state dict in a safetensors file or a checkpoint, without the common wrappers.
 
     Raises:
         InputError: the file is missing, damaged, holds no tensors, or more than tensors and plain containers.
@@ -43,6 +44,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     tensors = {k: v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, dict) else {}
     if not tensors:
         raise InputError(f"{path} holds no state dict of tensors")
-    while prefix := next((p for p in _PREFIXES if all(k.startswith(p) for k in tensors)), None):
-        tensors = {k.removeprefix(prefix): v for k, v in tensors.items()}
     return tensors
+
+
+def strip_prefixes(state: dict[str, Tensor], wanted: Collection[str]) -> dict[str, Tensor]:
+    """The state dict without what DataParallel, ``torch.compile`` or Lightning put before every key of ``wanted``."""
+    while not any(k in wanted for k in state):
+        prefix = next((p for p in _PREFIXES if all(k.startswith(p) for k in state)), None)
+        if prefix is None:
+            break
+        state = {k.removeprefix(prefix): v for k, v in state.items()}
+    return state
