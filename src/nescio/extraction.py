@@ -36,12 +36,10 @@ class Pass:
     Attributes:
         key: names the pass within a bank's key.
         run: features of a batch of normalised images.
-        gradients: whether ``run`` differentiates through the network, which then stays as it is.
     """
 
     key: str
     run: Callable[[Classifier, Tensor], Features]
-    gradients: bool = False
 
 
 PLAIN = Pass("plain", lambda network, x: network(x))
@@ -54,7 +52,7 @@ def pass_of(detector: Detector, device: torch.device | str = "cpu") -> Pass:
         return PLAIN
     # detectors are fitted on banks, and score them, on the CPU; this pass needs the stages where the network is
     pipeline = copy.deepcopy(detector).to(device).pipeline
-    return Pass(detector.pass_key, lambda network, x: stage.run(network, pipeline, x), gradients=True)
+    return Pass(detector.pass_key, lambda network, x: stage.run(network, pipeline, x))
 
 
 def extract(
@@ -100,8 +98,7 @@ def extract(
         if bank is None:
             size = batch_size or (CPU_BATCH if classifier.device.type == "cpu" else GPU_BATCH)
             start, size = writer.begin(len(source), classifier.head, size)
-            network = classifier if network_pass.gradients else classifier.optimised()
-            _fill(writer, network, source, network_pass, start, size, workers, title, progress)
+            _fill(writer, classifier.optimised(), source, network_pass, start, size, workers, title, progress)
             bank = writer.finish()
     _check_bad(bank, source, max_bad, title)
     return bank

@@ -87,6 +87,14 @@ class Features:
         """Logits ``(B, C)``: computed from ``h`` and ``head`` when asked for, unless a stage replaced them."""
         return self._logits if self._logits is not None else self.head(self.h, self.pred)
 
+    def rows(self, pick: Tensor) -> Features:
+        """Some rows of the record, by index."""
+        labels = None if self.labels is None else self.labels[pick]
+        logits = None if self._logits is None else self._logits[pick]
+        aux = {name: values[pick] for name, values in self.aux.items()}
+        raw = None if self._raw is None else self._raw.rows(pick)
+        return Features(self.h[pick], self.head, self.pred[pick], labels, aux, raw, logits)
+
     def with_h(self, h: Tensor) -> Features:
         """The record with other features; its logits follow from them."""
         return dataclasses.replace(self, h=h, _logits=None, _raw=self.raw)

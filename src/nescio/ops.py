@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -46,6 +47,106 @@ def class_means(chunks: Iterable[tuple[Tensor, Tensor]], n_classes: int) -> tupl
     if total is None or counts is None:
         raise ValueError("class_means: no features to average")
     return total / counts.clamp(min=1)[:, None], counts
+
+
+@dataclass(frozen=True)
+class Moments:
+    """First and second moments of labelled features, in float64.
+
+    Attributes:
+        means: per class ``(C, L)``, zero for an empty class.
+        counts: per class ``(C,)``.
+        mean: of all features ``(L,)``.
+        within: covariance around the class means, shared by all classes ``(L, L)``.
+        total: covariance around ``mean`` ``(L, L)``.
+    """
+
+    means: Tensor
+    counts: Tensor
+    mean: Tensor
+    within: Tensor
+    total: Tensor
+
+
+def moments(chunks: Iterable[tuple[Tensor, Tensor]], n_classes: int) -> Moments:
+    """Class means and covariances in one pass, accumulated in float64 around the first chunk's mean.
+
+    Args:
+        chunks: pairs ``h (B, L)``, ``y (B,)`` with ``y`` in ``[0, n_classes)``.
+        n_classes: C.
+
+    Raises:
+        ValueError: there was no chunk at all.
+    """
+    shift = None
+    for h, y in chunks:
+        if shift is None:
+            shift = h.to(torch.float64).mean(dim=0)
+            sums = torch.zeros(n_classes, h.shape[1], dtype=torch.float64, device=h.device)
+            counts = torch.zeros(n_classes, dtype=torch.int64, device=h.device)
+            products = sums.new_zeros(h.shape[1], h.shape[1])
+        x = h.to(torch.float64) - shift  # products of centred features do not cancel
+        sums.index_add_(0, y, x)
+        counts += torch.bincount(y, minlength=n_classes)
+        products.addmm_(x.T, x)
+    if shift is None:
+        raise ValueError("moments: no features")
+    n = counts.sum()
+    means = sums / counts.clamp(min=1)[:, None]
+    mean = sums.sum(dim=0) / n
+    between = means.T @ (means * counts[:, None])
+    within, total = (products - between) / n, products / n - mean.outer(mean)
+    return Moments((means + shift) * (counts > 0)[:, None], counts, mean + shift, within, total)
+
+
+def whitening(covariance: Tensor, shrink: float) -> Tensor:
+    """A matrix ``A (L, L)`` with ``A Aᵀ = (Σ + shrink · mean(diag Σ) · I)⁻¹``.
+
+    ``‖(x - y) A‖`` is then the Mahalanobis distance. The shrinkage keeps the inverse defined for any data; where all
+    features are constant, Σ counts as the identity.
+    """
+    scale = covariance.diagonal().mean()
+    values, vectors = torch.linalg.eigh(covariance)
+    values = values.clamp(min=0) + shrink * scale if scale > 0 else torch.ones_like(values)
+    whitened: Tensor = (vectors / values.sqrt()).contiguous()
+    return whitened
+
+
+def squared_distances(x: Tensor, y: Tensor) -> Tensor:
+    """``‖x_i - y_j‖²`` by one matrix product. Shapes: ``(B, L), (N, L) -> (B, N)``; never negative."""
+    return (x.square().sum(1, keepdim=True) - 2 * x @ y.T + y.square().sum(1)).clamp_(min=0)
+
+
+def top_k_products(x: Tensor, bank: Tensor, k: int, *, at_once: int = 1 << 25) -> tuple[Tensor, Tensor]:
+    """The ``k`` largest of ``x_i · bank_j`` for each i, exactly, and which j they are.
+
+    Shapes: ``(B, L), (N, L) -> (B, k), (B, k)``, in descending order; k is N where the bank holds fewer. At most about
+    ``at_once`` products are in memory at a time.
+    """
+    values, indices = x.new_empty(len(x), 0), torch.empty(len(x), 0, dtype=torch.int64, device=x.device)
+    step = max(k, at_once // max(1, len(x)))
+    for start in range(0, len(bank), step):
+        part = bank[start : start + step]
+        new, at = (x @ part.T).topk(min(k, len(part)), dim=1)
+        values, best = torch.cat([values, new], dim=1).topk(min(k, values.shape[1] + new.shape[1]), dim=1)
+        indices = torch.cat([indices, at + start], dim=1).gather(1, best)
+    return values, indices
+
+
+def sum_over_top(h: Tensor, share: float) -> Tensor:
+    """``Σ h / Σ (the largest entries of h)`` over non-negative parts, ``(B, L) -> (B, 1)``: at least 1, and 1 for zero.
+
+    ``share``, in (0, 1], says how many entries count as the largest: ``L - round(L (1 - share))``, at least one.
+    Negative features count as zero: ratios of sums of either sign would mean nothing.
+    """
+    h = h.clamp(min=0)
+    top = h.topk(n_top(h.shape[1], share), dim=1).values.sum(dim=1, keepdim=True)
+    return torch.where(top > 0, h.sum(dim=1, keepdim=True) / torch.where(top > 0, top, 1), 1)
+
+
+def n_top(width: int, share: float) -> int:
+    """How many of ``width`` entries a share keeps: ``width - round(width (1 - share))``, at least one."""
+    return max(1, width - round(width * (1 - share)))
 
 
 def _sortable(x: Tensor) -> Tensor:

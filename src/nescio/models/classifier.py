@@ -143,7 +143,7 @@ class Classifier(nn.Module):
         except Exception as e:  # noqa: BLE001 - tracing runs the model's own code
             log.debug("%s: batch norms stay as they are (%s)", self.name, e)
             body = copy.deepcopy(self.body)
-        twin.body = body.to(memory_format=torch.channels_last)
+        twin.body = body.requires_grad_(requires_grad=False).to(memory_format=torch.channels_last)
         return twin
 
     @cached_property

@@ -1,5 +1,5 @@
 """Stages that change the logits."""
 
-from nescio.modulate import ls, temperature
+from nescio.modulate import ls, lts, temperature
 
-__all__ = ["ls", "temperature"]
+__all__ = ["ls", "lts", "temperature"]

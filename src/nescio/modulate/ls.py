@@ -2,39 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import torch
 from torch import Tensor
 
 from nescio import ops
-from nescio.errors import InputError, some
 from nescio.features import Features, TrainingData
+from nescio.fitting import prototypes
 from nescio.stage import Stage
-
-
-def prototypes(data: TrainingData, wanted_by: str) -> Tensor:
-    """Mean raw training feature of each class by true label, ``(C, L)``, in the head's dtype.
-
-    Raises:
-        InputError: a label is missing or outside the head's range, or a class has no image; the class is named.
-    """
-    n = data.head.n_classes
-
-    def labelled() -> Iterator[tuple[Tensor, Tensor]]:
-        for f in data():
-            if f.labels is None or (f.labels < 0).any() or (f.labels >= n).any():
-                raise InputError(f"{wanted_by} needs training images with labels in 0…{n - 1}")
-            yield f.h, f.labels
-
-    means, counts = ops.class_means(labelled(), n)
-    empty = torch.nonzero(counts == 0).flatten().tolist()
-    if empty:
-        raise InputError(
-            f"{wanted_by} needs a prototype for each of {n} classes, but these have no training image: "
-            f"class {some(empty)}; add images of them to the training set"
-        )
-    return means.to(data.head.weight.dtype)
 
 
 class LogitSmoothing(Stage, name="ls", place="modulate"):
@@ -58,7 +31,7 @@ class LogitSmoothing(Stage, name="ls", place="modulate"):
 
     def fit(self, data: TrainingData) -> None:
         """Average the training features of each class."""
-        self.prototypes = prototypes(data, "stage 'ls'")
+        self.prototypes = prototypes(data, "ls")
 
     def forward(self, f: Features) -> Features:
         """Smooth a batch."""

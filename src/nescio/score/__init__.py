@@ -1,5 +1,5 @@
 """Stages that end a detector with a score: float64, higher means more in-distribution."""
 
-from nescio.score import cosine, logits
+from nescio.score import cosine, fdbd, gen, gradnorm, klm, knn, logits, mahalanobis, nci, nnguide, she, vim
 
-__all__ = ["cosine", "logits"]
+__all__ = ["cosine", "fdbd", "gen", "gradnorm", "klm", "knn", "logits", "mahalanobis", "nci", "nnguide", "she", "vim"]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from nescio import ops
 from nescio.features import Features, TrainingData
-from nescio.modulate.ls import prototypes
+from nescio.fitting import prototypes
 from nescio.stage import Stage
 
 
@@ -30,7 +30,7 @@ class Cosine(Stage, name="cosine", place="score"):
 
     def fit(self, data: TrainingData) -> None:
         """Average the training features of each class."""
-        self.prototypes = prototypes(data, "stage 'cosine'")
+        self.prototypes = prototypes(data, "cosine")
 
     def forward(self, f: Features) -> Tensor:
         """Score a batch."""

@@ -1,5 +1,5 @@
 """Stages that change the penultimate features or the head."""
 
-from nescio.shape import fm, react
+from nescio.shape import ash, dice, fm, react, vra
 
-__all__ = ["fm", "react"]
+__all__ = ["ash", "dice", "fm", "react", "vra"]

@@ -1,0 +1,47 @@
+"""Sparsification of the head's weights."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from nescio.errors import check_share
+from nescio.features import Features, Head, TrainingData
+from nescio.fitting import mean_feature
+from nescio.stage import Stage
+
+
+class DICE(Stage, name="dice", place="shape"):
+    """Keep the weights that contribute most to the logits of the training images, set the others to zero.
+
+    ``f = (M ⊙ W) h + b``, where ``M`` is 1 where ``W_kl · mean(h_l)`` exceeds its ``p`` quantile over the whole
+    matrix. ``weight (C, L) -> (C, L)``. The mean is of raw training features, also behind ``react``: as in the
+    authors' DICE + ReAct.
+
+    Args:
+        p: share of the weights that is dropped, in [0, 1). 0.9 is the authors' for CIFAR, 0.7 for ImageNet.
+
+    Source: Sun and Li, "DICE: Leveraging Sparsification for Out-of-Distribution Detection", ECCV 2022. Their code
+    multiplies features and weights per image, ``(B, C, L)``; masking the head gives the same logits.
+    """
+
+    needs_train = True
+    mask: Tensor
+
+    def __init__(self, *, p: float = 0.9) -> None:
+        super().__init__()
+        self.p = check_share("p", p, below_one=True)
+        self.register_buffer("mask", None)
+
+    def fit(self, data: TrainingData) -> None:
+        """Rank the contributions of all weights together."""
+        contribution = data.head.weight * mean_feature(data)
+        values = contribution.flatten().sort().values
+        position = self.p * (len(values) - 1)
+        low, part = int(position), position - int(position)
+        high = min(low + 1, len(values) - 1)
+        threshold = values[low] + (values[high] - values[low]) * part  # torch.quantile takes 16 million values at most
+        self.mask = (contribution > threshold).to(data.head.weight.dtype)
+
+    def forward(self, f: Features) -> Features:
+        """Mask the head."""
+        return f.with_head(Head(f.head.weight * self.mask.to(f.h.dtype), f.head.bias))
