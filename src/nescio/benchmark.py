@@ -15,7 +15,7 @@ import numpy.typing as npt
 from nescio import metrics
 from nescio.bank import Bank
 from nescio.data.sources import Source, open_source
-from nescio.detector import Detector, expand, fit_all, score_all
+from nescio.detector import Detector, all_specs, expand, fit_all, score_all
 from nescio.errors import InputError, some
 from nescio.extraction import PLAIN, Pass, extract, pass_of
 from nescio.features import TrainingData
@@ -44,7 +44,7 @@ def bench(
         classifier: the network.
         id: ID test images (with labels, for the accuracy).
         ood: OOD sets by name.
-        detectors: spec strings or preset names.
+        detectors: spec strings or preset names; ``all`` stands for one detector of every stage, and the presets.
         train: the classifier's training images, with labels; may be missing if no detector needs them.
         resamples: of the bootstrap, for 95 % intervals; 0 for none.
         **extraction: options of ``extract`` (cache, batch_size, workers, dtype, max_bad, progress).
@@ -54,7 +54,8 @@ def bench(
     """
     train_source = None if train is None else _open(train)
     id_source, ood_sources = _open(id), {name: _open(source) for name, source in ood.items()}
-    fitted = {given: Detector.parse(given, classifier.name) for given in detectors}
+    wanted = [spec for given in detectors for spec in (all_specs() if given == "all" else [given])]
+    fitted = {given: Detector.parse(given, classifier.name) for given in wanted}
     _check(classifier, train_source, id_source, ood_sources, fitted)
     for given, detector in fitted.items():
         if expand(given, classifier.name) != given:

@@ -105,7 +105,7 @@ def _extraction_options(command: Callable[..., Any]) -> Callable[..., Any]:
     "--detector",
     multiple=True,
     metavar="SPEC",
-    help="e.g. energy, fmls, fm:p=0.6+react:clip=1.6+ls+energy. Repeatable.",
+    help="e.g. energy, fmls, fm:p=0.6+react:clip=1.6+ls+energy; or all. Repeatable.",
 )
 @click.option("--detectors", type=click.Path(path_type=Path), help="File with one detector a line; # starts a comment.")
 @click.option(
@@ -196,10 +196,16 @@ def methods(name: str | None) -> None:
         for place in PLACES:
             click.echo(f"{place}:")
             for stage in sorted((s for s in REGISTRY.values() if s.place == place), key=lambda s: s.name):
-                click.echo(f"  {stage.name:<14}{(inspect.getdoc(stage) or '').splitlines()[0]}")
+                needs = "own pass" if place == "input" else "training" if stage.needs_train else ""
+                click.echo(f"  {stage.name:<13}{needs:<10}{_gist(inspect.getdoc(stage) or '')}")
         click.echo("presets:")
         for key, preset in presets().items():
-            click.echo(f"  {key:<14}{preset['about']}")
+            click.echo(f"  {key:<13}{'':<10}{preset['about']}")
+
+
+def _gist(docstring: str) -> str:
+    """The first sentence of a docstring, without its formula."""
+    return docstring.partition("\n\n")[0].replace("\n", " ").partition(". ")[0].partition(": ``")[0].rstrip(".")
 
 
 def _present(results: Results, out: Path | None, *, report: bool) -> None:

@@ -22,7 +22,7 @@ from nescio import modulate, score, shape
 from nescio.errors import InputError
 from nescio.features import Features, TrainingData
 from nescio.files import whole
-from nescio.stage import InputStage, Stage, parse_stages
+from nescio.stage import PLACES, REGISTRY, InputStage, Stage, parse_stages
 
 FORMAT = "nescio-detector/1"
 FAMILIES = (input_stages, shape, modulate, score)  # importing them fills the registry
@@ -202,6 +202,18 @@ def expand(spec: str, model: str | None = None) -> str:
         return spec.strip()
     expanded: str = preset.get("models", {}).get(model, preset["spec"])
     return expanded
+
+
+def all_specs() -> list[str]:
+    """One detector for every stage, with its defaults, and every preset: what ``--detector all`` stands for.
+
+    A score stands alone; a shape or modulate stage stands before energy, an input stage before MSP. A stage that has
+    options without a default is left out.
+    """
+    ends = {"score": "", "shape": "+energy", "modulate": "+energy", "input": "+msp"}
+    stages = sorted(REGISTRY.values(), key=lambda s: (-PLACES.index(s.place), s.name))
+    complete = [s for s in stages if all(p.default is not p.empty for p in s.options().values())]
+    return [s.name + ends[s.place] for s in complete] + list(presets())
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -155,20 +155,25 @@ def _sortable(x: Tensor) -> Tensor:
     return bits ^ ((bits >> 31) & _INT32_MAX)
 
 
+def _high(key: Tensor) -> Tensor:
+    """The bucket of a sortable key: its upper 16 bits, from 0."""
+    return (key >> _BUCKET_BITS) + _BUCKETS // 2
+
+
 def _from_sortable(key: int) -> float:
     bits = key ^ ((key >> 31) & _INT32_MAX)
     return float(torch.tensor(bits, dtype=torch.int32).view(torch.float32))
 
 
-def quantile(data: Callable[[], Iterable[Tensor]], q: float) -> float:
-    """The ``q`` quantile of all float32 values in a stream, exactly (linear interpolation, as ``numpy.quantile``).
+def quantiles(data: Callable[[], Iterable[Tensor]], shares: Sequence[float]) -> list[float]:
+    """Quantiles of all float32 values in a stream, exactly (linear interpolation, as ``numpy.quantile``).
 
     A radix selection: one pass counts the upper 16 bits of the values in sortable order, a second one the lower 16
-    bits within the one or two buckets that hold the wanted ranks. Memory does not grow with the stream.
+    bits within the few buckets that hold the wanted ranks. Memory does not grow with the stream.
 
     Args:
         data: called once per pass; returns a fresh iterable of tensors of any shape.
-        q: share in [0, 1].
+        shares: in [0, 1].
 
     Raises:
         ValueError: the stream is empty or holds a value that is not finite.
@@ -176,26 +181,28 @@ def quantile(data: Callable[[], Iterable[Tensor]], q: float) -> float:
     upper = torch.zeros(_BUCKETS, dtype=torch.int64)
     for x in data():
         if not torch.isfinite(x).all():
-            raise ValueError("quantile: the features hold values that are not finite")
-        high = (_sortable(x) >> _BUCKET_BITS) + _BUCKETS // 2
-        upper += torch.bincount(high.flatten(), minlength=_BUCKETS).cpu()
+            raise ValueError("quantiles: the features hold values that are not finite")
+        upper += torch.bincount(_high(_sortable(x)).flatten(), minlength=_BUCKETS).cpu()
     n = int(upper.sum())
     if n == 0:
-        raise ValueError("quantile: no values")
-    position = q * (n - 1)
-    ranks = sorted({math.floor(position), math.ceil(position)})
+        raise ValueError("quantiles: no values")
+    positions = [share * (n - 1) for share in shares]
     ends = upper.cumsum(0)
-    buckets = [int(torch.searchsorted(ends, rank, right=True)) for rank in ranks]
-    lower = {b: torch.zeros(_BUCKETS, dtype=torch.int64) for b in buckets}
+    bucket = {
+        rank: int(torch.searchsorted(ends, rank, right=True))
+        for p in positions
+        for rank in (math.floor(p), math.ceil(p))
+    }
+    lower = {b: torch.zeros(_BUCKETS, dtype=torch.int64) for b in bucket.values()}
     for x in data():
         key = _sortable(x).flatten()
-        high = (key >> _BUCKET_BITS) + _BUCKETS // 2
+        high = _high(key)
         for b in lower:
-            low = key[high == b] & (_BUCKETS - 1)
-            lower[b] += torch.bincount(low, minlength=_BUCKETS).cpu()
-    values = []
-    for rank, b in zip(ranks, buckets, strict=True):
+            lower[b] += torch.bincount(key[high == b] & (_BUCKETS - 1), minlength=_BUCKETS).cpu()
+    values = {}
+    for rank, b in bucket.items():
         before = int(ends[b] - upper[b])
-        low_bits = int(torch.searchsorted(lower[b].cumsum(0), rank - before, right=True))
-        values.append(_from_sortable(((b - _BUCKETS // 2) << _BUCKET_BITS) | low_bits))
-    return values[0] + (values[-1] - values[0]) * (position - ranks[0])
+        low = int(torch.searchsorted(lower[b].cumsum(0), rank - before, right=True))
+        values[rank] = _from_sortable(((b - _BUCKETS // 2) << _BUCKET_BITS) | low)
+    between = [(values[math.floor(p)], values[math.ceil(p)], p - math.floor(p)) for p in positions]
+    return [low + (high - low) * part for low, high, part in between]

@@ -59,7 +59,7 @@ COMMON = {
 def bench(*flags: str, **changes: object) -> Result:
     """``nescio bench`` with the common options, some changed (``ood=[…]``) or left out (``train=None``)."""
     options = {**COMMON, **{f"--{k.replace('_', '-')}": v for k, v in changes.items()}}
-    arguments = ["bench", *flags]
+    arguments = [*(f for f in flags if f == "--quiet"), "bench", *(f for f in flags if f != "--quiet")]
     for name, value in options.items():
         for v in value if isinstance(value, list) else [] if value is None else [value]:
             arguments += [name, str(v)]
@@ -108,6 +108,15 @@ def test_a_second_run_with_other_detectors_runs_no_network(here: Path, monkeypat
     rows = {r["detector"]: r for r in csv.DictReader((here / "two/results.csv").open(newline=""))}
     again = {r["detector"]: r for r in csv.DictReader((here / "one/results.csv").open(newline=""))}
     assert rows["msp"]["auroc"] == again["msp"]["auroc"]
+
+
+def test_all_stands_for_every_stage_and_preset(here: Path) -> None:
+    result = bench("--quiet", detector="all", ood="far=far", out="results")
+    assert result.exit_code == 0, result.output
+    rows = list(csv.DictReader((here / "results/results.csv").open(newline="")))
+    given = {r["detector"] for r in rows}
+    assert {"msp", "knn", "vim", "fm+energy", "ls+energy", "odin+msp", "fmls"} <= given
+    assert len(given) == len(rows) >= 29
 
 
 def test_detectors_from_a_file_and_unlabelled_id_images(here: Path) -> None:

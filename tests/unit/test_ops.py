@@ -16,23 +16,23 @@ FLOATS = st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=False)
 @given(hnp.arrays(np.float32, st.integers(1, 60), elements=FLOATS), st.floats(0, 1), st.integers(1, 7))
 def test_quantile_equals_numpy_for_any_chunking(values: np.ndarray, q: float, chunk: int) -> None:
     x = torch.from_numpy(values)
-    got = ops.quantile(lambda: x.split(chunk), q)
+    got, top = ops.quantiles(lambda: x.split(chunk), [q, 1.0])
+    assert top == values.max()
     assert got == pytest.approx(float(np.quantile(values.astype(np.float64), q)), rel=1e-6, abs=1e-30)
 
 
 def test_quantile_of_many_values_with_ties_and_both_signs() -> None:
     x = torch.randn(50_000, generator=torch.Generator().manual_seed(0)).relu() - 0.1
     for q in (0.0, 0.3, 0.9, 0.98, 1.0):
-        assert ops.quantile(lambda: x.view(100, 500).split(7), q) == pytest.approx(
-            float(np.quantile(x.numpy(), q)), rel=1e-6
-        )
+        (got,) = ops.quantiles(lambda: x.view(100, 500).split(7), [q])
+        assert got == pytest.approx(float(np.quantile(x.numpy(), q)), rel=1e-6)
 
 
 def test_quantile_refuses_nothing_and_nan() -> None:
     with pytest.raises(ValueError, match="no values"):
-        ops.quantile(list, 0.5)
+        ops.quantiles(list, [0.5])
     with pytest.raises(ValueError, match="not finite"):
-        ops.quantile(lambda: [torch.tensor([1.0, float("nan")])], 0.5)
+        ops.quantiles(lambda: [torch.tensor([1.0, float("nan")])], [0.5])
 
 
 def test_class_means_stream_and_count() -> None:

@@ -31,6 +31,8 @@ class ReAct(Stage, name="react", place="shape"):
 
     limit: Tensor
 
+    needs_train = True  # unless clip is given
+
     def __init__(self, *, clip: float | None = None, q: float | None = None) -> None:
         super().__init__()
         if clip is not None and q is not None:
@@ -44,7 +46,7 @@ class ReAct(Stage, name="react", place="shape"):
         """Take λ as given, or find the quantile in two passes over the training features."""
         limit = self.clip
         if limit is None:
-            limit = ops.quantile(lambda: (f.h for f in data()), 0.9 if self.q is None else self.q)
+            (limit,) = ops.quantiles(lambda: (f.h for f in data()), [0.9 if self.q is None else self.q])
             log.info("%r clips at %.4g", self, limit)
         self.limit = torch.tensor(limit, device=data.head.weight.device)
 

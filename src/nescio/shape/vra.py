@@ -41,7 +41,7 @@ class VRA(Stage, name="vra", place="shape"):
 
     def fit(self, data: TrainingData) -> None:
         """Find both quantiles of the training features."""
-        floor, ceiling = (ops.quantile(lambda: (f.h for f in data()), q) for q in (self.low, self.high))
+        floor, ceiling = ops.quantiles(lambda: (f.h for f in data()), [self.low, self.high])
         log.info("%r keeps %.4g to %.4g", self, floor, ceiling)
         device = data.head.weight.device
         self.floor, self.ceiling = torch.tensor(floor, device=device), torch.tensor(ceiling, device=device)
