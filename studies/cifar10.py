@@ -18,6 +18,30 @@ from pathlib import Path
 from nescio import bench, load_classifier
 
 SETS = ("textures", "mnist", "scenes")
+MORE = (
+    "react:q=0.9+energy",
+    "react:q=0.98+energy",
+    "dice+energy",
+    "react:clip=1.6+dice+energy",
+    "ashp+energy",
+    "ashb+energy",
+    "ashs+energy",
+    "scale+energy",
+    "lts+energy",
+    "vra+energy",
+    "gen",
+    "klm",
+    "gradnorm",
+    "mahalanobis",
+    "rmd",
+    "knn",
+    "vim",
+    "residual",
+    "she",
+    "nnguide",
+    "fdbd",
+    "nci",
+)
 ODIN = (
     "msp",
     "odin:eps=0+msp",
@@ -43,7 +67,7 @@ def main() -> None:
         train=data / "cifar10/train.parquet",
         id=f"{data}/cifar10/test.parquet{'[:2000]' if options.odin else ''}",
         ood={name: data / name / "test.parquet" for name in SETS if not (options.odin and name == "mnist")},
-        detectors=ODIN if options.odin else [*reference, "react:q=0.9+energy", "react:q=0.98+energy"],
+        detectors=ODIN if options.odin else [*reference, *MORE],
     )
     sets = [s.name for s in results.ood_sets]
     print(f"ID accuracy {results.rows[0].id_accuracy:.2%}. FPR95 / AUROC in %.\n")

@@ -166,3 +166,53 @@ def test_the_odin_pass_is_named_by_all_that_decides_it() -> None:
     ]
     assert keys[0] == keys[1]  # the score plays no part in the pass
     assert len(set(keys)) == 5
+
+
+def test_vra_and_residual_by_hand() -> None:
+    h = F.h.double().numpy()
+    low, high = np.quantile(h, [0.7, 0.9])
+    np.testing.assert_allclose(
+        fitted("vra:low=0.7,high=0.9+energy").pipeline(F).h, np.where(h < low, 0, np.minimum(h, high)), rtol=1e-5
+    )
+    _, W, b, _ = arrays(F)
+    centred = h + np.linalg.pinv(W) @ b
+    _, _, directions = np.linalg.svd(centred, full_matrices=True)
+    np.testing.assert_allclose(
+        fitted("residual:dim=4")(F), -np.linalg.norm(centred @ directions[4:].T, axis=1), rtol=1e-6
+    )
+
+
+def test_dice_takes_its_mean_from_raw_features_and_masks_any_head() -> None:
+    h, W, b, _ = arrays(F)
+    contribution = W * h.mean(0)
+    kept = np.where(contribution > np.quantile(contribution, 0.5), W, 0)
+    expected = logsumexp(np.minimum(h, 0.8) @ kept.T + b, axis=1)
+    np.testing.assert_allclose(fitted("react:clip=0.8+dice:p=0.5+energy")(F), expected, rtol=1e-5)
+
+
+def test_scores_are_fitted_on_what_the_stages_before_them_produce() -> None:
+    h, y = F.h.double().numpy().clip(max=0.5), F.labels.numpy()
+    v = np.stack([h[y == c].mean(0) for c in range(5)])[F.pred.numpy()]
+    lengths = np.linalg.norm(h, axis=1) * np.linalg.norm(v, axis=1)
+    expected = (h * v).sum(1) / np.where(lengths > 0, lengths, 1)
+    np.testing.assert_allclose(fitted("react:clip=0.5+cosine")(F), expected, rtol=1e-5)
+
+
+def test_knn_subsample_is_the_same_for_any_chunking_and_k_is_capped() -> None:
+    few = Detector.parse("knn:k=5,alpha=0.3")
+    a, b = few.fit(training(F, 7))(F), Detector.parse("knn:k=5,alpha=0.3").fit(training(F, 1000))(F)
+    assert torch.equal(a, b)
+    assert 40 <= len(few.stages[0].bank) <= 80
+    z = torch.nn.functional.normalize(F.h.double())
+    torch.testing.assert_close(fitted("knn:k=999")(F), -torch.cdist(z, z).amax(1), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("spec", "told"),
+    [("knn:k=0", "1 or more"), ("vim:dim=12", "dim=12 leaves nothing of 12"),
+     ("vra:low=0.9,high=0.1+energy", "low <= high"),
+     ("gen:gamma=0", "gamma above 0"), ("lts:p=0+energy", "p above 0"), ("nci:alpha=-1", "0 or more")],
+)  # fmt: skip
+def test_options_that_mean_nothing_are_refused(spec: str, told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        fitted(spec)
