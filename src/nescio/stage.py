@@ -24,8 +24,9 @@ _STAGE = re.compile(r"(?P<name>[a-z][a-z0-9_-]*)(:(?P<options>.+))?", re.DOTALL)
 class Stage(nn.Module):
     """One step of a detector. Options are the keyword-only arguments of ``__init__``, kept under their own names.
 
-    What a stage learns is a buffer, registered as None and set in ``fit(data)``; ``forward`` only reads. Shape and
-    modulate stages are fitted on raw training features, score stages on what the stages before them produce.
+    What a stage learns it declares as a ``Tensor`` in its class body: a buffer, None until ``fit(data)`` sets it.
+    ``forward`` only reads. Shape and modulate stages are fitted on raw training features, score stages on what the
+    stages before them produce.
     """
 
     name: ClassVar[str]
@@ -40,6 +41,14 @@ class Stage(nn.Module):
         if name is not None:
             cls.name = name
             REGISTRY[name] = cls
+
+    def __init__(self) -> None:
+        super().__init__()
+        for cls in type(self).__mro__:
+            if issubclass(cls, Stage):
+                for name, kind in inspect.get_annotations(cls).items():
+                    if kind == "Tensor":
+                        self.register_buffer(name, None)
 
     @classmethod
     def options(cls) -> dict[str, inspect.Parameter]:

@@ -25,10 +25,6 @@ class LogitSmoothing(Stage, name="ls", place="modulate"):
     needs_train = True
     prototypes: Tensor
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("prototypes", None)
-
     def fit(self, data: TrainingData) -> None:
         """Average the training features of each class."""
         self.prototypes = prototypes(data, "ls")

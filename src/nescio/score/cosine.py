@@ -24,10 +24,6 @@ class Cosine(Stage, name="cosine", place="score"):
     needs_train = True
     prototypes: Tensor
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("prototypes", None)
-
     def fit(self, data: TrainingData) -> None:
         """Average the training features of each class."""
         self.prototypes = prototypes(data, "cosine")

@@ -25,11 +25,6 @@ class FDBD(Stage, name="fdbd", place="score"):
     mean: Tensor
     gaps: Tensor
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("mean", None)
-        self.register_buffer("gaps", None)
-
     def fit(self, data: TrainingData) -> None:
         """Average the training features; measure the distances between the head's rows."""
         self.mean = mean_feature(data)

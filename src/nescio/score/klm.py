@@ -24,10 +24,6 @@ class KLMatching(Stage, name="klm", place="score"):
     needs_train = True
     log_templates: Tensor
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("log_templates", None)
-
     def fit(self, data: TrainingData) -> None:
         """Average the softmax by prediction."""
         n = data.head.n_classes

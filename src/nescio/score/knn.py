@@ -48,7 +48,6 @@ class KNN(Stage, name="knn", place="score"):
             raise InputError(f"k={k} must be 1 or more")
         self.k = k
         self.alpha = check_share("alpha", alpha)
-        self.register_buffer("bank", None)
 
     def fit(self, data: TrainingData) -> None:
         """Keep the training features."""

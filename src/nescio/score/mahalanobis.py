@@ -34,8 +34,6 @@ class Mahalanobis(Stage, name="mahalanobis", place="score"):
     def __init__(self, *, shrink: float = 1e-6) -> None:
         super().__init__()
         self.shrink = check_positive("shrink", shrink)
-        self.register_buffer("means", None)
-        self.register_buffer("whitening", None)
 
     def fit(self, data: TrainingData) -> None:
         """Estimate means and covariance in one pass."""
@@ -69,8 +67,6 @@ class RelativeMahalanobis(Stage, name="rmd", place="score"):
     def __init__(self, *, shrink: float = 1e-6) -> None:
         super().__init__()
         self.shrink = check_positive("shrink", shrink)
-        for name in ("means", "whitening", "mean", "total_whitening"):
-            self.register_buffer(name, None)
 
     def fit(self, data: TrainingData) -> None:
         """Estimate both Gaussians in one pass."""

@@ -33,7 +33,6 @@ class NCI(Stage, name="nci", place="score"):
         if not 0 <= alpha < float("inf"):
             raise InputError(f"alpha={alpha:g} must be 0 or more")
         self.alpha = alpha
-        self.register_buffer("mean", None)
 
     def fit(self, data: TrainingData) -> None:
         """Average the training features."""

@@ -33,7 +33,6 @@ class NNGuide(Stage, name="nnguide", place="score"):
             raise InputError(f"k={k} must be 1 or more")
         self.k = k
         self.alpha = check_share("alpha", alpha)
-        self.register_buffer("bank", None)
 
     def fit(self, data: TrainingData) -> None:
         """Keep the training directions, scaled by their energy."""

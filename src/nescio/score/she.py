@@ -24,10 +24,6 @@ class SHE(Stage, name="she", place="score"):
     needs_train = True
     patterns: Tensor
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("patterns", None)
-
     def fit(self, data: TrainingData) -> None:
         """Average the correctly classified training features of each class."""
         everything = prototypes(data, self.name)

@@ -46,8 +46,6 @@ class Residual(Stage, name="residual", place="score"):
         if dim is not None and dim < 0:
             raise InputError(f"dim={dim} must be 0 or more")
         self.dim = dim
-        self.register_buffer("origin", None)
-        self.register_buffer("outside", None)
 
     def fit(self, data: TrainingData) -> None:
         """Find the principal space in one pass, accumulated in float64."""
@@ -87,10 +85,6 @@ class ViM(Residual, name="vim", place="score"):
     """
 
     alpha: Tensor
-
-    def __init__(self, *, dim: int | None = None) -> None:
-        super().__init__(dim=dim)
-        self.register_buffer("alpha", None)
 
     def fit(self, data: TrainingData) -> None:
         """Find the principal space, then the scale, in a pass each."""

@@ -30,7 +30,6 @@ class DICE(Stage, name="dice", place="shape"):
     def __init__(self, *, p: float = 0.9) -> None:
         super().__init__()
         self.p = check_share("p", p, below_one=True)
-        self.register_buffer("mask", None)
 
     def fit(self, data: TrainingData) -> None:
         """Rank the contributions of all weights together."""

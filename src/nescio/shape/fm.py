@@ -28,7 +28,6 @@ class FeatureMasking(Stage, name="fm", place="shape"):
     def __init__(self, *, p: float = 0.6) -> None:
         super().__init__()
         self.p = check_share("p", p, below_one=True)
-        self.register_buffer("mask", None)
 
     def fit(self, data: TrainingData) -> None:
         """Rank each row of the head."""

@@ -40,7 +40,6 @@ class ReAct(Stage, name="react", place="shape"):
         self.clip = clip if clip is None else check_positive("clip", clip)
         self.q = q if q is None else check_share("q", q)
         self.needs_train = clip is None
-        self.register_buffer("limit", None)
 
     def fit(self, data: TrainingData) -> None:
         """Take λ as given, or find the quantile in two passes over the training features."""

@@ -36,8 +36,6 @@ class VRA(Stage, name="vra", place="shape"):
         self.low, self.high = check_share("low", low), check_share("high", high)
         if low > high:
             raise InputError(f"vra needs low <= high, got low={low:g} and high={high:g}")
-        self.register_buffer("floor", None)
-        self.register_buffer("ceiling", None)
 
     def fit(self, data: TrainingData) -> None:
         """Find both quantiles of the training features."""
