@@ -210,7 +210,8 @@ def _gist(docstring: str) -> str:
 
 def _present(results: Results, out: Path | None, *, report: bool) -> None:
     console = _console()
-    console.print(results.table())
+    for table in results.tables(console.width):
+        console.print(table)
     rows = results.rows
     if rows[0].id_accuracy == rows[0].id_accuracy:  # not NaN
         console.print(f"ID accuracy {rows[0].id_accuracy:.2%} on {rows[0].n_id:,} images")

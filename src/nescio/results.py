@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from nescio.files import write_whole
 
 SHARES = ("fpr95", "auroc", "aupr_in", "aupr_out", "aurc", "id_accuracy")
 """The columns that are shares in [0, 1] here and percent in every file and table."""
+_NAME_WIDTH, _CELL_WIDTH = 16, 16
+"""Characters that a detector's name (folded where it is longer) and a cell take in a terminal."""
 
 
 @dataclass(frozen=True)
@@ -88,24 +91,26 @@ class Results:
         """The row of one detector and OOD set."""
         return next(r for r in self.rows if (r.detector, r.ood) == (detector, ood))
 
-    def table(self) -> Table:
-        """FPR95 / AUROC in percent per OOD set and on average, for a terminal; the best of each column is bold."""
-        table = Table(title="FPR95 ↓ / AUROC ↑ in %", title_justify="left")
-        table.add_column("detector", overflow="fold")
-        columns = [s.name for s in self.ood_sets]
-        for name in [*columns, "average"]:
-            table.add_column(name, justify="right", no_wrap=True)
-        cells = {d: [(self.row(d, c).fpr95, self.row(d, c).auroc) for c in columns] for d in self.detectors}
-        for d, values in cells.items():
-            values.append((self.average(d, "fpr95"), self.average(d, "auroc")))
-        best = [(min(f for f, _ in column), max(a for _, a in column)) for column in zip(*cells.values(), strict=True)]
-        for d, values in cells.items():
-            shown = [
-                f"{_bold(f, f == top_f)} / {_bold(a, a == top_a)}"
-                for (f, a), (top_f, top_a) in zip(values, best, strict=True)
-            ]
-            table.add_row(d, *shown)
-        return table
+    def tables(self, width: int) -> Iterator[Table]:
+        """FPR95 / AUROC in percent per OOD set and on average, for a terminal of ``width`` columns.
+
+        One table where it fits, else several below each other. The best of each column is bold.
+        """
+        columns = {s.name: [(r.fpr95, r.auroc) for r in self.rows if r.ood == s.name] for s in self.ood_sets}
+        columns["average"] = [(self.average(d, "fpr95"), self.average(d, "auroc")) for d in self.detectors]
+        at_once = max(1, (width - _NAME_WIDTH) // _CELL_WIDTH)
+        for start in range(0, len(columns), at_once):
+            names = list(columns)[start : start + at_once]
+            table = Table(title="FPR95 ↓ / AUROC ↑ in %", title_justify="left")
+            table.add_column("detector", overflow="fold")
+            cells = []
+            for name in names:
+                table.add_column(name, justify="right", no_wrap=True)
+                lowest, highest = min(f for f, _ in columns[name]), max(a for _, a in columns[name])
+                cells.append([f"{_bold(f, f == lowest)} / {_bold(a, a == highest)}" for f, a in columns[name]])
+            for detector, *shown in zip(self.detectors, *cells, strict=True):
+                table.add_row(detector, *shown)
+            yield table
 
     def to_csv(self) -> str:
         """One line per row; metrics in percent."""

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import csv
+import io
+
+import pytest
+from rich.console import Console
+
+from nescio.results import Results, Row, Scored
+
+SETS = [f"set{i}" for i in range(7)]
+
+
+@pytest.fixture
+def results() -> Results:
+    def row(detector: str, i: int, fpr95: float) -> Row:
+        return Row(detector, SETS[i], fpr95, 1 - fpr95 / 4, 0.9, 0.8, 0.01, 0.95, 100, 50, 0.1)
+
+    rows = [row("msp", i, 0.5 + i / 100) for i in range(7)]
+    rows += [row("fm:p=0.6+react:clip=1.6+ls+energy", i, 0.2 + i / 100) for i in range(7)]
+    return Results(rows, {}, Scored("id", None, {}, {}), [Scored(n, None, {}, {}) for n in SETS])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("width", "tables"), [(200, 1), (80, 2), (40, 8)])
+def test_no_number_is_cut_at_any_width(results: Results, width: int, tables: int) -> None:
+    console = Console(width=width, record=True, file=io.StringIO())
+    printed = list(results.tables(width))
+    for table in printed:
+        console.print(table)
+    text = console.export_text()
+    assert len(printed) == tables
+    for r in results.rows:
+        assert f"{r.fpr95 * 100:.2f} / {r.auroc * 100:.2f}" in text
+    assert "53.00 / 86.75" in text  # the average of msp
+    assert "…" not in text
+
+
+def test_averages_and_percent(results: Results) -> None:
+    assert results.average("msp", "fpr95") == pytest.approx(0.53)
+    rows = list(csv.DictReader(io.StringIO(results.to_csv())))
+    assert [r["fpr95"] for r in rows[:2]] == ["50.0", "51.0"]
+    assert rows[0]["id_accuracy"] == "95.0"
