@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from nescio.data.hashing import combine, hash_files
 from nescio.errors import InputError
@@ -27,7 +28,7 @@ from nescio.files import whole
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 DTYPES: dict[str, Any] = {"float32": np.float32, "float16": np.float16}
 PENDING, DONE, BAD = 0, 1, 2
 _MANIFEST, _STATE, _SKIPPED, _HEAD = "manifest.json", "state.json", "skipped.csv", "head.safetensors"
@@ -145,18 +146,24 @@ class BankWriter:
         finally:
             self._lock.release()
 
-    def finished(self) -> Bank | None:
-        """The bank, if it was written before and is whole; a damaged one is removed, with a line that says so."""
+    def finished(self, reaction: Tensor) -> Bank | None:
+        """The bank, if it was written before, is whole, and by a network that reacts to noise as this one does.
+
+        Another is removed, with a line that says so.
+        """
         if not self.final.exists():
             return None
         try:
-            return Bank(self.final)
+            bank = Bank(self.final)
+            if not _same_reaction(self.final, reaction):
+                raise DamagedBank("another network with the same weights wrote it")
+            return bank
         except DamagedBank as e:
             log.warning("bank %s is damaged (%s): building it again", self.final.name, e)
             shutil.rmtree(self.final)
             return None
 
-    def begin(self, n: int, head: Head, batch_size: int) -> tuple[int, int]:
+    def begin(self, n: int, head: Head, reaction: Tensor, batch_size: int) -> tuple[int, int]:
         """Open the partial bank of ``n`` rows, an earlier one where it can be continued.
 
         Returns:
@@ -168,10 +175,12 @@ class BankWriter:
             self._arrays = {name: np.load(self.partial / f"{name}.npy", mmap_mode="r+") for name in state["arrays"]}
             if any(len(a) != n for a in self._arrays.values()):
                 raise ValueError("other length")
+            if not _same_reaction(self.partial, reaction):
+                raise ValueError("another network with the same weights wrote it")
         except (OSError, ValueError, KeyError) as e:
             if self.partial.exists():
                 log.warning("partial bank %s cannot be continued (%s): starting again", self.partial.name, e)
-            self._create(n, head, batch_size)
+            self._create(n, head, reaction, batch_size)
             return 0, batch_size
         batch_size = int(state["batch_size"])
         pending = np.flatnonzero(self._arrays["status"] == PENDING)
@@ -180,7 +189,7 @@ class BankWriter:
         log.info("continuing an interrupted pass at image %s of %s", f"{start:,}", f"{n:,}")
         return start, batch_size
 
-    def _create(self, n: int, head: Head, batch_size: int) -> None:
+    def _create(self, n: int, head: Head, reaction: Tensor, batch_size: int) -> None:
         shutil.rmtree(self.partial, ignore_errors=True)
         self.partial.mkdir()
         columns: dict[str, tuple[Any, tuple[int, ...]]] = {
@@ -201,10 +210,8 @@ class BankWriter:
             path = self.partial / f"{name}.npy"
             self._arrays[name] = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
             _reserve(path)
-        save_file(
-            {"weight": head.weight.cpu().contiguous(), "bias": head.bias.cpu().contiguous()},
-            self.partial / _HEAD,
-        )
+        tensors = {"weight": head.weight, "bias": head.bias, "reaction": reaction}
+        save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, self.partial / _HEAD)
         (self.partial / _SKIPPED).write_text("row,image,reason\n")
         state = {"batch_size": batch_size, "arrays": list(columns)}
         (self.partial / _STATE).write_text(json.dumps(state))  # last: without it there is nothing to continue
@@ -219,7 +226,7 @@ class BankWriter:
     def write(self, start: int, values: Mapping[str, npt.NDArray[Any]], skipped: list[tuple[int, str, str]]) -> None:
         """Write the rows of one batch: ``status``, ``h``, ``pred``, ``label``, each of the batch's length."""
         if skipped:
-            with (self.partial / _SKIPPED).open("a", newline="") as file:
+            with (self.partial / _SKIPPED).open("a", newline="", errors="backslashreplace") as file:
                 csv.writer(file, lineterminator="\n").writerows(skipped)
         stop = start + len(values["status"])
         for name in (
@@ -244,6 +251,13 @@ class BankWriter:
         return Bank(self.final)
 
 
+def _same_reaction(folder: Path, reaction: Tensor) -> bool:
+    """Up to rounding, which differs between machines and thread counts."""
+    stored = load_file(folder / _HEAD)["reaction"]
+    here = reaction.cpu()
+    return stored.shape == here.shape and bool((stored - here).abs().max() <= 1e-3 * here.abs().max().clamp(min=1e-6))
+
+
 def _reserve(path: Path) -> None:
     """Claim the file's blocks now where the system can, so that a disk filling up later cannot end the process."""
     if hasattr(os, "posix_fallocate"):
@@ -256,6 +270,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads((path / _MANIFEST).read_text())
     except (OSError, ValueError) as e:
         raise DamagedBank(f"its manifest cannot be read: {e}") from None
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        raise DamagedBank("its manifest is not one")
     if manifest.get("key", {}).get("format") != FORMAT:
         raise DamagedBank("its format is another version's")
     return manifest

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import platform
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,12 @@ def bench(
     """
     train_source = None if train is None else _open(train)
     id_source, ood_sources = _open(id), {name: _open(source) for name, source in ood.items()}
-    wanted = [spec for given in detectors for spec in (all_specs() if given == "all" else [given])]
+    detectors = [detectors] if isinstance(detectors, str) else detectors
+    wanted = [
+        spec
+        for given in dict.fromkeys(d.strip() for d in detectors)
+        for spec in (all_specs() if given == "all" else [given])
+    ]
     fitted = {given: Detector.parse(given, classifier.name) for given in wanted}
     _check(classifier, train_source, id_source, ood_sources, fitted)
     for given, detector in fitted.items():
@@ -130,8 +136,9 @@ def _check(
     if needy and train is None:
         raise InputError(f"detector '{needy[0]}' is fitted on training images; give them (--train) or drop it")
     _check_labels(classifier, train, id_source)
-    if "id" in ood or "train" in ood:
-        raise InputError("an OOD set cannot be called 'id' or 'train'; give it another name, e.g. --ood far=FOLDER")
+    for name in ood:
+        if name in ("id", "train", "average") or not re.fullmatch(r"[\w.+ -]+", name):
+            raise InputError(f"an OOD set cannot be called '{name}'; give it another name, e.g. --ood far=FOLDER")
     for name, source in ood.items():
         if source.identity == id_source.identity:
             raise InputError(f"OOD set '{name}' is the ID set itself; give other images as --ood {name}=…")
@@ -146,6 +153,9 @@ def _check_labels(classifier: Classifier, train: Source | None, id_source: Sourc
                 f"the {name} images have labels up to {source.labels.max()}, but the model has "
                 f"{classifier.head.n_classes} classes (0…{classifier.head.n_classes - 1}); is this the right model?"
             )
+    own = classifier.classes
+    if own and id_source.classes and own != id_source.classes and sorted(own) == sorted(id_source.classes):
+        raise InputError("the id images' classes are the model's in another order, so their labels do not compare")
     if train is not None and train.classes and id_source.classes and train.classes != id_source.classes:
         differing = sorted(set(train.classes) ^ set(id_source.classes))
         what = some(differing) if differing else "their order"
@@ -169,10 +179,12 @@ def _row(
         values["intervals"] = {
             name: metrics.bootstrap(metrics.METRICS[name], *pair, resamples=resamples) for name in ("fpr95", "auroc")
         }
+    rows = id_set.rows[given]
+    known = id_set.source.labels[rows] >= 0
     return values | {
         "detector": given,
         "ood": ood.name,
-        "aurc": metrics.aurc(pair[0], correct[id_set.rows[given]]) if not np.isnan(accuracy) else float("nan"),
+        "aurc": metrics.aurc(pair[0][known], correct[rows][known]) if known.any() else float("nan"),
         "id_accuracy": accuracy,
         "n_id": len(pair[0]),
         "n_ood": len(pair[1]),

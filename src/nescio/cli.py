@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -50,6 +51,8 @@ def main(ctx: click.Context, *, debug: bool, quiet: bool) -> None:
     """Tell whether an image is something a classifier was trained for (out-of-distribution detection)."""
     import logging
 
+    # threads that wait must not spin: beside decoding workers or another program that costs many times the work
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     ctx.obj = {"quiet": quiet}
     level = logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO
     handler = logging.StreamHandler()
@@ -122,15 +125,17 @@ def _extraction_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @_extraction_options
 @click.pass_obj
 def bench(obj: dict[str, Any], /, **options: Any) -> None:
-    r"""Judge detectors on ID against OOD images, from one pass of the network over each.
+    """Judge detectors on ID against OOD images, from one pass of the network over each.
 
     \b
     nescio bench --model densenet-bc-100-12 --weights cifar10.safetensors \\
         --train cifar10/train --id cifar10/test --ood textures=dtd/ \\
         --detector msp --detector energy --detector fmls --out results
-    """
+    """  # noqa: D301 - click reads the backslashes
     if options["report"] and not options["out"]:
         raise InputError("--report needs a folder to be written to; add --out DIR")
+    _check_writable(options["out"])
+    _use_cache(options.pop("cache"))
     specs = _detector_specs(options["detector"], options["detectors"])
     oods = _named(options["ood"])
 
@@ -147,7 +152,6 @@ def bench(obj: dict[str, Any], /, **options: Any) -> None:
         detectors=specs or DEFAULT_DETECTORS,
         train=options["train"],
         resamples=options["intervals"],
-        cache=options["cache"],
         batch_size=options["batch_size"],
         workers=options["workers"],
         dtype=options["bank_dtype"],
@@ -170,6 +174,8 @@ def bench(obj: dict[str, Any], /, **options: Any) -> None:
 @click.pass_obj
 def quickstart(obj: dict[str, Any], /, out: Path, epochs: int, bank_dtype: str, **options: Any) -> None:
     """Run the main job on embedded images: train a small classifier, compare detectors, write a report."""
+    _check_writable(out)
+    _use_cache(options.pop("cache"))
     from nescio.quickstart import quickstart as run
 
     _present(run(out, epochs=epochs, dtype=bank_dtype, progress=not obj["quiet"], **options), out, report=True)
@@ -226,6 +232,24 @@ def _present(results: Results, out: Path | None, *, report: bool) -> None:
         console.print(f"wrote {', '.join(written)} to {out}/", highlight=False)
 
 
+def _use_cache(folder: Path | None) -> None:
+    """Banks and remembered hashes go to ``folder`` instead of the user's cache."""
+    if folder is not None:
+        os.environ["NESCIO_CACHE"] = str(folder.expanduser())
+
+
+def _check_writable(folder: Path | None) -> None:
+    """Refuse a folder that results could not be written to, before the work is done."""
+    if folder is None:
+        return
+    existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    taken = [n for n in ("results.csv", "results.json", "skipped.csv", "report.html") if (folder / n).is_dir()]
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK) or taken:
+        raise InputError(
+            f"results cannot be written to {folder}: {existing} is in the way or not writable; name another"
+        )
+
+
 def _console() -> Console:
     from rich.console import Console
 
@@ -238,7 +262,11 @@ def _detector_specs(given: tuple[str, ...], file: Path | None) -> list[str]:
     if file is not None:
         if not file.is_file():
             raise InputError(f"no file {file}; it should hold one detector a line")
-        lines = (line.partition("#")[0].strip() for line in file.read_text(encoding="utf-8").splitlines())
+        try:
+            text = file.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as e:
+            raise InputError(f"{file} cannot be read as text: {e}") from None
+        lines = (line.partition("#")[0].strip() for line in text.splitlines())
         found = [line for line in lines if line]
         if not found:
             raise InputError(f"{file} names no detector; write one a line, e.g. energy")

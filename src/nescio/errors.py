@@ -17,9 +17,9 @@ class BadImage(ValueError):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """``"; did you mean 'energy'?"`` when a known name is close to ``name``, else the list of known names."""
-    known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(known)}"
+    spellings = {k.lower(): k for k in sorted(known)}
+    close = difflib.get_close_matches(name.lower(), spellings, n=1, cutoff=0.6)
+    return f"; did you mean '{spellings[close[0]]}'?" if close else f"; known: {', '.join(spellings.values())}"
 
 
 def check_share(name: str, value: float, *, below_one: bool = False) -> float:

@@ -60,7 +60,7 @@ def extract(
     source: Source,
     *,
     network_pass: Pass = PLAIN,
-    cache: Path | None = None,
+    cache: str | Path | None = None,
     batch_size: int | None = None,
     workers: int | None = None,
     dtype: str = "float32",
@@ -92,12 +92,13 @@ def extract(
     if dtype not in DTYPES:
         raise InputError(f"unknown bank dtype '{dtype}'{nearest(dtype, DTYPES)}")
     key = BankKey(classifier.fingerprint, str(classifier.transform), source.identity, network_pass.key, dtype)
-    writer = BankWriter((cache or cache_root()) / "banks", key)
+    writer = BankWriter(Path(cache or cache_root()).expanduser() / "banks", key)
+    reaction = classifier.reaction()
     with writer.alone():
-        bank = writer.finished()
+        bank = writer.finished(reaction)
         if bank is None:
             size = batch_size or (CPU_BATCH if classifier.device.type == "cpu" else GPU_BATCH)
-            start, size = writer.begin(len(source), classifier.head, size)
+            start, size = writer.begin(len(source), classifier.head, reaction, size)
             _fill(writer, classifier.optimised(), source, network_pass, start, size, workers, title, progress)
             bank = writer.finish()
     _check_bad(bank, source, max_bad, title)
@@ -188,8 +189,10 @@ class _Images(Dataset[_Batch]):
             try:
                 images.append(self.transform.geometry(decode(self.source.read(start + i))))
                 good.append(i)
-            except (BadImage, OSError) as e:
+            except BadImage as e:
                 bad.append((i, str(e)))
+            except Exception as e:  # noqa: BLE001 - whatever one image does, the others go on
+                bad.append((i, f"{type(e).__name__}: {e}"))
         return _Batch(start, size, torch.stack(images) if images else None, np.array(good, dtype=np.int64), bad)
 
 

@@ -22,4 +22,4 @@ def whole(path: Path) -> Iterator[Path]:
 def write_whole(path: Path, text: str) -> None:
     """Write a text file, whole."""
     with whole(path) as partial:
-        partial.write_text(text, encoding="utf-8", newline="\n")
+        partial.write_text(text, encoding="utf-8", newline="\n", errors="backslashreplace")

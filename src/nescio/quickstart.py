@@ -48,7 +48,7 @@ def quickstart(out: Path, *, epochs: int = 10, seed: int = 0, **options: Any) ->
         InputError: the extra ``nescio[quickstart]`` is not installed.
     """
     sets = write_embedded(out / "data", seed)
-    model, weights = network(), out / "model.safetensors"
+    model, weights = network(), out / f"model-{epochs}-epochs.safetensors"
     if weights.exists():
         model.load_state_dict(read_weights(weights))
     else:

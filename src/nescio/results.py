@@ -133,9 +133,11 @@ class Results:
         content = {"manifest": self.manifest, "rows": [r.printable() for r in self.rows], "average": averages}
         return json.dumps(content, indent=1, ensure_ascii=False)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | Path) -> None:
         """Write ``results.csv``, ``results.json`` and, where images were skipped, ``skipped.csv``; each whole."""
+        folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / "report.html").unlink(missing_ok=True)  # it would show other results
         write_whole(folder / "results.csv", self.to_csv())
         write_whole(folder / "results.json", self.to_json())
         if self.skipped:

@@ -197,6 +197,10 @@ MISTAKES = {
     "a device that is not there": ({"device": "cuda:99"}, "device 'cuda:99' cannot be used"),
     "a share of bad images in percent": ({"max_bad": 5}, r"did you mean max_bad=0\.05"),
     "a cache that cannot be": ({"cache": "w.safetensors/cache"}, "--cache DIR"),
+    "an OOD set called like markup": ({"ood": ["[red]x[/]=far"]}, "another name"),
+    "results in the way": ({"out": "w.safetensors/results"}, "cannot be written"),
+    "a list that is no text": ({"detectors": "w.safetensors"}, "cannot be read as text"),
+    "a factory that fails": ({"model": "builtins:chr"}, r"chr\(\) failed: TypeError"),
     "an unknown bank dtype": ({"bank_dtype": "int8"}, "float16"),
 }
 
@@ -205,7 +209,7 @@ MISTAKES = {
 def test_mistakes_are_one_line_exit_2_and_leave_nothing(here: Path, mistake: str) -> None:
     spoil(here)
     changes, told = MISTAKES[mistake]
-    result = bench(out="results", **changes)
+    result = bench(**{"out": "results", **changes})
     assert result.exit_code == 2, result.output
     lines = [line for line in result.stderr.splitlines() if "clips at" not in line and " is fm+" not in line]
     assert len(lines) == 1, lines

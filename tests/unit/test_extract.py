@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from conftest import TINY_TRANSFORM, encoded, picture, tiny_net
 from nescio.bank import Bank, BankKey, BankWriter
@@ -147,8 +148,8 @@ def test_float16_that_would_overflow_is_refused(classifier: Classifier, tmp_path
         extract(classifier, Pictures(4), cache=tmp_path, workers=0, dtype="float16", network_pass=Pass("large", large))
 
 
-class Interrupted(Exception):
-    pass
+class Interrupted(BaseException):
+    """As Ctrl-C: not an image's fault."""
 
 
 class StopsAt(Pictures):
@@ -229,7 +230,7 @@ def test_a_damaged_or_stale_bank_is_built_again_with_a_line(
     elif damage == "manifest":
         manifest.write_text("{")
     else:
-        manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 0'))
+        manifest.write_text(manifest.read_text().replace('"format": 2', '"format": 1'))
     again = extract(classifier, Pictures(20), cache=tmp_path, workers=0)
     assert "building it again" in caplog.text
     assert files_of(again) == before
@@ -247,12 +248,41 @@ def test_a_damaged_partial_bank_starts_again(classifier: Classifier, tmp_path: P
     assert len(bank) == 40
 
 
+def test_another_forward_with_the_same_weights_does_not_get_the_bank(tmp_path: Path, caplog) -> None:
+    class MaxPooled(type(tiny_net())):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(torch.relu(self.norm(self.conv(x))).amax((2, 3)))
+
+    mean, peak = tiny_net(), MaxPooled()
+    peak.load_state_dict(mean.state_dict())
+    one, other = (Classifier(m.eval(), TINY_TRANSFORM) for m in (mean, peak))
+    other.body.__class__.__name__ = "TinyNet"  # so that nothing but its forward tells it from the first
+    assert one.fingerprint == other.fingerprint
+    a = next(extract(one, Pictures(6), cache=tmp_path, workers=0).chunks()).h
+    b = next(extract(other, Pictures(6), cache=tmp_path, workers=0).chunks()).h
+    assert "another network with the same weights" in caplog.text
+    assert (b > a + 0.1).any()
+
+
+def test_changed_weights_are_seen_at_once(classifier: Classifier) -> None:
+    before = classifier.fingerprint
+    classifier.body.conv.weight.data.mul_(2)
+    assert classifier.fingerprint != before
+
+
+def test_an_image_too_long_to_resize_is_one_bad_image(classifier: Classifier, tmp_path: Path) -> None:
+    thin = encoded(Image.new("L", (3_000_000, 1)))
+    bank = extract(classifier, Pictures(4, {2: thin}), cache=tmp_path, workers=0, max_bad=0.5)
+    assert bank.rows.tolist() == [0, 1, 3]
+    assert "3000000 × 1" in bank.skipped[0][2]
+
+
 def test_a_full_disk_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
     classifier = Classifier(tiny_net(), TINY_TRANSFORM)
     writer = BankWriter(tmp_path, BankKey("w", "t", "d", "p", "float32"))
     with pytest.raises(InputError, match=r"needs .* GB.*--cache"):
-        writer.begin(1000, classifier.head, 8)
+        writer.begin(1000, classifier.head, classifier.reaction(), 8)
     assert not writer.partial.exists()
 
 
@@ -266,7 +296,7 @@ def test_a_source_that_raises_bad_image_itself_is_recorded(classifier: Classifie
             return super().read(i)
 
     bank = extract(classifier, Raises(8), cache=tmp_path, workers=2, max_bad=0.5)
-    assert [s[2] for s in bank.skipped] == ["row 2 is torn", "no access"]
+    assert [s[2] for s in bank.skipped] == ["row 2 is torn", "PermissionError: no access"]
 
 
 def test_files_that_vanish_are_bad_images(

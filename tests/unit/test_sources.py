@@ -151,6 +151,29 @@ def test_torchvision_sets_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         open_source("torchvision:MNIST/val")
 
 
+def test_links_are_followed_and_splits_are_not_mixed(make_folder: Callable[..., Path], tmp_path: Path) -> None:
+    folder = make_folder("set")
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for c in ("a", "b"):
+        (linked / c).symlink_to(folder / c)
+    (folder / "a" / "loop").symlink_to(folder)
+    assert open_source(linked).labels.tolist().count(1) == 3
+    hub = tmp_path / "hub"
+    hub.mkdir()
+    for split in ("train", "test"):
+        write_parquet(hub / f"{split}-00000-of-00001.parquet")
+    with pytest.raises(InputError, match="splits test, train"):
+        open_source(hub)
+
+
+def test_damaged_metadata_counts_as_none(tmp_path: Path) -> None:
+    for i, meta in enumerate(("{nope", "[]", '{"info": {"features": ["image"]}}')):
+        path = write_parquet(tmp_path / f"{i}.parquet")
+        pq.write_table(pq.read_table(path).replace_schema_metadata({"huggingface": meta}), path)
+        assert open_source(path).labels.tolist() == [0, 1, 0, 1, 0]
+
+
 def test_what_is_not_there_or_empty_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "text").mkdir()

@@ -6,6 +6,7 @@ import os
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -75,6 +76,7 @@ class ZipSource(_Archive):
             zipfile.BadZipFile,
             RuntimeError,
             NotImplementedError,
+            zlib.error,
         ) as e:  # bad checksum, encrypted, odd compression
             raise BadImage(f"zip member: {e}") from None
         return data
@@ -91,7 +93,7 @@ class TarSource(_Archive):
                 self._plain, self.file = _decompress(path)
             with tarfile.open(self.file, "r:") as archive:
                 found = {m.name: (m.offset_data, m.size) for m in archive if m.isfile() and is_image_name(m.name)}
-        except (tarfile.TarError, OSError, EOFError) as e:
+        except (tarfile.TarError, OSError, EOFError, zlib.error) as e:
             raise InputError(f"{path} cannot be read as a tar file: {e}") from None
         names = sorted(found)
         self._where = [found[n] for n in names]

@@ -11,8 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
 
+_UNREADABLE = "unreadable:"
 _UNSETTLED = 2_000_000_000  # nanoseconds
-_TABLE = "CREATE TABLE IF NOT EXISTS files (path TEXT, size INTEGER, mtime INTEGER, hash TEXT, PRIMARY KEY (path))"
+_TABLE = "CREATE TABLE IF NOT EXISTS files (path BLOB, size INTEGER, mtime INTEGER, hash TEXT, PRIMARY KEY (path))"
 _FIND = "SELECT hash FROM files WHERE path=? AND size=? AND mtime=?"
 
 
@@ -45,18 +46,19 @@ def hash_files(paths: Sequence[Path]) -> list[str]:
         settled = time.time_ns() - _UNSETTLED
         # a file written this very moment may be written again without its time changing: it is not remembered
         fresh = [(*k, h) for k, h, row in zip(keys, hashes, known, strict=True) if not row and k[2] < settled]
+        fresh = [row for row in fresh if not row[-1].startswith(_UNREADABLE)]
         with suppress(sqlite3.Error):  # locked for a minute, or a full disk: then it is hashed again next time
             memory.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", fresh)
             memory.commit()
     return hashes
 
 
-def _key(path: Path) -> tuple[str, int, int]:
+def _key(path: Path) -> tuple[bytes, int, int]:
     try:
         stat = path.stat()
     except OSError:
-        return str(path.absolute()), -1, time.time_ns()
-    return str(path.absolute()), stat.st_size, stat.st_mtime_ns
+        return os.fsencode(path.absolute()), -1, time.time_ns()
+    return os.fsencode(path.absolute()), stat.st_size, stat.st_mtime_ns
 
 
 def _digest(path: Path) -> str:
@@ -64,16 +66,17 @@ def _digest(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
     except OSError as e:
-        return f"unreadable: {e.strerror}"
+        return f"{_UNREADABLE} {e.strerror}"
 
 
 def _memory() -> closing[sqlite3.Connection]:
     """The remembered hashes; forgotten at the end where the cache folder cannot be written."""
-    path = cache_root() / "hashes.sqlite"
+    path = cache_root() / "hashes-2.sqlite"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         connection = sqlite3.connect(path, timeout=60)
         connection.execute(_TABLE)
+        connection.execute("SELECT COUNT(*) FROM files")  # a damaged file shows here
     except (OSError, sqlite3.Error):
         connection = sqlite3.connect(":memory:")
         connection.execute(_TABLE)

@@ -31,8 +31,7 @@ class ParquetSource:
         with file:
             schema = file.schema_arrow
             self._ends = np.cumsum([file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups)])
-            described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-            features: dict[str, Any] = described.get("info", {}).get("features", {})
+            features = _declared_features(schema)
             self._image = _image_column(schema, features, path)
             label = _label_column(schema, features)
             self.classes: list[str] | None = features.get(label, {}).get("names") if label else None
@@ -84,9 +83,18 @@ class ParquetSource:
         return combine(*hash_files([self.path]))
 
 
+def _declared_features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
+    """What Hugging Face's metadata says of the columns; nothing where it is absent or not of the expected form."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {name: f for name, f in features.items() if isinstance(f, dict)}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return {}
+
+
 def _image_column(schema: pa.Schema, features: dict[str, Any], path: Path) -> str:
     """The column that Hugging Face's metadata calls an image, else the first that looks like one."""
-    declared = [name for name, f in features.items() if isinstance(f, dict) and f.get("_type") == "Image"]
+    declared = [name for name, f in features.items() if f.get("_type") == "Image"]
     looks = [
         f.name
         for f in schema
@@ -101,7 +109,7 @@ def _image_column(schema: pa.Schema, features: dict[str, Any], path: Path) -> st
 
 
 def _label_column(schema: pa.Schema, features: dict[str, Any]) -> str | None:
-    declared = [name for name, f in features.items() if isinstance(f, dict) and f.get("_type") == "ClassLabel"]
+    declared = [name for name, f in features.items() if f.get("_type") == "ClassLabel"]
     for name in (*declared, *_LABEL_NAMES):
         if name in schema.names and pa.types.is_integer(schema.field(name).type):
             return name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ IMAGE_SUFFIXES = frozenset(
     ]
 )
 _SLICE = re.compile(r"(?P<base>.+)\[(?P<start>\d*):(?P<stop>\d*)\]")
+_SPLITS = {"train", "test", "val", "validation"}
 _UNLABELLED = -1
 
 
@@ -205,10 +207,11 @@ def open_source(spec: str | Path) -> Source:
         from nescio.data.datasets import torchvision_source
 
         return torchvision_source(text.removeprefix("torchvision:"))
-    path = Path(text).expanduser()
-    if not path.exists() and glob.has_magic(text):
-        return _open_glob(text)
-    source = _open_path(path)
+    try:
+        path = Path(text).expanduser()
+        source = _open_glob(text) if not path.exists() and glob.has_magic(text) else _open_path(path)
+    except (OSError, RuntimeError) as e:
+        raise InputError(f"{text} cannot be opened: {e}") from None
     if len(source) == 0:
         raise InputError(f"{text} holds no images")
     return source
@@ -235,7 +238,7 @@ def _open_path(path: Path) -> Source:
 
 
 def _open_folder(path: Path) -> Source:
-    files = sorted(p for p in path.rglob("*") if p.is_file())
+    files = _files_below(path)
     images = [p for p in files if is_image_name(str(p.relative_to(path)))]
     if images:
         return Files(images, path)
@@ -244,7 +247,28 @@ def _open_folder(path: Path) -> Source:
         others = sorted({p.suffix for p in files})
         found = f"; its {len(files)} files end in {some(others)}" if files else "; it is empty"
         raise InputError(f"{path} holds no images{found}")
+    splits = sorted({p.name.partition("-")[0] for p in shards} & _SPLITS)
+    if len(splits) > 1:
+        raise InputError(f"{path} holds the splits {some(splits)}; name one, e.g. '{path}/**/{splits[0]}-*.parquet'")
     return Concatenated([_open_path(p) for p in shards])
+
+
+def _files_below(root: Path) -> list[Path]:
+    """Every file below a folder, through links to folders too, each folder once."""
+
+    def unreadable(e: OSError) -> None:
+        raise InputError(f"{e.filename} cannot be read: {e.strerror}")
+
+    files: list[Path] = []
+    seen: set[str] = set()
+    for folder, below, names in os.walk(root, followlinks=True, onerror=unreadable):
+        real = os.path.realpath(folder)
+        if real in seen:
+            below.clear()  # a link back to where we were
+            continue
+        seen.add(real)
+        files += [Path(folder, name) for name in names]
+    return sorted(files)
 
 
 def _open_glob(pattern: str) -> Source:
@@ -253,7 +277,9 @@ def _open_glob(pattern: str) -> Source:
     files = [p for p in matches if p.is_file()]
     if files and all(is_image_name(p.name) for p in files):
         return Files(files)
-    parts = [_open_path(p) for p in matches if p.is_dir() or not is_image_name(p.name)]
+    if any(is_image_name(p.name) for p in files):
+        raise InputError(f"'{pattern}' matches images and other things; match images alone, e.g. '{pattern}.jpg'")
+    parts = [_open_path(p) for p in matches]
     parts = [p for p in parts if len(p)]
     if not parts:
         raise InputError(f"no images match '{pattern}'")

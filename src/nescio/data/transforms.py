@@ -12,7 +12,8 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tvf
 
-from nescio.errors import InputError, nearest
+from nescio.data.decode import MAX_PIXELS
+from nescio.errors import BadImage, InputError, nearest
 
 INTERPOLATIONS = {
     m.value: m for m in (InterpolationMode.BILINEAR, InterpolationMode.BICUBIC, InterpolationMode.NEAREST)
@@ -46,11 +47,14 @@ class Transform:
             )
         if self.crop < 1 or (self.resize is not None and self.resize < self.crop):
             raise InputError(f"transform needs 1 <= crop <= resize, got crop={self.crop}, resize={self.resize}")
-        if min(self.std) <= 0:
-            raise InputError(f"std must be above 0 in every channel, got {self.std}")
+        if not all(0 < s < float("inf") for s in self.std) or not all(abs(m) < float("inf") for m in self.mean):
+            raise InputError(f"mean must be finite and std above 0 in every channel, got {self.mean} and {self.std}")
 
     def geometry(self, image: Image.Image) -> Tensor:
         """An RGB image as the network will see it: uint8 ``(3, crop, crop)``."""
+        short, long = sorted(image.size)
+        if (self.resize or self.crop) ** 2 * long / short > MAX_PIXELS:
+            raise BadImage(f"{image.width} × {image.height} pixels: resized, it would exceed {MAX_PIXELS:,}")
         mode = INTERPOLATIONS[self.interpolation]
         image = tvf.resize(image, [self.resize or self.crop], interpolation=mode, antialias=True)
         pixels: Tensor = tvf.pil_to_tensor(tvf.center_crop(image, [self.crop, self.crop]))

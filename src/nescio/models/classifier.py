@@ -155,9 +155,14 @@ class Classifier(nn.Module):
         """
         return split_backbone(self.body, self._noise(), self.name)
 
-    @cached_property
+    @torch.no_grad()
+    def reaction(self) -> Tensor:
+        """Penultimate features ``(2, L)`` of noise that is always the same: tells two ``forward`` methods apart."""
+        return self.penultimate(self._noise())
+
+    @property
     def fingerprint(self) -> str:
-        """A hash of the structure and all weights."""
+        """A hash of the structure and all weights as they are now."""
         digest = hashlib.blake2b(f"{self.body!r}{self.layer!r}".encode(), digest_size=16)
         for key, t in sorted(self.state_dict().items()):
             digest.update(f"{key}{t.dtype}{tuple(t.shape)}".encode())

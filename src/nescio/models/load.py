@@ -59,7 +59,8 @@ def load_classifier(
     recipe = _recipe(model)
     if weights is None and not recipe.has_pretrained:
         raise InputError(f"model '{model}' has no pretrained weights; give a file of them (--weights FILE)")
-    network = recipe.build(classes, weights is None)
+    # pretrained weights bring their own classes: a head of another size would be a random one
+    network = recipe.build(None if weights is None else classes, weights is None)
     own = recipe.transform(network)
     if isinstance(transform, Transform):
         own = transform
@@ -79,7 +80,7 @@ def load_classifier(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         return classifier.to(device)
-    except (RuntimeError, AssertionError) as e:
+    except (RuntimeError, AssertionError, NotImplementedError) as e:
         raise InputError(f"device '{device}' cannot be used: {str(e).splitlines()[0]}") from None
 
 
@@ -96,7 +97,7 @@ def _load_weights(
     layer = Classifier(network, transform, name=recipe.name, head=head).head_name
     key = f"{layer}.weight" if layer else "weight"
     rows, built = state.get(key), own[key]
-    if rows is not None and len(rows) != len(built):
+    if rows is not None and rows.ndim and len(rows) != len(built):
         if classes is not None:
             raise InputError(
                 f"{path} has {len(rows)} classes (rows of '{key}'), not {classes}; drop --classes or give {len(rows)}"
@@ -234,6 +235,8 @@ def _hugging_face(name: str) -> _Recipe:
             p = transformers.AutoImageProcessor.from_pretrained(name)
         except (OSError, ValueError):
             return None
+        if not ({"shortest_edge", "height"} & set(dict(p.size))):
+            return None
         size, crop = dict(p.size), dict(getattr(p, "crop_size", None) or {})
         resize = size.get("shortest_edge") or size["height"]
         return Transform(
@@ -256,12 +259,15 @@ def _factory(module: str, attribute: str) -> _Recipe:
         sys.path.insert(0, str(Path.cwd()))  # the user's own module stands where they call from
     try:
         made = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as e:
-        raise InputError(f"model '{module}:{attribute}' cannot be imported: {e}") from None
+    except Exception as e:  # noqa: BLE001 - importing runs the user's own code
+        raise InputError(f"model '{module}:{attribute}' cannot be imported: {type(e).__name__}: {e}") from None
 
     def build(classes: int | None, pretrained: bool) -> nn.Module:
         del classes, pretrained
-        network = made if isinstance(made, nn.Module) else made()
+        try:
+            network = made if isinstance(made, nn.Module) else made()
+        except Exception as e:  # noqa: BLE001 - the user's own code
+            raise InputError(f"{module}:{attribute}() failed: {type(e).__name__}: {e}") from None
         if not isinstance(network, nn.Module):
             raise InputError(f"{module}:{attribute} returned {type(network).__name__}, not an nn.Module")
         return network
