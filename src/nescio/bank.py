@@ -159,7 +159,7 @@ class BankWriter:
                 raise DamagedBank("another network with the same weights wrote it")
             return bank
         except DamagedBank as e:
-            log.warning("bank %s is damaged (%s): building it again", self.final.name, e)
+            log.warning("bank %s cannot be used (%s): building it again", self.final.name, e)
             shutil.rmtree(self.final)
             return None
 
@@ -229,12 +229,7 @@ class BankWriter:
             with (self.partial / _SKIPPED).open("a", newline="", errors="backslashreplace") as file:
                 csv.writer(file, lineterminator="\n").writerows(skipped)
         stop = start + len(values["status"])
-        for name in (
-            "h",
-            "pred",
-            "label",
-            "status",
-        ):  # status last: it is what says that the others are there
+        for name in ("h", "pred", "label", "status"):  # status last: it says that the others are there
             self._arrays[name][start:stop] = values[name]
 
     def finish(self) -> Bank:

@@ -47,10 +47,5 @@ def test_the_embedded_images_are_what_they_say(tmp_path: Path) -> None:
     def smoothness(p: np.ndarray) -> float:
         return float(np.corrcoef(p[:, :, :-1].ravel(), p[:, :, 1:].ravel())[0, 1])
 
-    inner = {
-        n: np.corrcoef(p[:, 8:24, 8:23].std((1, 2)).ravel(), p[:, 8:24, 9:24].std((1, 2)).ravel())
-        for n, p in pixels.items()
-    }
     assert smoothness(pixels["noise"]) < smoothness(pixels["backdrops"])
-    assert inner
     assert pixels["id"].std((1, 2, 3)).mean() > pixels["backdrops"].std((1, 2, 3)).mean() + 5

@@ -72,12 +72,8 @@ class ZipSource(_Archive):
         """The member's bytes."""
         try:
             data: bytes = self._handle().read(self.members[i])
-        except (
-            zipfile.BadZipFile,
-            RuntimeError,
-            NotImplementedError,
-            zlib.error,
-        ) as e:  # bad checksum, encrypted, odd compression
+        # a bad checksum, an encrypted member, a compression that Python lacks, damaged data
+        except (zipfile.BadZipFile, RuntimeError, NotImplementedError, zlib.error) as e:
             raise BadImage(f"zip member: {e}") from None
         return data
 

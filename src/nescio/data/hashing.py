@@ -71,7 +71,7 @@ def _digest(path: Path) -> str:
 
 def _memory() -> closing[sqlite3.Connection]:
     """The remembered hashes; forgotten at the end where the cache folder cannot be written."""
-    path = cache_root() / "hashes-2.sqlite"
+    path = cache_root() / "hashes.sqlite"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         connection = sqlite3.connect(path, timeout=60)

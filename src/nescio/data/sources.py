@@ -109,7 +109,6 @@ class Files:
 
     def __init__(self, paths: Sequence[Path], root: Path | None = None) -> None:
         self.paths = list(paths)
-        self.root = root
         relative = [p.relative_to(root).parts for p in self.paths] if root else []
         self.classes, self.labels = class_folders(relative, len(self.paths))
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from nescio import ops
 from nescio.errors import InputError, check_share
@@ -12,17 +15,16 @@ from nescio.features import Features, TrainingData
 from nescio.stage import Stage
 
 
-def subsample(data: TrainingData, share: float, seed: int = 0) -> list[Features]:
+def subsample(data: TrainingData, share: float, seed: int = 0) -> Iterator[Features]:
     """A random share of the training features, the same for any chunking; at least the first one."""
     rng = np.random.default_rng(seed)
-    kept: list[Features] = []
+    first = True
     for f in data():
-        pick = torch.from_numpy(np.flatnonzero(rng.random(len(f)) < share)).to(f.h.device)
-        if not kept and not len(pick):
-            pick = pick.new_zeros(1)
-        if len(pick):
-            kept.append(f.rows(pick))
-    return kept
+        keep = rng.random(len(f)) < share
+        keep[0] |= first
+        first = False
+        if keep.any():
+            yield f.rows(torch.from_numpy(np.flatnonzero(keep)).to(f.h.device))
 
 
 class KNN(Stage, name="knn", place="score"):
@@ -51,14 +53,14 @@ class KNN(Stage, name="knn", place="score"):
 
     def fit(self, data: TrainingData) -> None:
         """Keep the training features."""
-        self.bank = torch.cat([torch.nn.functional.normalize(f.h) for f in subsample(data, self.alpha)])
+        bank = torch.cat([normalize(f.h) for f in subsample(data, self.alpha)])
+        # ‖z - b‖² = ‖z‖² - 2 (z · b - ‖b‖²/2): with this column the nearest has the largest product, zero b or not
+        self.bank = torch.cat([bank, bank.square().sum(dim=1, keepdim=True) / 2], dim=1)
 
     def forward(self, f: Features) -> Tensor:
         """Score a batch."""
-        z, bank = torch.nn.functional.normalize(f.h), self.bank.to(f.h.dtype)
-        # ‖z - b‖² = ‖z‖² - 2 (z · b - ‖b‖²/2): the nearest has the largest product, also where a b is zero
-        half = bank.square().sum(dim=1, keepdim=True) / 2
-        _, which = ops.top_k_products(torch.cat([z, -torch.ones_like(z[:, :1])], 1), torch.cat([bank, half], 1), self.k)
-        neighbour = bank[which[:, -1]].to(torch.float64)
+        z, bank = normalize(f.h), self.bank.to(f.h.dtype)
+        _, which = ops.top_k_products(torch.cat([z, -torch.ones_like(z[:, :1])], dim=1), bank, self.k)
+        neighbour = bank[which[:, -1], :-1].to(torch.float64)
         distance: Tensor = (z.to(torch.float64) - neighbour).norm(dim=1)
         return -distance

@@ -39,6 +39,10 @@ class Mahalanobis(Stage, name="mahalanobis", place="score"):
         """Estimate means and covariance in one pass."""
         moments = ops.moments(labelled(data, self.name), data.head.n_classes)
         refuse_empty(moments.counts, self.name)
+        self.take(moments)
+
+    def take(self, moments: ops.Moments) -> None:
+        """Learn what the score reads."""
         self.whitening = ops.whitening(moments.within, self.shrink)
         self.means = moments.means @ self.whitening
 
@@ -47,7 +51,7 @@ class Mahalanobis(Stage, name="mahalanobis", place="score"):
         return -ops.squared_distances(f.h.to(torch.float64) @ self.whitening, self.means).amin(dim=1)
 
 
-class RelativeMahalanobis(Stage, name="rmd", place="score"):
+class RelativeMahalanobis(Mahalanobis, name="rmd"):
     """Mahalanobis distance to the nearest class less the distance to one Gaussian over all classes, negated.
 
     ``-min_k [MD_k(h) - MD_0(h)]``, both squared; ``h (B, L) -> score (B,)``.
@@ -58,28 +62,16 @@ class RelativeMahalanobis(Stage, name="rmd", place="score"):
     Source: Ren et al., "A Simple Fix to Mahalanobis Distance for Improving Near-OOD Detection", 2021.
     """
 
-    needs_train = True
-    means: Tensor
-    whitening: Tensor
     mean: Tensor
     total_whitening: Tensor
 
-    def __init__(self, *, shrink: float = 1e-6) -> None:
-        super().__init__()
-        self.shrink = check_positive("shrink", shrink)
-
-    def fit(self, data: TrainingData) -> None:
-        """Estimate both Gaussians in one pass."""
-        moments = ops.moments(labelled(data, self.name), data.head.n_classes)
-        refuse_empty(moments.counts, self.name)
-        self.whitening = ops.whitening(moments.within, self.shrink)
+    def take(self, moments: ops.Moments) -> None:
+        """Learn the classes' Gaussians and the one over all."""
+        super().take(moments)
         self.total_whitening = ops.whitening(moments.total, self.shrink)
-        self.means = moments.means @ self.whitening
         self.mean = moments.mean @ self.total_whitening
 
     def forward(self, f: Features) -> Tensor:
         """Score a batch."""
-        h = f.h.to(torch.float64)
-        nearest = ops.squared_distances(h @ self.whitening, self.means).amin(dim=1)
-        background = (h @ self.total_whitening - self.mean).square().sum(dim=1)
-        return background - nearest
+        background = (f.h.to(torch.float64) @ self.total_whitening - self.mean).square().sum(dim=1)
+        return background + super().forward(f)

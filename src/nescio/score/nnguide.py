@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from nescio import ops
-from nescio.errors import InputError, check_share
 from nescio.features import Features, TrainingData
-from nescio.score.knn import subsample
-from nescio.stage import Stage
+from nescio.score.knn import KNN, subsample
 
 
-class NNGuide(Stage, name="nnguide", place="score"):
+class NNGuide(KNN, name="nnguide"):
     """Energy times the mean, over the k best matches, of cosine × the training image's energy.
 
     ``E(h) · mean_k (z · z_i) E(h_i)``, ``z = h / ‖h‖``, ``E = logsumexp f``; ``h (B, L), logits (B, C) -> score (B,)``.
@@ -24,23 +23,15 @@ class NNGuide(Stage, name="nnguide", place="score"):
     Source: Park, Jung and Teoh, "Nearest Neighbor Guidance for Out-of-Distribution Detection", ICCV 2023.
     """
 
-    needs_train = True
-    bank: Tensor
-
     def __init__(self, *, k: int = 10, alpha: float = 1.0) -> None:
-        super().__init__()
-        if k < 1:
-            raise InputError(f"k={k} must be 1 or more")
-        self.k = k
-        self.alpha = check_share("alpha", alpha)
+        super().__init__(k=k, alpha=alpha)
 
     def fit(self, data: TrainingData) -> None:
         """Keep the training directions, scaled by their energy."""
         kept = subsample(data, self.alpha)
-        scaled = [torch.nn.functional.normalize(f.h) * f.logits.logsumexp(dim=1, keepdim=True) for f in kept]
-        self.bank = torch.cat(scaled)
+        self.bank = torch.cat([normalize(f.h) * f.logits.logsumexp(dim=1, keepdim=True) for f in kept])
 
     def forward(self, f: Features) -> Tensor:
         """Score a batch."""
-        best, _ = ops.top_k_products(torch.nn.functional.normalize(f.h), self.bank.to(f.h.dtype), self.k)
+        best, _ = ops.top_k_products(normalize(f.h), self.bank.to(f.h.dtype), self.k)
         return best.to(torch.float64).mean(dim=1) * f.logits.to(torch.float64).logsumexp(dim=1)
