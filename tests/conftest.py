@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from nescio.data import Transform
-from nescio.features import Features, Head, TrainingData
+from nescio.features import Columns, Features, Head, TrainingData
 from nescio.models import Classifier
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -69,21 +69,32 @@ def classifier() -> Classifier:
 def random_features(
     n: int = 200, width: int = 12, classes: int = 5, seed: int = 0, *, negative: bool = False
 ) -> Features:
-    """Class-clustered features with labels, as a network with ReLU (or without) would give them."""
+    """Class-clustered features with labels, as a network with ReLU (or without) would give them; and made-up probes."""
     g = torch.Generator().manual_seed(seed)
     labels = torch.arange(n) % classes
     centres = torch.randn(classes, width, generator=torch.Generator().manual_seed(1)) * 2
     h = centres[labels] + torch.randn(n, width, generator=g)
     h = h if negative else h.relu()
     head = Head(centres + 0.3, torch.linspace(-1, 1, classes))
-    return Features(h, head, head(h, labels).argmax(1), labels)
+    pred = head(h, labels).argmax(1)
+    aux = {
+        "rankfeat.0": h.roll(1, dims=1) * 0.7,
+        "mcdropout.0": (head.linear(h) / 2).log_softmax(1),
+        **{f"mean.{i}": h[:, : 3 + i] + i for i in range(2)},
+        **{
+            f"gram{orders}.{i}": torch.cat([h[:, : 2 + i].abs() ** (1 / (1 + p)) for p in range(orders)], dim=1)
+            for orders in (10, 3)
+            for i in range(2)
+        },
+    }
+    return Features(h, head, pred, labels, Columns.of(aux))
 
 
 def training(f: Features, chunk: int = 64) -> TrainingData:
     def chunks():
         for start in range(0, len(f), chunk):
             at = slice(start, start + chunk)
-            yield Features(f.h[at], f.head, f.pred[at], None if f.labels is None else f.labels[at])
+            yield f.rows(torch.arange(len(f))[at])
 
     return TrainingData(f.head, chunks)
 

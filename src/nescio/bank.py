@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -22,33 +22,43 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nescio.data.hashing import combine, hash_files
-from nescio.errors import InputError
-from nescio.features import Features, Head
+from nescio.errors import InputError, some
+from nescio.features import Columns, Features, Head
 from nescio.files import whole
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 DTYPES: dict[str, Any] = {"float32": np.float32, "float16": np.float16}
 PENDING, DONE, BAD = 0, 1, 2
+COLUMNS = ("h", "pred", "label", "status")
 _MANIFEST, _STATE, _SKIPPED, _HEAD = "manifest.json", "state.json", "skipped.csv", "head.safetensors"
 
 
 @dataclass(frozen=True)
 class BankKey:
-    """Everything that a bank's contents follow from. Equal keys mean equal features, wherever the data lie."""
+    """Everything that a bank's contents follow from. Equal keys mean equal features, wherever the data lie.
+
+    ``probes`` are the names of the probes whose columns it holds.
+    """
 
     weights: str
     transform: str
     data: str
     network_pass: str
     dtype: str
+    probes: tuple[str, ...] = ()
     format: int = FORMAT
+
+    @property
+    def family(self) -> str:
+        """What the folders' names begin with of all banks that differ in their probes alone."""
+        return combine(json.dumps(asdict(self) | {"probes": ()}, sort_keys=True))
 
     @property
     def digest(self) -> str:
         """The folder's name."""
-        return combine(json.dumps(asdict(self), sort_keys=True))
+        return f"{self.family}-{combine(*self.probes)[:8]}" if self.probes else self.family
 
 
 class Bank:
@@ -67,7 +77,8 @@ class Bank:
         _verify(path, self.manifest["files"])
         tensors = load_file(path / _HEAD)
         self.head = Head(tensors["weight"], tensors["bias"])
-        self._arrays = {name: np.load(path / f"{name}.npy", mmap_mode="r") for name in ("h", "pred", "label", "status")}
+        names = [*COLUMNS, *self.manifest["aux"]]
+        self._arrays = {name: np.load(path / f"{name}.npy", mmap_mode="r") for name in names}
         with (path / _SKIPPED).open(newline="") as file:
             self.skipped = [(int(row), image, reason) for row, image, reason in list(csv.reader(file))[1:]]
 
@@ -103,11 +114,20 @@ class Bank:
             keep = np.asarray(status[at]) == DONE
             if keep.any():
                 yield Features(
-                    torch.from_numpy(np.asarray(h[at][keep], dtype=np.float32)),
+                    _floats(h[at], keep),
                     self.head,
                     torch.from_numpy(self._arrays["pred"][at][keep]),
                     torch.from_numpy(self._arrays["label"][at][keep]),
+                    Columns({name: self._reader(name, at, keep) for name in self.manifest["aux"]}),
                 )
+
+    def _reader(self, name: str, at: slice, keep: npt.NDArray[np.bool_]) -> Callable[[], Tensor]:
+        return lambda: _floats(self._arrays[name][at], keep)
+
+
+def _floats(rows: npt.NDArray[Any], keep: npt.NDArray[np.bool_]) -> Tensor:
+    """The kept rows as float32, copied once."""
+    return torch.from_numpy(np.array(rows if keep.all() else rows[keep], dtype=np.float32))
 
 
 class DamagedBank(Exception):
@@ -126,6 +146,7 @@ class BankWriter:
         except OSError as e:
             raise InputError(f"banks cannot be kept in {root}: {e}; name another folder (--cache DIR)") from None
         self.key = key
+        self.root = root
         self.final = root / key.digest
         self.partial = root / f"{key.digest}.partial"
         self._lock = FileLock(root / f"{key.digest}.lock")
@@ -147,24 +168,35 @@ class BankWriter:
             self._lock.release()
 
     def finished(self, reaction: Tensor) -> Bank | None:
-        """The bank, if it was written before, is whole, and by a network that reacts to noise as this one does.
+        """The bank, or one that holds more probes, if it was written before, is whole, and by this network.
 
-        Another is removed, with a line that says so.
+        One that is damaged, or by a network that reacts to noise in another way, is removed, with a line that says so.
         """
-        if not self.final.exists():
-            return None
-        try:
-            bank = Bank(self.final)
-            if not _same_reaction(self.final, reaction):
-                raise DamagedBank("another network with the same weights wrote it")
-            return bank
-        except DamagedBank as e:
-            log.warning("bank %s cannot be used (%s): building it again", self.final.name, e)
-            shutil.rmtree(self.final)
-            return None
+        for path in sorted(self.root.glob(f"{self.key.family}*"), key=lambda p: p != self.final):
+            if path.suffix or not self._has_probes(path):
+                continue
+            try:
+                bank = Bank(path)
+                if not _same_reaction(path, reaction):
+                    raise DamagedBank("another network with the same weights wrote it")
+                return bank
+            except DamagedBank as e:
+                log.warning("bank %s cannot be used (%s): building it again", path.name, e)
+                shutil.rmtree(path)
+        return None
 
-    def begin(self, n: int, head: Head, reaction: Tensor, batch_size: int) -> tuple[int, int]:
+    def _has_probes(self, path: Path) -> bool:
+        try:
+            return set(self.key.probes) <= set(_read_manifest(path)["key"]["probes"])
+        except DamagedBank:
+            return path == self.final
+
+    def begin(
+        self, n: int, head: Head, reaction: Tensor, batch_size: int, widths: Mapping[str, int]
+    ) -> tuple[int, int]:
         """Open the partial bank of ``n`` rows, an earlier one where it can be continued.
+
+        ``widths`` are those of the probes' columns.
 
         Returns:
             the first row to write, and the batch size to use: that of the run which is continued, since the last bits
@@ -180,7 +212,7 @@ class BankWriter:
         except (OSError, ValueError, KeyError) as e:
             if self.partial.exists():
                 log.warning("partial bank %s cannot be continued (%s): starting again", self.partial.name, e)
-            self._create(n, head, reaction, batch_size)
+            self._create(n, head, reaction, batch_size, widths)
             return 0, batch_size
         batch_size = int(state["batch_size"])
         pending = np.flatnonzero(self._arrays["status"] == PENDING)
@@ -189,7 +221,7 @@ class BankWriter:
         log.info("continuing an interrupted pass at image %s of %s", f"{start:,}", f"{n:,}")
         return start, batch_size
 
-    def _create(self, n: int, head: Head, reaction: Tensor, batch_size: int) -> None:
+    def _create(self, n: int, head: Head, reaction: Tensor, batch_size: int, widths: Mapping[str, int]) -> None:
         shutil.rmtree(self.partial, ignore_errors=True)
         self.partial.mkdir()
         columns: dict[str, tuple[Any, tuple[int, ...]]] = {
@@ -197,14 +229,15 @@ class BankWriter:
             "pred": (np.int64, (n,)),
             "label": (np.int64, (n,)),
             "status": (np.uint8, (n,)),
-        }
+        } | {name: (DTYPES[self.key.dtype], (n, width)) for name, width in widths.items()}
         size = sum(np.dtype(t).itemsize * int(np.prod(shape)) for t, shape in columns.values())
         free = shutil.disk_usage(self.partial).free
         if size > free:  # a full disk under a memory map ends the process without a word
             shutil.rmtree(self.partial)
             raise InputError(
                 f"the bank needs {size / 1e9:.1f} GB below {self.partial.parent}, where {free / 1e9:.1f} GB are free; "
-                "name another folder (--cache DIR), or halve it with --bank-dtype float16"
+                "name another folder (--cache DIR), halve it with --bank-dtype float16, or drop detectors with wide "
+                f"probes{f' ({some(widths)})' if widths else ''}"
             )
         for name, (dtype, shape) in columns.items():
             path = self.partial / f"{name}.npy"
@@ -224,23 +257,29 @@ class BankWriter:
             csv.writer(file, lineterminator="\n").writerows(kept)
 
     def write(self, start: int, values: Mapping[str, npt.NDArray[Any]], skipped: list[tuple[int, str, str]]) -> None:
-        """Write the rows of one batch: ``status``, ``h``, ``pred``, ``label``, each of the batch's length."""
+        """Write the rows of one batch: all columns, each of the batch's length."""
         if skipped:
             with (self.partial / _SKIPPED).open("a", newline="", errors="backslashreplace") as file:
                 csv.writer(file, lineterminator="\n").writerows(skipped)
         stop = start + len(values["status"])
-        for name in ("h", "pred", "label", "status"):  # status last: it says that the others are there
+        for name in sorted(self._arrays, key=lambda name: name == "status"):  # last: it says that the others are there
             self._arrays[name][start:stop] = values[name]
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Widths of the columns of floats: ``h`` and the probes'."""
+        return {name: a.shape[1] for name, a in self._arrays.items() if a.ndim == 2}
 
     def finish(self) -> Bank:
         """Close the partial bank and give it its final name."""
         for array in self._arrays.values():
             array.flush()
+        aux = [name for name in self._arrays if name not in COLUMNS]
         self._arrays = {}
         (self.partial / _STATE).unlink()
         files = sorted(p for p in self.partial.iterdir() if p.name != _MANIFEST)
         hashes = dict(zip((p.name for p in files), hash_files(files), strict=True))
-        manifest = {"key": asdict(self.key), "files": hashes}
+        manifest = {"key": asdict(self.key), "aux": aux, "files": hashes}
         (self.partial / _MANIFEST).write_text(json.dumps(manifest, indent=1))
         self.partial.rename(self.final)
         return Bank(self.final)

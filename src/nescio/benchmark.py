@@ -6,7 +6,7 @@ import importlib.metadata
 import logging
 import platform
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ import numpy.typing as npt
 from nescio import metrics
 from nescio.bank import Bank
 from nescio.data.sources import Source, open_source
-from nescio.detector import Detector, all_specs, expand, fit_all, score_all
+from nescio.detector import Detector, fit_all, score_all
 from nescio.errors import InputError, some
-from nescio.extraction import PLAIN, Pass, extract, pass_of
+from nescio.extraction import PLAIN, Pass, check_model, extract, pass_of, training_pass
 from nescio.features import TrainingData
+from nescio.grammar import all_specs, expand
 from nescio.models import Classifier
 from nescio.results import Results, Row, Scored
 
@@ -36,6 +37,7 @@ def bench(
     ood: Mapping[str, AnySource],
     detectors: Sequence[str] = DEFAULT_DETECTORS,
     train: AnySource | None = None,
+    calibrate: AnySource | None = None,
     resamples: int = 0,
     **extraction: Any,
 ) -> Results:
@@ -47,50 +49,57 @@ def bench(
         ood: OOD sets by name.
         detectors: spec strings or preset names; ``all`` stands for one detector of every stage, and the presets.
         train: the classifier's training images, with labels; may be missing if no detector needs them.
+        calibrate: ID images that are neither of these, for ensembles and a fitted temperature; else a share of the
+            training images is kept apart for them.
         resamples: of the bootstrap, for 95 % intervals; 0 for none.
         **extraction: options of ``extract`` (cache, batch_size, workers, dtype, max_bad, progress).
 
     Raises:
         InputError: an input does not fit the others; the message names it and the way out.
     """
-    train_source = None if train is None else _open(train)
+    train_source, held_source = (None if given is None else _open(given) for given in (train, calibrate))
     id_source, ood_sources = _open(id), {name: _open(source) for name, source in ood.items()}
-    detectors = [detectors] if isinstance(detectors, str) else detectors
-    wanted = [
-        spec
-        for given in dict.fromkeys(d.strip() for d in detectors)
-        for spec in (all_specs() if given == "all" else [given])
-    ]
-    fitted = {given: Detector.parse(given, classifier.name) for given in wanted}
-    _check(classifier, train_source, id_source, ood_sources, fitted)
+    fitted = _parse([detectors] if isinstance(detectors, str) else detectors, classifier)
+    _check(classifier, train_source, held_source, id_source, ood_sources, fitted)
     for given, detector in fitted.items():
         if expand(given, classifier.name) != given:
             log.info("%s is %r here", given, detector)
 
     banks: list[tuple[str, Bank]] = []
 
-    def bank_of(name: str, source: Source, network_pass: Pass = PLAIN) -> Bank:
-        bank = extract(classifier, source, network_pass=network_pass, title=name, **extraction)
+    def bank_of(name: str, source: Source, network_pass: Pass, readers: Iterable[Detector]) -> Bank:
+        probes = {name: probe for d in readers for name, probe in d.probes().items()}
+        bank = extract(classifier, source, network_pass=network_pass, probes=probes, title=name, **extraction)
         banks.append((name, bank))
         return bank
 
-    train_bank = None
-    if train_source is not None and any(d.needs_train for d in fitted.values()):
-        train_bank = bank_of("train", train_source)
-    id_bank = bank_of("id", id_source)
-    training = TrainingData(id_bank.head, train_bank.chunks if train_bank else None)
-    fit_seconds = dict(zip(fitted, fit_all(list(fitted.values()), training), strict=True))
+    fit_seconds: dict[str, float] = {}
+    for network_pass, group in _grouped(fitted, training_pass):
+        members = [fitted[given] for given in group]
+        needy = [d for d in members if d.needs_train]
+        train_bank, held_bank = (
+            bank_of(name, source, network_pass, needy) if source is not None and needy else None
+            for name, source in (("train", train_source), ("calibrate", held_source))
+        )
+        training = TrainingData(
+            classifier.head.cpu(),
+            train_bank.chunks if train_bank else None,
+            held_bank.chunks if held_bank else None,
+        )
+        fit_seconds |= zip(group, fit_all(members, training), strict=True)
 
     id_set, ood_sets = Scored("id", id_source, {}, {}), [Scored(n, s, {}, {}) for n, s in ood_sources.items()]
     seconds: dict[tuple[str, str], float] = {}
-    for network_pass, group in _by_pass(fitted, classifier):
+    for network_pass, group in _grouped(fitted, lambda detector: pass_of(detector, classifier.device)):
+        members = [fitted[given] for given in group]
         for scored in (id_set, *ood_sets):
-            bank = bank_of(scored.name, scored.source, network_pass)
-            scores, spent = score_all([fitted[g] for g in group], bank.chunks())
+            bank = bank_of(scored.name, scored.source, network_pass, members)
+            scores, spent = score_all(members, bank.chunks())
             for given, values, time in zip(group, scores, spent, strict=True):
                 scored.scores[given], scored.rows[given] = values.numpy(), bank.rows
                 seconds[given, scored.name] = time
 
+    id_bank = bank_of("id", id_source, PLAIN, [])  # its own prediction, whatever the detectors' passes are
     correct = np.zeros(len(id_source), dtype=bool)
     correct[id_bank.rows] = id_bank.pred == id_bank.labels
     rows = [
@@ -104,7 +113,8 @@ def bench(
         log.warning("skipped an image of %s: %s: %s", name, image, reason)
     if skipped:
         log.warning("%d images were skipped; the results' skipped.csv lists them", len(skipped))
-    manifest = _manifest(classifier, fitted, {"train": train_source, "id": id_source, **ood_sources}, banks)
+    sources = {"train": train_source, "calibrate": held_source, "id": id_source, **ood_sources}
+    manifest = _manifest(classifier, fitted, sources, banks)
     return Results([Row(**r) for r in rows], manifest, id_set, ood_sets, skipped)
 
 
@@ -112,11 +122,28 @@ def _open(source: AnySource) -> Source:
     return open_source(source) if isinstance(source, str | Path) else source
 
 
-def _by_pass(detectors: Mapping[str, Detector], classifier: Classifier) -> Iterable[tuple[Pass, list[str]]]:
+def _parse(specs: Sequence[str], classifier: Classifier) -> dict[str, Detector]:
+    """Detectors by what the user called them; of ``all``, those that this model can serve."""
+    parsed: dict[str, Detector] = {}
+    for given in dict.fromkeys(spec.strip() for spec in specs):
+        for spec in all_specs() if given == "all" else [given]:
+            detector = Detector.parse(spec, classifier.name)
+            try:
+                check_model(detector, classifier)
+            except InputError as e:
+                if given != "all":
+                    raise InputError(f"detector '{spec}': {e}") from None
+                log.info("leaving out %s: %s", spec, e)
+            else:
+                parsed[spec] = detector
+    return parsed
+
+
+def _grouped(detectors: Mapping[str, Detector], pass_for: Callable[[Detector], Pass]) -> list[tuple[Pass, list[str]]]:
     passes: dict[str, Pass] = {}
     groups: dict[str, list[str]] = {}
     for given, detector in detectors.items():
-        network_pass = pass_of(detector, classifier.device)
+        network_pass = pass_for(detector)
         passes.setdefault(network_pass.key, network_pass)
         groups.setdefault(network_pass.key, []).append(given)
     return [(passes[key], group) for key, group in groups.items()]
@@ -125,6 +152,7 @@ def _by_pass(detectors: Mapping[str, Detector], classifier: Classifier) -> Itera
 def _check(
     classifier: Classifier,
     train: Source | None,
+    held: Source | None,
     id_source: Source,
     ood: Mapping[str, Source],
     detectors: Mapping[str, Detector],
@@ -135,19 +163,20 @@ def _check(
     needy = [given for given, d in detectors.items() if d.needs_train]
     if needy and train is None:
         raise InputError(f"detector '{needy[0]}' is fitted on training images; give them (--train) or drop it")
-    _check_labels(classifier, train, id_source)
+    _check_labels(classifier, train, held, id_source)
     for name in ood:
-        if name in ("id", "train", "average") or not re.fullmatch(r"[\w.+ -]+", name):
+        if name in ("id", "train", "calibrate", "average") or not re.fullmatch(r"[\w.+ -]+", name):
             raise InputError(f"an OOD set cannot be called '{name}'; give it another name, e.g. --ood far=FOLDER")
     for name, source in ood.items():
         if source.identity == id_source.identity:
             raise InputError(f"OOD set '{name}' is the ID set itself; give other images as --ood {name}=…")
-    if train is not None and train.identity == id_source.identity:
-        log.warning("the id images are the training images: the results will look better than they are")
+    for name, other in (("calibration", held), ("training", train)):
+        if other is not None and other.identity == id_source.identity:
+            log.warning("the id images are the %s images: the results will look better than they are", name)
 
 
-def _check_labels(classifier: Classifier, train: Source | None, id_source: Source) -> None:
-    for name, source in (("train", train), ("id", id_source)):
+def _check_labels(classifier: Classifier, train: Source | None, held: Source | None, id_source: Source) -> None:
+    for name, source in (("train", train), ("calibrate", held), ("id", id_source)):
         if source is not None and len(source.labels) and source.labels.max() >= classifier.head.n_classes:
             raise InputError(
                 f"the {name} images have labels up to {source.labels.max()}, but the model has "

@@ -101,6 +101,9 @@ def _extraction_options(command: Callable[..., Any]) -> Callable[..., Any]:
     help="The classifier's training images: a folder, .zip, .tar, .parquet, glob or torchvision:NAME/SPLIT.",
 )
 @click.option(
+    "--calibrate", help="ID images apart from the others, for ensembles.  [default: a fifth of the training images]"
+)
+@click.option(
     "--id", "id_", required=True, help="ID test images. SET[:1000] takes the first 1,000, here and elsewhere."
 )
 @click.option("--ood", multiple=True, required=True, metavar="NAME=SET", help="An OOD set. Repeatable.")
@@ -151,6 +154,7 @@ def bench(obj: dict[str, Any], /, **options: Any) -> None:
         ood=oods,
         detectors=specs or DEFAULT_DETECTORS,
         train=options["train"],
+        calibrate=options["calibrate"],
         resamples=options["intervals"],
         batch_size=options["batch_size"],
         workers=options["workers"],
@@ -187,7 +191,7 @@ def methods(name: str | None) -> None:
     """List the stages and presets, or print all about one."""
     import inspect
 
-    from nescio.detector import presets
+    from nescio.grammar import presets
     from nescio.stage import PLACES, REGISTRY
 
     if name in presets():

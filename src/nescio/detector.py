@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
+import logging
 import time
-import tomllib
 from collections.abc import Iterable, Sequence
-from importlib import resources
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from nescio import input as input_stages
-from nescio import modulate, score, shape
 from nescio.errors import InputError
 from nescio.features import Features, TrainingData
 from nescio.files import whole
-from nescio.stage import PLACES, REGISTRY, InputStage, Stage, parse_stages
+from nescio.grammar import parse_stages
+from nescio.stage import Chain, InputStage, Stage
 
 FORMAT = "nescio-detector/1"
-FAMILIES = (input_stages, shape, modulate, score)  # importing them fills the registry
+LARGE = 1_000_000_000
+"""Bytes of learned tensors above which a user should know what they are about to store and load."""
+
+log = logging.getLogger(__name__)
 
 
-class Detector(nn.Module):
+class Detector(Chain):
     """Stages in the order input → shape → modulate → score, written as one spec string.
 
     >>> Detector.parse("react:clip=1.6+energy")
@@ -36,8 +36,7 @@ class Detector(nn.Module):
     """
 
     def __init__(self, stages: Sequence[Stage]) -> None:
-        super().__init__()
-        self.stages = nn.ModuleList(stages)
+        super().__init__(stages)
         self.fitted_to: str | None = None
         """Fingerprint of the head that the detector was fitted for."""
 
@@ -52,30 +51,13 @@ class Detector(nn.Module):
         Raises:
             InputError: the spec cannot be read; the message names the part and the way out.
         """
-        return cls(parse_stages(expand(spec, model)))
-
-    def __repr__(self) -> str:
-        return "+".join(map(repr, self.steps))
-
-    @property
-    def steps(self) -> list[Stage]:
-        """The stages, typed."""
-        return [s for s in self.stages if isinstance(s, Stage)]
-
-    @property
-    def needs_train(self) -> bool:
-        """Whether fitting reads training features."""
-        return any(s.needs_train for s in self.steps)
+        return cls(parse_stages(spec, model))
 
     @property
     def input_stage(self) -> InputStage | None:
         """The stage that makes a pass of its own, if there is one."""
         first = self.stages[0]
         return first if isinstance(first, InputStage) else None
-
-    def settings(self) -> dict[str, dict[str, Any]]:
-        """Every hyperparameter of every stage, defaults included, and the single numbers that fitting chose."""
-        return {s.name: s.settings() | s.learned() for s in self.steps}
 
     def fit(self, data: TrainingData) -> Self:
         """Fit every stage for a head (and on its training features, for stages that need them).
@@ -85,12 +67,6 @@ class Detector(nn.Module):
         """
         fit_all([self], data)
         return self
-
-    def pipeline(self, f: Features) -> Features:
-        """Everything before the score."""
-        for stage in self.steps[:-1]:
-            f = stage(f)
-        return f
 
     def forward(self, features: Features) -> Tensor:
         """Scores ``(B,)`` float64 of raw features; higher means more in-distribution.
@@ -104,15 +80,19 @@ class Detector(nn.Module):
                 f"detector '{self}' was fitted for another model's head ({self.fitted_to}, not "
                 f"{features.head.fingerprint}); fit it again for this model"
             )
-        scores: Tensor = self.stages[-1](self.pipeline(features))
-        return scores
+        return super().forward(features)
 
     score = forward
 
     @property
+    def size(self) -> int:
+        """Bytes of what the stages learned: what a file of the detector takes."""
+        return sum(t.numel() * t.element_size() for t in self.state_dict().values())
+
+    @property
     def pass_key(self) -> str:
-        """A hash of all that decides what an input stage's pass does: every stage but the score, as fitted."""
-        stages = self.steps[:-1]
+        """A hash of all that decides what the input stage's pass does."""
+        stages = self.steps[: self.input_stage.depends_on(self.steps) if self.input_stage else 0]
         digest = hashlib.blake2b("+".join(map(repr, stages)).encode(), digest_size=16)
         for stage in stages:
             for name, t in sorted(stage.state_dict().items()):
@@ -129,6 +109,8 @@ class Detector(nn.Module):
             "head": self.fitted_to,
             "settings": json.dumps(self.settings()),
         }
+        big = log.warning if self.size > LARGE else log.info
+        big("detector %r takes %s on disk", self, _megabytes(self.size))
         with whole(Path(path)) as partial:
             save_file({k: v.contiguous() for k, v in self.state_dict().items()}, partial, metadata)
 
@@ -174,12 +156,18 @@ def fit_all(detectors: Sequence[Detector], data: TrainingData) -> list[float]:
         for i, stage in enumerate(before):
             key = repr(stage)
             if key not in shared:
-                shared[key] = (stage, _fit(stage, data))
+                shared[key] = (stage, _fit(stage, data.raw))
             detector.stages[i] = shared[key][0]
             spent += shared[key][1]
         seconds.append(spent + _fit(last, data.map(detector.pipeline)))
         detector.fitted_to = data.head.fingerprint
+        if detector.size > LARGE:
+            log.warning("detector %r holds %s of training features", detector, _megabytes(detector.size))
     return seconds
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
 
 
 @torch.no_grad()
@@ -187,33 +175,6 @@ def _fit(stage: Stage, data: TrainingData) -> float:
     start = time.perf_counter()
     stage.fit(data)
     return time.perf_counter() - start
-
-
-@functools.cache
-def presets() -> dict[str, dict[str, Any]]:
-    """The named detectors, from the data file."""
-    return tomllib.loads(resources.files("nescio").joinpath("presets.toml").read_text())
-
-
-def expand(spec: str, model: str | None = None) -> str:
-    """The spec string that a preset's name stands for, for this model if it has published values; else ``spec``."""
-    preset = presets().get(spec.strip())
-    if preset is None:
-        return spec.strip()
-    expanded: str = preset.get("models", {}).get(model, preset["spec"])
-    return expanded
-
-
-def all_specs() -> list[str]:
-    """One detector for every stage, with its defaults, and every preset: what ``--detector all`` stands for.
-
-    A score stands alone; a shape or modulate stage stands before energy, an input stage before MSP. A stage that has
-    options without a default is left out.
-    """
-    ends = {"score": "", "shape": "+energy", "modulate": "+energy", "input": "+msp"}
-    stages = sorted(REGISTRY.values(), key=lambda s: (-PLACES.index(s.place), s.name))
-    complete = [s for s in stages if all(p.default is not p.empty for p in s.options().values())]
-    return [s.name + ends[s.place] for s in complete] + list(presets())
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class InputError(ValueError):
@@ -34,6 +34,13 @@ def check_positive(name: str, value: float) -> float:
     """A finite number above zero."""
     if not (value > 0 and math.isfinite(value)):
         raise InputError(f"{name}={value:g} must be a finite number above 0")
+    return value
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> str:
+    """One of a few words."""
+    if value not in choices:
+        raise InputError(f"{name}={value} is not a choice{nearest(value, choices)}")
     return value
 
 

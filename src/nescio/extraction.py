@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from nescio.bank import BAD, DONE, DTYPES, Bank, BankKey, BankWriter
@@ -24,6 +24,7 @@ from nescio.errors import BadImage, InputError, check_share, nearest
 from nescio.features import Features
 from nescio.models import Classifier
 from nescio.progress import progress_bar
+from nescio.stage import Network, Probe
 
 CPU_BATCH, GPU_BATCH = 32, 256
 """Default batch sizes. On a CPU small batches keep the activations in the caches: measured in benchmarks/."""
@@ -36,23 +37,49 @@ class Pass:
     Attributes:
         key: names the pass within a bank's key.
         run: features of a batch of normalised images.
+        prepare: the network's body as this pass runs it, from a copy of it.
+        fixed: whether the pass does not follow from what a detector learned: training images then go through it too.
     """
 
     key: str
-    run: Callable[[Classifier, Tensor], Features]
+    run: Callable[[Network, Tensor], Features]
+    prepare: Callable[[nn.Module], nn.Module] = lambda body: body
+    fixed: bool = True
 
 
 PLAIN = Pass("plain", lambda network, x: network(x))
 
 
+def check_model(detector: Detector, classifier: Classifier) -> None:
+    """Refuse a detector whose pass or probes this network cannot serve.
+
+    Raises:
+        InputError: the network lacks what they need: batch norms, dropout, feature maps.
+    """
+    if detector.input_stage is not None:
+        classifier.changed(detector.input_stage.prepare)
+    if detector.probes():
+        _ = classifier.taps
+
+
+def training_pass(detector: Detector) -> Pass:
+    """The pass that gives the features a detector is fitted on: its own if that is a fixed one, else the plain one."""
+    stage = detector.input_stage
+    return PLAIN if stage is None or stage.reads != "options" else pass_of(detector)
+
+
 def pass_of(detector: Detector, device: torch.device | str = "cpu") -> Pass:
-    """The pass that a fitted detector needs, on the network's device; without an input stage, the plain one."""
+    """The pass that a detector needs, on the network's device; without an input stage, the plain one.
+
+    Unless the pass is a fixed one, the detector must be fitted.
+    """
     stage = detector.input_stage
     if stage is None:
         return PLAIN
+    fixed = stage.reads == "options"
     # detectors are fitted on banks, and score them, on the CPU; this pass needs the stages where the network is
-    pipeline = copy.deepcopy(detector).to(device).pipeline
-    return Pass(detector.pass_key, lambda network, x: stage.run(network, pipeline, x))
+    chain = detector if fixed else copy.deepcopy(detector).to(device)
+    return Pass(detector.pass_key, lambda network, x: stage.run(network, chain, x), stage.prepare, fixed)
 
 
 def extract(
@@ -60,6 +87,7 @@ def extract(
     source: Source,
     *,
     network_pass: Pass = PLAIN,
+    probes: Mapping[str, Probe] | None = None,
     cache: str | Path | None = None,
     batch_size: int | None = None,
     workers: int | None = None,
@@ -77,6 +105,7 @@ def extract(
         classifier: the network.
         source: the images.
         network_pass: how to run the network.
+        probes: what to compute from feature maps on the way, by name, as ``Detector.probes()`` gives it.
         cache: folder of the banks; ``$NESCIO_CACHE/banks`` or the user's cache folder by default.
         batch_size: images per step; 32 on a CPU, 256 on a GPU by default.
         workers: decoding processes; one per core, at most 8, by default. 0 decodes in this process.
@@ -91,15 +120,21 @@ def extract(
     check_share("max_bad", max_bad)
     if dtype not in DTYPES:
         raise InputError(f"unknown bank dtype '{dtype}'{nearest(dtype, DTYPES)}")
-    key = BankKey(classifier.fingerprint, str(classifier.transform), source.identity, network_pass.key, dtype)
+    probes = probes or {}
+    names = tuple(sorted(probes))
+    key = BankKey(classifier.fingerprint, str(classifier.transform), source.identity, network_pass.key, dtype, names)
     writer = BankWriter(Path(cache or cache_root()).expanduser() / "banks", key)
     reaction = classifier.reaction()
     with writer.alone():
         bank = writer.finished(reaction)
         if bank is None:
+            network = classifier.changed(network_pass.prepare).optimised().probed(probes)
             size = batch_size or (CPU_BATCH if classifier.device.type == "cpu" else GPU_BATCH)
-            start, size = writer.begin(len(source), classifier.head, reaction, size)
-            _fill(writer, classifier.optimised(), source, network_pass, start, size, workers, title, progress)
+            with torch.no_grad():
+                seen = network_pass.run(network, classifier.noise())
+            widths = {name: column.shape[1] for name, column in seen.aux.items()}
+            start, size = writer.begin(len(source), classifier.head, reaction, size, widths)
+            _fill(writer, network, classifier, source, network_pass, start, size, workers, title, progress)
             bank = writer.finish()
     _check_bad(bank, source, max_bad, title)
     return bank
@@ -119,7 +154,8 @@ def _check_bad(bank: Bank, source: Source, max_bad: float, title: str) -> None:
 @torch.no_grad()
 def _fill(
     writer: BankWriter,
-    network: Classifier,
+    network: Network,
+    classifier: Classifier,
     source: Source,
     network_pass: Pass,
     start: int,
@@ -130,21 +166,24 @@ def _fill(
 ) -> None:
     with progress_bar(show=progress) as bar:
         task = bar.add_task(title, total=len(source) - start)
-        for batch in _batches(source, network.transform, start, batch_size, workers):
+        for batch in _batches(source, classifier.transform, start, batch_size, workers):
             status = np.full(batch.size, BAD, dtype=np.uint8)
             values: dict[str, Any] = {
                 "status": status,
                 "label": source.labels[batch.start : batch.start + batch.size],
             }
             values["pred"] = np.full(batch.size, -1, dtype=np.int64)
-            values["h"] = np.zeros((batch.size, network.head.weight.shape[1]), DTYPES[writer.key.dtype])
+            for name, width in writer.widths.items():
+                values[name] = np.zeros((batch.size, width), DTYPES[writer.key.dtype])
             if batch.images is not None:
-                x = network.transform.normalise(batch.images.to(network.device, non_blocking=True))
+                x = classifier.transform.normalise(batch.images.to(classifier.device, non_blocking=True))
                 f = network_pass.run(network, x.contiguous(memory_format=torch.channels_last))
-                finite = f.h.isfinite().all(dim=1).cpu().numpy()
+                floats = {"h": f.h, **f.aux}
+                finite = torch.stack([t.isfinite().all(dim=1) for t in floats.values()]).all(dim=0).cpu().numpy()
                 status[batch.good[finite]] = DONE
                 values["pred"][batch.good] = f.pred.cpu().numpy()
-                values["h"][batch.good] = _stored(f.h.cpu().numpy(), writer.key.dtype)
+                for name, t in floats.items():
+                    values[name][batch.good] = _stored(t.cpu().numpy(), writer.key.dtype)
                 batch.bad += [(int(i), "the network's features are not finite") for i in batch.good[~finite]]
             skipped = [(batch.start + i, source.name(batch.start + i), reason) for i, reason in sorted(batch.bad)]
             writer.write(batch.start, values, skipped)

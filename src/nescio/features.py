@@ -16,10 +16,15 @@ from nescio.errors import InputError
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """The last linear layer: ``weight (C, L)``, ``bias (C,)`` (zeros where the model has none)."""
+    """The last linear layer: ``weight (C, L)``, ``bias (C,)`` (zeros where the model has none).
+
+    ``keep``, where there is one, makes the head depend on the predicted class: it gives for class c the mask ``(C, L)``
+    of the weights that images predicted as c are read with.
+    """
 
     weight: Tensor
     bias: Tensor
+    keep: Callable[[int], Tensor] | None = None
 
     def __post_init__(self) -> None:
         if self.weight.ndim != 2 or self.bias.shape != self.weight.shape[:1]:
@@ -27,12 +32,19 @@ class Head:
             raise ValueError(f"expected a head of weight (C, L) and bias (C,), got {shapes}")
 
     def __call__(self, h: Tensor, pred: Tensor) -> Tensor:
-        """Logits ``(B, C)`` of features ``h (B, L)``; this plain head does not depend on ``pred (B,)``."""
-        del pred
-        return self.linear(h)
+        """Logits ``(B, C)`` of features ``h (B, L)``, predicted as ``pred (B,)``."""
+        if self.keep is None:
+            return self.linear(h)
+        order = pred.argsort(stable=True)  # rows of one class together, so that each mask is made once
+        classes, counts = torch.unique_consecutive(pred[order], return_counts=True)
+        parts = [
+            torch.nn.functional.linear(rows, self.weight * self.keep(c), self.bias)
+            for c, rows in zip(classes.tolist(), torch.split(h[order], counts.tolist()), strict=True)
+        ]
+        return torch.cat(parts)[order.argsort()] if parts else self.linear(h)
 
     def linear(self, h: Tensor) -> Tensor:
-        """``W h + b``: the raw logits ``(B, C)``."""
+        """``W h + b``: logits ``(B, C)`` from all weights, whatever the prediction."""
         return torch.nn.functional.linear(h, self.weight, self.bias)
 
     @property
@@ -48,9 +60,42 @@ class Head:
             digest.update(t.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
         return digest.hexdigest()
 
+    def cpu(self) -> Head:
+        """The head in main memory."""
+        return dataclasses.replace(self, weight=self.weight.cpu(), bias=self.bias.cpu())
+
     def scaled(self, factor: float) -> Head:
         """The head whose logits are ``factor`` times as large."""
-        return Head(self.weight * factor, self.bias * factor)
+        return dataclasses.replace(self, weight=self.weight * factor, bias=self.bias * factor)
+
+    def masked(self, mask: Tensor) -> Head:
+        """The head with some weights set to zero: those where ``mask (C, L)`` is zero."""
+        return dataclasses.replace(self, weight=self.weight * mask)
+
+
+class Columns(Mapping[str, Tensor]):
+    """Named tensors of B rows, each read only when it is asked for."""
+
+    def __init__(self, readers: Mapping[str, Callable[[], Tensor]]) -> None:
+        self._readers = readers
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> Columns:
+        """Columns that are in memory already."""
+        return cls({name: lambda t=t: t for name, t in tensors.items()})  # type: ignore[misc]
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._readers[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._readers)
+
+    def __len__(self) -> int:
+        return len(self._readers)
+
+    def rows(self, pick: Tensor) -> Columns:
+        """Some rows of every column, by index."""
+        return Columns({name: lambda read=read: read()[pick] for name, read in self._readers.items()})  # type: ignore[misc]
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +107,7 @@ class Features:
         head: the linear layer that reads them.
         pred: the network's own prediction ``(B,)`` int64: the raw one, whatever later stages do to ``h`` or ``head``.
         labels: true class ``(B,)`` int64, -1 where unknown; None where nobody asked.
-        aux: named tensors of B rows (extra heads, probes).
+        aux: named tensors of B rows: ``PROBE.i``, what probe ``PROBE`` made of the i-th feature map.
         raw: the record as the network produced it (itself, for such a record).
     """
 
@@ -70,7 +115,7 @@ class Features:
     head: Head
     pred: Tensor
     labels: Tensor | None = None
-    aux: Mapping[str, Tensor] = field(default_factory=dict)
+    aux: Columns = field(default_factory=lambda: Columns({}))
     _raw: Features | None = None
     _logits: Tensor | None = None
 
@@ -91,9 +136,19 @@ class Features:
         """Some rows of the record, by index."""
         labels = None if self.labels is None else self.labels[pick]
         logits = None if self._logits is None else self._logits[pick]
-        aux = {name: values[pick] for name, values in self.aux.items()}
         raw = None if self._raw is None else self._raw.rows(pick)
-        return Features(self.h[pick], self.head, self.pred[pick], labels, aux, raw, logits)
+        return Features(self.h[pick], self.head, self.pred[pick], labels, self.aux.rows(pick), raw, logits)
+
+    def probed(self, probe: str) -> list[Tensor]:
+        """What a probe made of each feature map, by depth: tensors ``(B, D_i)``.
+
+        Raises:
+            InputError: the features were extracted without this probe.
+        """
+        names = [name for name in self.aux if name.rpartition(".")[0] == probe]
+        if not names:
+            raise InputError(f"these features were extracted without the probe '{probe}'; give it to extract(probes=…)")
+        return [self.aux[name] for name in sorted(names, key=lambda name: int(name.rpartition(".")[2]))]
 
     def with_h(self, h: Tensor) -> Features:
         """The record with other features; its logits follow from them."""
@@ -113,10 +168,12 @@ class TrainingData:
     """What stages are fitted on: the head, and fresh iterators over labelled chunks of features.
 
     ``chunks`` is None where the user gave no training images; a stage that asks for them then fails by name.
+    ``held_out``, where given, are ID features that no stage is fitted on, to put scores on a common scale.
     """
 
     head: Head
     chunks: Callable[[], Iterator[Features]] | None = None
+    held_out: Callable[[], Iterator[Features]] | None = None
 
     def __call__(self) -> Iterator[Features]:
         """A fresh pass over the training features."""
@@ -126,6 +183,13 @@ class TrainingData:
 
     def map(self, change: Callable[[Features], Features]) -> TrainingData:
         """The same data as later stages see it."""
-        if self.chunks is None:
-            return self
-        return TrainingData(self.head, lambda: map(change, self()))
+
+        def changed(chunks: Callable[[], Iterator[Features]] | None) -> Callable[[], Iterator[Features]] | None:
+            return chunks if chunks is None else lambda: map(change, chunks())
+
+        return TrainingData(self.head, changed(self.chunks), changed(self.held_out))
+
+    @property
+    def raw(self) -> TrainingData:
+        """The same data as the network produced it."""
+        return self.map(lambda f: f.raw)

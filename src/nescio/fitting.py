@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from nescio import ops
 from nescio.errors import InputError, some
-from nescio.features import TrainingData
+from nescio.features import Features, TrainingData
 
 
 def labelled(data: TrainingData, wanted_by: str) -> Iterator[tuple[Tensor, Tensor]]:
@@ -50,3 +51,32 @@ def mean_feature(data: TrainingData) -> Tensor:
     """Mean of all training features ``(L,)``, whatever their labels, in the head's dtype."""
     pairs = ((f.h, torch.zeros(len(f), dtype=torch.int64, device=f.h.device)) for f in data())
     return ops.class_means(pairs, 1)[0][0].to(data.head.weight.dtype)
+
+
+def subsample(data: TrainingData, share: float, *, rest: bool = False) -> Iterator[Features]:
+    """A random share of the training features, the same for any chunking; at least the first one.
+
+    ``rest`` gives what the same call without it leaves out.
+    """
+    rng = np.random.default_rng(0)
+    first = True
+    for f in data():
+        keep = rng.random(len(f)) < share
+        keep[0] |= first
+        first = False
+        keep ^= rest
+        if keep.any():
+            yield f.rows(torch.from_numpy(np.flatnonzero(keep)).to(f.h.device))
+
+
+def held_out(data: TrainingData, share: float) -> tuple[TrainingData, TrainingData]:
+    """Data to fit on, and ID features for a scale that nothing is fitted on.
+
+    The second are those given for it, or else a random share of the training features, which the first then lack.
+    """
+    if data.held_out is not None:
+        return data, TrainingData(data.head, data.held_out)
+    if data.chunks is None:
+        return data, data
+    fit = TrainingData(data.head, lambda: subsample(data, share, rest=True))
+    return fit, TrainingData(data.head, lambda: subsample(data, share))

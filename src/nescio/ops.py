@@ -165,6 +165,15 @@ def _from_sortable(key: int) -> float:
     return float(torch.tensor(bits, dtype=torch.int32).view(torch.float32))
 
 
+def quantile(values: Tensor, share: float) -> Tensor:
+    """Quantile of all entries (linear interpolation), for any number of them: ``torch.quantile`` takes 16 million."""
+    flat = values.flatten()
+    position = share * (len(flat) - 1)
+    low, part = int(position), position - int(position)
+    at_low = flat.kthvalue(low + 1).values
+    return at_low if part == 0 else at_low + (flat.kthvalue(low + 2).values - at_low) * part
+
+
 def quantiles(data: Callable[[], Iterable[Tensor]], shares: Sequence[float]) -> list[float]:
     """Quantiles of all float32 values in a stream, exactly (linear interpolation, as ``numpy.quantile``).
 

@@ -1,24 +1,37 @@
-"""Stages, their registry, and the spec strings that name them: ``fm:p=0.6+react:clip=1.6+ls+energy``."""
+"""Stages, their registry, and chains of them."""
 
 from __future__ import annotations
 
 import inspect
-import re
-import types
-import typing
 from abc import abstractmethod
-from collections.abc import Callable
-from typing import Any, ClassVar, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
 
-from nescio.errors import InputError, nearest
 from nescio.features import Features, TrainingData
 
 PLACES = ("input", "shape", "modulate", "score")
 REGISTRY: dict[str, type[Stage]] = {}
 
-_STAGE = re.compile(r"(?P<name>[a-z][a-z0-9_-]*)(:(?P<options>.+))?", re.DOTALL)
+
+@dataclass(frozen=True)
+class Maps:
+    """What a probe sees of a batch.
+
+    Attributes:
+        layers: feature maps ``(B, K_i, H_i, W_i)`` by depth: the last one of each resolution through which all later
+            ones are computed. The very last is the one that the network pools.
+        rest: the network from that last feature map on: ``(B, K, H, W)`` to penultimate features ``(B, L)``.
+    """
+
+    layers: Sequence[Tensor]
+    rest: Callable[[Tensor], Tensor]
+
+
+Probe = Callable[[Maps], Sequence[Tensor]]
+"""Reduces feature maps within the network's pass to tensors ``(B, D_i)``, which go to the bank."""
 
 
 class Stage(nn.Module):
@@ -60,10 +73,14 @@ class Stage(nn.Module):
         """Every hyperparameter's value, defaults included."""
         return {name: getattr(self, name) for name in self.options()}
 
+    def probes(self) -> Mapping[str, Probe]:
+        """What this stage wants to be computed from feature maps, by a name that says all it depends on."""
+        return {}
+
     def fit(self, data: TrainingData) -> None:
         """Learn from the head or the training features; most stages have nothing to learn."""
 
-    def learned(self) -> dict[str, float]:
+    def learned(self) -> dict[str, Any]:
         """The single numbers that ``fit`` chose, for a manifest or a message."""
         return {name: float(b) for name, b in self.named_buffers(recurse=False) if b.numel() == 1}
 
@@ -80,6 +97,53 @@ class Stage(nn.Module):
         return f"{self.name}:{','.join(given)}" if given else self.name
 
 
+class Chain(nn.Module):
+    """Stages one after the other, a score at the end. Several in one detector make an ensemble."""
+
+    def __init__(self, stages: Sequence[Stage]) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(stages)
+
+    def __repr__(self) -> str:
+        return "+".join(map(repr, self.steps))
+
+    @property
+    def steps(self) -> list[Stage]:
+        """The stages, typed."""
+        return [s for s in self.stages if isinstance(s, Stage)]
+
+    @property
+    def needs_train(self) -> bool:
+        """Whether fitting reads training features."""
+        return any(s.needs_train for s in self.steps)
+
+    def probes(self) -> dict[str, Probe]:
+        """The probes of all stages."""
+        return {name: probe for s in self.steps for name, probe in s.probes().items()}
+
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """Every hyperparameter of every stage, defaults included, and the single numbers that fitting chose."""
+        return {s.name: s.settings() | s.learned() for s in self.steps}
+
+    def fit_stages(self, data: TrainingData) -> None:
+        """Fit every stage: on raw training features, the score on what the others produce."""
+        *before, last = self.steps
+        for stage in before:
+            stage.fit(data.raw)
+        last.fit(data.map(self.pipeline))
+
+    def pipeline(self, f: Features) -> Features:
+        """Everything before the score."""
+        for stage in self.steps[:-1]:
+            f = stage(f)
+        return f
+
+    def forward(self, f: Features) -> Tensor:
+        """Scores ``(B,)`` float64; higher means more in-distribution."""
+        scores: Tensor = self.steps[-1](self.pipeline(f))
+        return scores
+
+
 class Network(Protocol):
     """What an input stage needs of a network."""
 
@@ -91,82 +155,29 @@ class Network(Protocol):
 
 
 class InputStage(Stage, place="input"):
-    """A stage that changes how the network is run. It makes its own pass over the images."""
+    """A stage that changes how the network is run. It makes its own pass over the images.
+
+    ``reads`` says what the pass follows from: the stage's own ``"options"`` (training images then go through it too,
+    and detectors with the same stage share it), or also the fitted ``"pipeline"`` before the score, or the ``"score"``.
+    """
+
+    reads: ClassVar[Literal["options", "pipeline", "score"]]
+
+    def depends_on(self, stages: Sequence[Stage]) -> int:
+        """How many of a detector's stages decide what the pass does."""
+        return {"options": 1, "pipeline": len(stages) - 1, "score": len(stages)}[self.reads]
+
+    def prepare(self, body: nn.Module) -> nn.Module:
+        """The network as this pass runs it; ``body`` is a copy whose modules may be exchanged.
+
+        Raises:
+            InputError: this network has nothing that the stage could change.
+        """
+        return body
 
     @abstractmethod
-    def run(self, network: Network, pipeline: Callable[[Features], Features], x: Tensor) -> Features:
-        """Raw features of images ``x (B, 3, H, W)`` as this pass sees them.
-
-        ``pipeline`` is the detector's fitted stages from this one's ``forward`` up to, not including, the score.
-        """
-
-
-def parse_stages(spec: str) -> list[Stage]:
-    """The stages that a spec string names, checked for order.
-
-    Raises:
-        InputError: a stage or option is unknown (the nearest is named), a value does not fit, the stages stand in the
-            wrong order (the right one is named), or there is not exactly one score at the end.
-    """
-    stages = [_parse_stage(text.strip(), spec) for text in spec.split("+")]
-    _check_order(stages, spec)
-    return stages
-
-
-def _check_order(stages: list[Stage], spec: str) -> None:
-    ordered = sorted(stages, key=lambda s: PLACES.index(s.place))
-    scores = [s.name for s in stages if s.place == "score"]
-    if not scores:
-        raise InputError(f"detector '{spec}' has no score stage at the end; add one, e.g. '{spec}+energy'")
-    if len(scores) > 1:
-        raise InputError(
-            f"detector '{spec}' has {len(scores)} score stages ({', '.join(scores)}); keep one, at the end"
-        )
-    repeated = [s.name for i, s in enumerate(stages) if s.name in [t.name for t in stages[:i]]]
-    if repeated:
-        raise InputError(f"detector '{spec}' has the stage '{repeated[0]}' twice; keep one")
-    if sum(s.place == "input" for s in stages) > 1:
-        raise InputError(f"detector '{spec}' has more than one input stage; each makes a pass of its own: keep one")
-    if [id(s) for s in stages] != [id(s) for s in ordered]:
-        right = "+".join(map(repr, ordered))
-        raise InputError(f"stages of '{spec}' are out of order ({' → '.join(PLACES)}); write '{right}'")
-
-
-def _parse_stage(text: str, spec: str) -> Stage:
-    match = _STAGE.fullmatch(text)
-    if not match:
-        raise InputError(f"cannot read '{text}' in detector '{spec}'; write name or name:option=value,option=value")
-    name, options = match["name"], match["options"]
-    if name not in REGISTRY:
-        raise InputError(f"unknown stage '{name}' in detector '{spec}'{nearest(name, REGISTRY)}")
-    cls = REGISTRY[name]
-    kwargs: dict[str, Any] = {}
-    for item in options.split(",") if options else ():
-        key, equals, value = item.partition("=")
-        if not equals:
-            raise InputError(f"option '{item}' of stage '{name}' has no value; write {name}:{item or 'option'}=value")
-        if key in kwargs:
-            raise InputError(f"option '{key}' of stage '{name}' is given twice")
-        kwargs[key] = _parse_value(cls, key, value)
-    required = [k for k, p in cls.options().items() if p.default is inspect.Parameter.empty and k not in kwargs]
-    if required:
-        raise InputError(f"stage '{name}' needs {required[0]}; write {name}:{required[0]}=value")
-    return cls(**kwargs)
-
-
-def _parse_value(cls: type[Stage], key: str, text: str) -> Any:
-    options = cls.options()
-    if key not in options:
-        known = nearest(key, options) if options else "; it has no options"
-        raise InputError(f"stage '{cls.name}' has no option '{key}'{known}")
-    hint = typing.get_type_hints(cls.__init__)[key]
-    kinds = [t for t in typing.get_args(hint) if t is not types.NoneType] or [hint]
-    try:
-        if kinds[0] is bool:
-            return {"true": True, "false": False}[text.lower()]
-        return kinds[0](text)
-    except (ValueError, KeyError):
-        raise InputError(f"option {key}={text} of stage '{cls.name}' is not of type {kinds[0].__name__}") from None
+    def run(self, network: Network, chain: Chain, x: Tensor) -> Features:
+        """Raw features of images ``x (B, 3, H, W)`` as this pass sees them; ``chain`` is the whole detector."""
 
 
 def _text(value: object) -> str:

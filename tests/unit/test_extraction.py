@@ -230,7 +230,7 @@ def test_a_damaged_or_stale_bank_is_built_again_with_a_line(
     elif damage == "manifest":
         manifest.write_text("{")
     else:
-        manifest.write_text(manifest.read_text().replace('"format": 2', '"format": 1'))
+        manifest.write_text(manifest.read_text().replace('"format": 3', '"format": 1'))
     again = extract(classifier, Pictures(20), cache=tmp_path, workers=0)
     assert "building it again" in caplog.text
     assert files_of(again) == before
@@ -282,7 +282,7 @@ def test_a_full_disk_is_said_before_anything_is_written(tmp_path: Path, monkeypa
     classifier = Classifier(tiny_net(), TINY_TRANSFORM)
     writer = BankWriter(tmp_path, BankKey("w", "t", "d", "p", "float32"))
     with pytest.raises(InputError, match=r"needs .* GB.*--cache"):
-        writer.begin(1000, classifier.head, classifier.reaction(), 8)
+        writer.begin(1000, classifier.head, classifier.reaction(), 8, {})
     assert not writer.partial.exists()
 
 

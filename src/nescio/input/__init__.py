@@ -1,5 +1,5 @@
-"""Stages that change how the network is run; each makes a pass of its own."""
+"""Stages that change how the network is run: each makes a pass of its own."""
 
-from nescio.input import odin
+from nescio.input import bats, mcdropout, odin, perturb
 
-__all__ = ["odin"]
+__all__ = ["bats", "mcdropout", "odin", "perturb"]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from nescio.errors import InputError, check_positive
 from nescio.features import Features
-from nescio.stage import InputStage, Network
+from nescio.stage import Chain, InputStage, Network
 
 
 class ODIN(InputStage, name="odin"):
@@ -34,6 +32,8 @@ class ODIN(InputStage, name="odin"):
     Networks", ICLR 2018. A gradient of exactly 0 moves nothing here; the authors' code moves such a pixel by +ε.
     """
 
+    reads = "pipeline"
+
     def __init__(self, *, eps: float = 0.0014, T: float = 1000.0, per_std: bool = False) -> None:
         super().__init__()
         if not 0 <= eps < float("inf"):
@@ -46,11 +46,11 @@ class ODIN(InputStage, name="odin"):
         """Divide the head by T, and with it every logit computed from it."""
         return f.with_head(f.head.scaled(1 / self.T))
 
-    def run(self, network: Network, pipeline: Callable[[Features], Features], x: Tensor) -> Features:
+    def run(self, network: Network, chain: Chain, x: Tensor) -> Features:
         """Features of the perturbed images."""
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            f = pipeline(network(x))
+            f = chain.pipeline(network(x))
             confidence = f.logits.log_softmax(dim=1).gather(1, f.pred[:, None]).sum()
             (gradient,) = torch.autograd.grad(confidence, x)
         step = self.eps * gradient.sign()

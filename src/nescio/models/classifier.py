@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 
 from nescio.data.transforms import Transform
 from nescio.errors import InputError, nearest, some
-from nescio.features import Features, Head
-from nescio.models.split import Split, fold_batch_norms, split_backbone
+from nescio.features import Columns, Features, Head
+from nescio.models.split import Split, Taps, fold_batch_norms, split_backbone, tap
+from nescio.stage import Maps, Network, Probe
 
 _TOLERANCE = 1e-3
 """Largest difference between the head's logits and the model's, relative to the logits' scale, that is rounding."""
@@ -62,7 +64,7 @@ class Classifier(nn.Module):
         self.body = shallow_copy(model).eval()
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.register_buffer("std", torch.tensor(transform.std, device=device), persistent=False)
-        noise = self._noise()
+        noise = self.noise()
         with torch.no_grad():
             logits, linear = _run_and_list_linear_layers(self.body, noise, self.name)
             self.head_name = _choose_head(self.body, linear, head, self.name)
@@ -70,7 +72,7 @@ class Classifier(nn.Module):
             self._replace_head()
             self._check(noise, logits, linear)
 
-    def _noise(self) -> Tensor:
+    def noise(self) -> Tensor:
         """Two images of noise, always the same, of the size that the network sees."""
         side = self.transform.crop
         return torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0)).to(self.device)
@@ -131,9 +133,7 @@ class Classifier(nn.Module):
         Its features differ from the original's by rounding only, which is checked on noise; a network that cannot be
         traced keeps its batch norms. The original is unchanged.
         """
-        twin = copy.copy(self)
-        object.__setattr__(twin, "_modules", dict(self._modules))
-        noise = self._noise()
+        noise = self.noise()
         try:
             folded = fold_batch_norms(self.body)
             with torch.no_grad():
@@ -143,7 +143,15 @@ class Classifier(nn.Module):
         except Exception as e:  # noqa: BLE001 - tracing runs the model's own code
             log.debug("%s: batch norms stay as they are (%s)", self.name, e)
             body = copy.deepcopy(self.body)
-        twin.body = body.requires_grad_(requires_grad=False).to(memory_format=torch.channels_last)
+        return self.changed(lambda _: body.requires_grad_(requires_grad=False).to(memory_format=torch.channels_last))
+
+    def changed(self, change: Callable[[nn.Module], nn.Module]) -> Classifier:
+        """The same classifier with a body that ``change`` makes of a copy of it. The original is unchanged."""
+        twin = copy.copy(self)
+        object.__setattr__(twin, "_modules", dict(self._modules))
+        for stale in ("split", "taps"):
+            twin.__dict__.pop(stale, None)
+        twin.body = change(shallow_copy(self.body))
         return twin
 
     @cached_property
@@ -153,12 +161,31 @@ class Classifier(nn.Module):
         Raises:
             InputError: the model cannot be traced, or has no global pooling that everything after it depends on.
         """
-        return split_backbone(self.body, self._noise(), self.name)
+        return split_backbone(self.body, self.noise(), self.name)
+
+    @cached_property
+    def taps(self) -> Taps:
+        """The body as a function that also hands out its feature maps, for probes.
+
+        Raises:
+            InputError: the model cannot be traced or has no feature maps.
+        """
+        return tap(self.body, self.noise(), self.name)
+
+    def probed(self, probes: Mapping[str, Probe]) -> Network:
+        """The classifier as a function of images whose features also hold what each probe makes of the feature maps.
+
+        Column ``NAME.i`` of ``aux`` is what probe ``NAME`` made of the i-th map.
+
+        Raises:
+            InputError: there are probes, and the model has no feature maps or cannot be traced.
+        """
+        return Probed(self, probes) if probes else self
 
     @torch.no_grad()
     def reaction(self) -> Tensor:
         """Penultimate features ``(2, L)`` of noise that is always the same: tells two ``forward`` methods apart."""
-        return self.penultimate(self._noise())
+        return self.penultimate(self.noise())
 
     @property
     def fingerprint(self) -> str:
@@ -168,6 +195,35 @@ class Classifier(nn.Module):
             digest.update(f"{key}{t.dtype}{tuple(t.shape)}".encode())
             digest.update(t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
+
+
+class Probed(nn.Module):
+    """A classifier that runs probes on its feature maps within the same pass."""
+
+    std: Tensor
+
+    def __init__(self, classifier: Classifier, probes: Mapping[str, Probe]) -> None:
+        super().__init__()
+        self.taps = classifier.taps
+        self.head = classifier.head
+        self.std = classifier.std
+        self.probes = probes
+
+    def forward(self, x: Tensor) -> Features:
+        """Features of normalised images ``x (B, 3, H, W)``, with a column per probe and feature map."""
+        maps = self.taps.maps(x)
+
+        def rest(fmap: Tensor) -> Tensor:
+            return _tensor_of(self.taps.rest(fmap), "the network").flatten(1)
+
+        h = rest(maps[-1])
+        seen = Maps(maps, rest)
+        columns = {
+            f"{name}.{i}": column.flatten(1)
+            for name, probe in self.probes.items()
+            for i, column in enumerate(probe(seen))
+        }
+        return Features(h, self.head, self.head.linear(h).argmax(dim=1), aux=Columns.of(columns))
 
 
 def shallow_copy(module: nn.Module, memo: dict[nn.Module, nn.Module] | None = None) -> nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,20 @@ from torch.fx.experimental.optimization import fuse
 from torch.fx.passes.shape_prop import ShapeProp
 
 from nescio.errors import InputError
+
+
+@dataclass(frozen=True)
+class Taps:
+    """A network that also hands out feature maps on its way.
+
+    Attributes:
+        maps: images ``(B, 3, H, W)`` to feature maps by depth, the pooled one last. Of each resolution it is the last
+            map through which everything later is computed: the output of a stage of blocks, not a branch within.
+        rest: the last feature map to the penultimate features ``(B, L)``.
+    """
+
+    maps: nn.Module
+    rest: nn.Module
 
 
 @dataclass(frozen=True)
@@ -47,32 +61,67 @@ def fold_batch_norms(body: nn.Module) -> nn.Module:
     return folded
 
 
-@torch.no_grad()
 def split_backbone(body: nn.Module, probe: Tensor, name: str) -> Split:
     """Trace ``body`` and cut it at the last operation that reduces a feature map to one position.
 
     Raises:
         InputError: the network cannot be traced, has no such operation, or bypasses it.
     """
+    traced, nodes, pool = _trace_to_pool(body, probe, name)
+    fmap, at = pool.all_input_nodes[0], nodes.index(pool)
+    image, output = nodes[0], nodes[-1].all_input_nodes[0]
+    return Split(
+        _cut(traced, nodes[:at], image, [fmap], name),
+        _cut(traced, [pool], fmap, [pool], name),
+        _cut(traced, nodes[at + 1 : -1], pool, [output], name),
+    )
+
+
+def tap(body: nn.Module, probe: Tensor, name: str) -> Taps:
+    """Trace ``body`` and find its feature maps.
+
+    Raises:
+        InputError: as ``split_backbone``.
+    """
+    traced, nodes, pool = _trace_to_pool(body, probe, name)
+    fmap, at = pool.all_input_nodes[0], nodes.index(pool)
+    by_size: dict[tuple[int, ...], fx.Node] = {}
+    for node in _bottlenecks(nodes[:at]):
+        shape = _shape(node)
+        if len(shape) == 4 and shape[2] * shape[3] > 1 and node.op != "placeholder":
+            by_size[shape[2:]] = node
+    by_size[_shape(fmap)[2:]] = fmap
+    maps = sorted(by_size.values(), key=nodes.index)
+    return Taps(
+        _cut(traced, nodes[:at], nodes[0], maps, name, several=True),
+        _cut(traced, nodes[at:-1], fmap, [nodes[-1].all_input_nodes[0]], name),
+    )
+
+
+@torch.no_grad()
+def _trace_to_pool(body: nn.Module, probe: Tensor, name: str) -> tuple[fx.GraphModule, list[fx.Node], fx.Node]:
+    """The traced network, its operations in order, and the global pooling among them."""
     try:
         traced = _trace(body)
         ShapeProp(traced).propagate(probe)
     except Exception as e:  # noqa: BLE001 - tracing runs the model's own code
-        raise InputError(f"{name} cannot be traced, so its feature map cannot be found: {e}") from None
-    nodes = list(traced.graph.nodes)
+        raise InputError(f"{name} cannot be traced, so its feature maps cannot be found: {e}") from None
+    nodes = sorted(traced.graph.nodes, key=lambda n: n.op != "placeholder")
     pools = [n for n in nodes if _collapses(n)]
     if not pools:
         raise InputError(f"{name} has no global pooling of a feature map at {tuple(probe.shape[2:])} pixels")
-    pool = pools[-1]
-    fmap = pool.all_input_nodes[0]
-    at = nodes.index(pool)
-    image = next(n for n in nodes if n.op == "placeholder")
-    output = nodes[-1].all_input_nodes[0]
-    return Split(
-        _cut(traced, nodes[:at], image, fmap, name),
-        _cut(traced, [pool], fmap, pool, name),
-        _cut(traced, nodes[at + 1 : -1], pool, output, name),
-    )
+    return traced, nodes, pools[-1]
+
+
+def _bottlenecks(nodes: list[fx.Node]) -> Iterator[fx.Node]:
+    """The operations that no later one reads past: each is all that the rest of the network sees of the image."""
+    position = {node: i for i, node in enumerate(nodes)}
+    reach = -1
+    for i, node in enumerate(nodes):
+        if reach <= i:
+            yield node
+        if node.op != "get_attr":  # a constant is no way round
+            reach = max([reach, *(position.get(user, len(nodes)) for user in node.users)])
 
 
 def _shape(node: fx.Node) -> tuple[int, ...]:
@@ -88,19 +137,29 @@ def _collapses(node: fx.Node) -> bool:
     return height * width > 1 and _shape(node) in ((batch, channels), (batch, channels, 1, 1))
 
 
-def _cut(traced: fx.GraphModule, nodes: Iterable[fx.Node], start: fx.Node, end: fx.Node, name: str) -> fx.GraphModule:
+def _cut(
+    traced: fx.GraphModule,
+    nodes: Iterable[fx.Node],
+    start: fx.Node,
+    ends: Sequence[fx.Node],
+    name: str,
+    *,
+    several: bool = False,
+) -> fx.GraphModule:
+    """The part of the network from ``start`` to ``ends``; it returns a tuple if ``several``."""
     graph = fx.Graph()
     made = {start: graph.placeholder("x")}
 
     def known(node: fx.Node) -> fx.Node:
         if node not in made:
-            raise InputError(f"{name}: '{end.name}' also reads '{node.name}', past the pooling; it has no plain neck")
+            end = ends[-1].name
+            raise InputError(f"{name}: '{end}' also reads '{node.name}', past the pooling; it has no plain neck")
         return made[node]
 
     for node in nodes:
         if node is not start and node.op not in ("placeholder", "output"):
             made[node] = graph.node_copy(node, known)
-    graph.output(known(end))
+    graph.output(tuple(known(end) for end in ends) if several else known(ends[0]))
     part = fx.GraphModule(traced, graph)
     part.graph.eliminate_dead_code()
     part.recompile()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from nescio import ops
+from nescio.errors import check_choice
 from nescio.features import Features, TrainingData
 from nescio.fitting import prototypes
 from nescio.stage import Stage
@@ -18,18 +19,26 @@ class LogitSmoothing(Stage, name="ls", place="modulate"):
     0. A negative cosine (possible only where features can be negative, as in a ViT) counts as 0: the paper's formula
     would turn the logits round and could call the image opposite to its prototype a confident one.
 
+    Args:
+        prototypes: ``train``, the means above, or ``head``: the head's own rows in their place, which needs no training
+            images. What that costs is measured in the README.
+
     Source: Sun et al., "Classifier-head Informed Feature Masking and Prototype-based Logit Smoothing for
     Out-of-Distribution Detection", 2024, eqs. 6-8.
     """
 
-    needs_train = True
-    prototypes: Tensor
+    centres: Tensor
+
+    def __init__(self, *, prototypes: str = "train") -> None:
+        super().__init__()
+        self.prototypes = check_choice("prototypes", prototypes, ("train", "head"))
+        self.needs_train = prototypes == "train"
 
     def fit(self, data: TrainingData) -> None:
-        """Average the training features of each class."""
-        self.prototypes = prototypes(data, "ls")
+        """Average the training features of each class, or take the head's rows."""
+        self.centres = prototypes(data, self.name) if self.needs_train else data.head.weight.clone()
 
     def forward(self, f: Features) -> Features:
         """Smooth a batch."""
-        s = ops.cosine(f.raw.h, self.prototypes[f.pred].to(f.h.dtype)).clamp(min=0)
+        s = ops.cosine(f.raw.h, self.centres[f.pred].to(f.h.dtype)).clamp(min=0)
         return f.with_logits(f.logits * s[:, None])

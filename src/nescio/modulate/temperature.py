@@ -2,25 +2,66 @@
 
 from __future__ import annotations
 
+import logging
+
+import torch
+from torch import Tensor
+
 from nescio.errors import check_positive
-from nescio.features import Features
+from nescio.features import Features, TrainingData
+from nescio.fitting import labelled, subsample
 from nescio.stage import Stage
+
+log = logging.getLogger(__name__)
+
+_ENOUGH = 50_000
+_STEPS = 60
+_RANGE = (-7.0, 7.0)
+"""Of log T: temperatures from 0.001 to 1,000."""
 
 
 class Temperature(Stage, name="temperature", place="modulate"):
-    """Divide the logits by a fixed temperature: ``f̂ = f / T``. ``logits (B, C) -> (B, C)``.
+    """Divide the logits by a temperature: ``f̂ = f / T``. ``logits (B, C) -> (B, C)``.
 
     Args:
-        T: temperature, above 0; 1 changes nothing, larger makes the softmax flatter.
+        T: temperature, above 0; 1 changes nothing, larger makes the softmax flatter. Without it, the T with the least
+            negative log-likelihood of the labels on ``--calibrate`` images, or on the training images where there are
+            none: there it comes out too low, since the network has learned them. At most about 50,000 count.
 
     Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017; Liang et al., "Enhancing the
     Reliability of Out-of-distribution Image Detection in Neural Networks", ICLR 2018 (T = 1000).
     """
 
-    def __init__(self, *, T: float) -> None:
+    temperature: Tensor
+
+    def __init__(self, *, T: float | None = None) -> None:
         super().__init__()
-        self.T = check_positive("T", T)
+        self.T = T if T is None else check_positive("T", T)
+        self.needs_train = T is None
+
+    def fit(self, data: TrainingData) -> None:
+        """Take T as given, or find it by bisection: the likelihood has one maximum in 1/T."""
+        temperature = self.T
+        if temperature is None:
+            held = data if data.held_out is None else TrainingData(data.head, data.held_out)
+            logits = held.map(lambda f: f.with_h(f.logits))
+            n = sum(len(f) for f in held())
+            pairs = labelled(TrainingData(data.head, lambda: subsample(logits, min(1, _ENOUGH / n))), self.name)
+            temperature = _most_likely(*(torch.cat(part) for part in zip(*pairs, strict=True)))
+            log.info("%r divides by %.4g", self, temperature)
+        self.temperature = torch.tensor(temperature, device=data.head.weight.device)
 
     def forward(self, f: Features) -> Features:
         """Divide a batch's logits."""
-        return f.with_logits(f.logits / self.T)
+        return f.with_logits(f.logits / self.temperature.to(f.h.dtype))
+
+
+def _most_likely(logits: Tensor, labels: Tensor) -> float:
+    logits = logits.to(torch.float64)
+    true = logits.gather(1, labels[:, None])[:, 0].mean()
+    low, high = _RANGE
+    for _ in range(_STEPS):
+        middle = (low + high) / 2
+        expected = ((logits / torch.tensor(middle).exp()).softmax(dim=1) * logits).sum(dim=1).mean()
+        low, high = (middle, high) if expected > true else (low, middle)  # too confident: T must rise
+    return float(torch.tensor((low + high) / 2).exp())

@@ -1,5 +1,43 @@
 """Stages that end a detector with a score: float64, higher means more in-distribution."""
 
-from nescio.score import cosine, fdbd, gen, gradnorm, klm, knn, logits, mahalanobis, nci, nnguide, she, vim
+from nescio.score import (
+    cosine,
+    ensemble,
+    fdbd,
+    gen,
+    gmm,
+    gradnorm,
+    gram,
+    klm,
+    knn,
+    logits,
+    mahalanobis,
+    multimahalanobis,
+    nci,
+    nnguide,
+    openmax,
+    pnml,
+    she,
+    vim,
+)
 
-__all__ = ["cosine", "fdbd", "gen", "gradnorm", "klm", "knn", "logits", "mahalanobis", "nci", "nnguide", "she", "vim"]
+__all__ = [
+    "cosine",
+    "ensemble",
+    "fdbd",
+    "gen",
+    "gmm",
+    "gradnorm",
+    "gram",
+    "klm",
+    "knn",
+    "logits",
+    "mahalanobis",
+    "multimahalanobis",
+    "nci",
+    "nnguide",
+    "openmax",
+    "pnml",
+    "she",
+    "vim",
+]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from nescio import ops
+from nescio.errors import check_choice
 from nescio.features import Features, TrainingData
 from nescio.fitting import prototypes
 from nescio.stage import Stage
@@ -17,17 +18,24 @@ class Cosine(Stage, name="cosine", place="score"):
     The factor of logit smoothing (``ls``), as a score of its own; here a negative cosine stays negative. Prototypes
     are means of what the stages before it produce. A zero feature vector scores 0.
 
+    Args:
+        prototypes: ``train``, or ``head`` for the head's own rows, which needs no training images.
+
     Source: Sun et al., "Classifier-head Informed Feature Masking and Prototype-based Logit Smoothing for
     Out-of-Distribution Detection", 2024, eq. 7.
     """
 
-    needs_train = True
-    prototypes: Tensor
+    centres: Tensor
+
+    def __init__(self, *, prototypes: str = "train") -> None:
+        super().__init__()
+        self.prototypes = check_choice("prototypes", prototypes, ("train", "head"))
+        self.needs_train = prototypes == "train"
 
     def fit(self, data: TrainingData) -> None:
-        """Average the training features of each class."""
-        self.prototypes = prototypes(data, "cosine")
+        """Average the training features of each class, or take the head's rows."""
+        self.centres = prototypes(data, self.name) if self.needs_train else data.head.weight.clone()
 
     def forward(self, f: Features) -> Tensor:
         """Score a batch."""
-        return ops.cosine(f.h.to(torch.float64), self.prototypes[f.pred].to(torch.float64))
+        return ops.cosine(f.h.to(torch.float64), self.centres[f.pred].to(torch.float64))

@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from nescio import ops
-from nescio.errors import InputError, check_share
+from nescio.errors import InputError, check_choice, check_share
 from nescio.features import Features, TrainingData
+from nescio.fitting import subsample
 from nescio.stage import Stage
-
-
-def subsample(data: TrainingData, share: float, seed: int = 0) -> Iterator[Features]:
-    """A random share of the training features, the same for any chunking; at least the first one."""
-    rng = np.random.default_rng(seed)
-    first = True
-    for f in data():
-        keep = rng.random(len(f)) < share
-        keep[0] |= first
-        first = False
-        if keep.any():
-            yield f.rows(torch.from_numpy(np.flatnonzero(keep)).to(f.h.device))
 
 
 class KNN(Stage, name="knn", place="score"):
@@ -38,29 +26,77 @@ class KNN(Stage, name="knn", place="score"):
             CIFAR-100, 1000 for ImageNet (10 with alpha=0.01).
         alpha: share of the training features that is kept, drawn at random with a fixed seed, in (0, 1].
 
+        index: how the neighbour is found: ``exact`` by a matrix product in PyTorch, or by FAISS (the extra
+            ``nescio[faiss]``), for large banks: ``flat`` (the same neighbours), ``ivf`` (√N cells, of which a sixteenth
+            are searched) or ``hnsw`` (a graph): these two may miss a neighbour and then score a little lower.
+
     Source: Sun et al., "Out-of-Distribution Detection with Deep Nearest Neighbors", ICML 2022.
     """
 
     needs_train = True
     bank: Tensor
 
-    def __init__(self, *, k: int = 50, alpha: float = 1.0) -> None:
+    def __init__(self, *, k: int = 50, alpha: float = 1.0, index: str = "exact") -> None:
         super().__init__()
         if k < 1:
             raise InputError(f"k={k} must be 1 or more")
         self.k = k
         self.alpha = check_share("alpha", alpha)
+        self.index = check_choice("index", index, ("exact", "flat", "ivf", "hnsw"))
+        self._faiss: Any = _import_faiss() if index != "exact" else None
+        self._searcher: Any = None
 
     def fit(self, data: TrainingData) -> None:
         """Keep the training features."""
         bank = torch.cat([normalize(f.h) for f in subsample(data, self.alpha)])
         # ‖z - b‖² = ‖z‖² - 2 (z · b - ‖b‖²/2): with this column the nearest has the largest product, zero b or not
+        self._searcher = None
         self.bank = torch.cat([bank, bank.square().sum(dim=1, keepdim=True) / 2], dim=1)
 
     def forward(self, f: Features) -> Tensor:
         """Score a batch."""
         z, bank = normalize(f.h), self.bank.to(f.h.dtype)
-        _, which = ops.top_k_products(torch.cat([z, -torch.ones_like(z[:, :1])], dim=1), bank, self.k)
-        neighbour = bank[which[:, -1], :-1].to(torch.float64)
+        if self._faiss is None:
+            _, which = ops.top_k_products(torch.cat([z, -torch.ones_like(z[:, :1])], dim=1), bank, self.k)
+            farthest = which[:, -1]
+        else:
+            farthest = self._search(z).to(z.device)
+        neighbour = bank[farthest, :-1].to(torch.float64)
         distance: Tensor = (z.to(torch.float64) - neighbour).norm(dim=1)
         return -distance
+
+    def _search(self, z: Tensor) -> Tensor:
+        """Row of the k-th neighbour ``(B,)`` by FAISS; of the last one found, where it finds fewer."""
+        if self._searcher is None:  # not saved with the detector: a file from elsewhere must not feed a native reader
+            self._searcher = _build(
+                self._faiss, self.index, self.bank[:, :-1].float().cpu().contiguous().numpy(), self.k
+            )
+        k = min(self.k, len(self.bank))
+        _, which = self._searcher.search(z.detach().float().cpu().contiguous().numpy(), k)
+        found = torch.from_numpy(which)
+        last: Tensor = found.gather(1, (found >= 0).sum(dim=1, keepdim=True) - 1)[:, 0]
+        return last
+
+
+def _import_faiss() -> Any:
+    try:
+        import faiss
+    except ImportError:
+        raise InputError("knn with a FAISS index needs the package faiss-cpu: pip install 'nescio[faiss]'") from None
+    return faiss
+
+
+def _build(faiss: Any, kind: str, vectors: Any, k: int) -> Any:
+    n, width = vectors.shape
+    if kind == "flat":
+        index = faiss.IndexFlatL2(width)
+    elif kind == "ivf":
+        cells = max(1, int(n**0.5))
+        index = faiss.IndexIVFFlat(faiss.IndexFlatL2(width), width, cells)
+        index.nprobe = max(1, cells // 16)
+        index.train(vectors)
+    else:
+        index = faiss.IndexHNSWFlat(width, 32)
+        index.hnsw.efSearch = 2 * k
+    index.add(vectors)
+    return index

@@ -8,7 +8,8 @@ from torch.nn.functional import normalize
 
 from nescio import ops
 from nescio.features import Features, TrainingData
-from nescio.score.knn import KNN, subsample
+from nescio.fitting import subsample
+from nescio.score.knn import KNN
 
 
 class NNGuide(KNN, name="nnguide"):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from nescio import ops
 from nescio.errors import check_share
-from nescio.features import Features, Head, TrainingData
+from nescio.features import Features, TrainingData
 from nescio.fitting import mean_feature
 from nescio.stage import Stage
 
@@ -34,13 +35,8 @@ class DICE(Stage, name="dice", place="shape"):
     def fit(self, data: TrainingData) -> None:
         """Rank the contributions of all weights together."""
         contribution = data.head.weight * mean_feature(data)
-        values = contribution.flatten().sort().values
-        position = self.p * (len(values) - 1)
-        low, part = int(position), position - int(position)
-        high = min(low + 1, len(values) - 1)
-        threshold = values[low] + (values[high] - values[low]) * part  # torch.quantile takes 16 million values at most
-        self.mask = (contribution > threshold).to(data.head.weight.dtype)
+        self.mask = (contribution > ops.quantile(contribution, self.p)).to(data.head.weight.dtype)
 
     def forward(self, f: Features) -> Features:
         """Mask the head."""
-        return f.with_head(Head(f.head.weight * self.mask.to(f.h.dtype), f.head.bias))
+        return f.with_head(f.head.masked(self.mask.to(f.h.dtype)))

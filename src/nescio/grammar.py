@@ -1,0 +1,172 @@
+"""The spec strings that name detectors: ``fm:p=0.6+react:clip=1.6+ls+energy``, ``mean(fmls,knn:k=50)``; and presets."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+import tomllib
+import types
+import typing
+from collections.abc import Iterator
+from importlib import resources
+from typing import Any
+
+from nescio import input as input_stages
+from nescio import modulate, score, shape
+from nescio.errors import InputError, nearest
+from nescio.score.ensemble import Ensemble
+from nescio.stage import PLACES, REGISTRY, Chain, Stage
+
+FAMILIES = (input_stages, shape, modulate, score)  # importing them fills the registry
+
+_STAGE = re.compile(r"(?P<name>[a-z][a-z0-9_-]*)(:(?P<options>.+))?", re.DOTALL)
+_ENSEMBLE = re.compile(r"(?P<name>[a-z][a-z0-9_-]*)\((?P<members>.*)\)", re.DOTALL)
+_OPTION = re.compile(r"\s*[A-Za-z_]\w*=")
+
+
+@functools.cache
+def presets() -> dict[str, dict[str, Any]]:
+    """The named detectors, from the data file: ``NAME``, and ``NAME@SUITE`` for published settings of one benchmark."""
+    named = tomllib.loads(resources.files("nescio").joinpath("presets.toml").read_text())
+    for name, preset in list(named.items()):
+        for suite, spec in preset.get("suites", {}).items():
+            named[f"{name}@{suite}"] = {"about": f"{name} as published for {suite}", "spec": spec} | {
+                "source": preset["source"]
+            }
+    return named
+
+
+def expand(spec: str, model: str | None = None) -> str:
+    """The spec string with a preset's name replaced by what it stands for, for this model if it has published values.
+
+    A preset is a whole detector, so its name can only end a spec: ``fmls``, ``odin:T=1+fmls``.
+    """
+    if spec.strip() in presets():
+        return _of_preset(spec.strip(), model)
+    *before, last = _split(spec, "+")
+    return "+".join([*before, _of_preset(last.strip(), model)])
+
+
+def _of_preset(name: str, model: str | None) -> str:
+    preset = presets().get(name)
+    if preset is None:
+        return name
+    suite = preset.get("models", {}).get(model)
+    spec: str = preset["suites"][suite] if suite else preset["spec"]
+    return spec
+
+
+def parse_stages(spec: str, model: str | None = None) -> list[Stage]:
+    """The stages that a spec string names, checked for order.
+
+    Raises:
+        InputError: a stage or option is unknown (the nearest is named), a value does not fit, the stages stand in the
+            wrong order (the right one is named), or there is not exactly one score at the end.
+    """
+    stages = [_parse_stage(text.strip(), spec, model) for text in _split(expand(spec, model), "+")]
+    _check_order(stages, spec)
+    return stages
+
+
+def _split(text: str, separator: str) -> list[str]:
+    """Parts between the separators that stand outside of parentheses; the plus of ``1e+3`` does not separate."""
+    parts, depth = [""], 0
+    for i, letter in enumerate(text):
+        depth += (letter == "(") - (letter == ")")
+        if letter == separator and depth == 0 and not re.search(r"=[\d.]+[eE]$", text[:i]):
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
+
+
+def _members(text: str) -> Iterator[str]:
+    """The members of an ensemble: ``knn:k=5,alpha=0.1`` is one, since no stage is called ``alpha=0.1``."""
+    waiting: list[str] = []
+    for part in _split(text, ","):
+        if waiting and not _OPTION.match(part):
+            yield ",".join(waiting)
+            waiting = []
+        waiting.append(part)
+    yield ",".join(waiting)
+
+
+def _check_order(stages: list[Stage], spec: str) -> None:
+    ordered = sorted(stages, key=lambda s: PLACES.index(s.place))
+    scores = [s.name for s in stages if s.place == "score"]
+    if not scores:
+        raise InputError(f"detector '{spec}' has no score stage at the end; add one, e.g. '{spec}+energy'")
+    if len(scores) > 1:
+        raise InputError(
+            f"detector '{spec}' has {len(scores)} score stages ({', '.join(scores)}); keep one, at the end"
+        )
+    repeated = [s.name for i, s in enumerate(stages) if s.name in [t.name for t in stages[:i]]]
+    if repeated:
+        raise InputError(f"detector '{spec}' has the stage '{repeated[0]}' twice; keep one")
+    if sum(s.place == "input" for s in stages) > 1:
+        raise InputError(f"detector '{spec}' has more than one input stage; each makes a pass of its own: keep one")
+    if [id(s) for s in stages] != [id(s) for s in ordered]:
+        right = "+".join(map(repr, ordered))
+        raise InputError(f"stages of '{spec}' are out of order ({' → '.join(PLACES)}); write '{right}'")
+
+
+def _parse_stage(text: str, spec: str, model: str | None) -> Stage:
+    ensemble, match = _ENSEMBLE.fullmatch(text), _STAGE.fullmatch(text)
+    if ensemble:
+        return _parse_ensemble(ensemble["name"], ensemble["members"], spec, model)
+    if not match or "(" in text:
+        raise InputError(f"cannot read '{text}' in detector '{spec}'; write name or name:option=value,option=value")
+    name, options = match["name"], match["options"]
+    if name not in REGISTRY:
+        known = [*REGISTRY, *presets()]
+        raise InputError(f"unknown stage '{name}' in detector '{spec}'{nearest(name, known)}")
+    cls = REGISTRY[name]
+    if issubclass(cls, Ensemble):
+        raise InputError(f"'{name}' in detector '{spec}' needs members; write e.g. {name}(energy,knn)")
+    kwargs: dict[str, Any] = {}
+    for item in options.split(",") if options else ():
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise InputError(f"option '{item}' of stage '{name}' has no value; write {name}:{item or 'option'}=value")
+        if key in kwargs:
+            raise InputError(f"option '{key}' of stage '{name}' is given twice")
+        kwargs[key] = _parse_value(cls, key, value)
+    required = [k for k, p in cls.options().items() if p.default is inspect.Parameter.empty and k not in kwargs]
+    if required:
+        raise InputError(f"stage '{name}' needs {required[0]}; write {name}:{required[0]}=value")
+    return cls(**kwargs)
+
+
+def _parse_ensemble(name: str, members: str, spec: str, model: str | None) -> Stage:
+    kinds = {n: cls for n, cls in REGISTRY.items() if issubclass(cls, Ensemble)}
+    if name not in kinds:
+        raise InputError(f"no ensemble '{name}' in detector '{spec}'{nearest(name, kinds)}")
+    return kinds[name]([Chain(parse_stages(member, model)) for member in _members(members)])
+
+
+def _parse_value(cls: type[Stage], key: str, text: str) -> Any:
+    options = cls.options()
+    if key not in options:
+        known = nearest(key, options) if options else "; it has no options"
+        raise InputError(f"stage '{cls.name}' has no option '{key}'{known}")
+    hint = typing.get_type_hints(cls.__init__)[key]
+    kinds = [t for t in typing.get_args(hint) if t is not types.NoneType] or [hint]
+    try:
+        if kinds[0] is bool:
+            return {"true": True, "false": False}[text.lower()]
+        return kinds[0](text)
+    except (ValueError, KeyError):
+        raise InputError(f"option {key}={text} of stage '{cls.name}' is not of type {kinds[0].__name__}") from None
+
+
+def all_specs() -> list[str]:
+    """One detector for every stage, with its defaults, and every preset: what ``--detector all`` stands for.
+
+    A score stands alone; a shape or modulate stage stands before energy, an input stage before MSP. A stage that needs
+    an option or members is left out, and so are the presets of one suite.
+    """
+    ends = {"score": "", "shape": "+energy", "modulate": "+energy", "input": "+msp"}
+    stages = sorted(REGISTRY.values(), key=lambda s: (-PLACES.index(s.place), s.name))
+    complete = [s for s in stages if all(p.default is not p.empty for p in inspect.signature(s).parameters.values())]
+    return [s.name + ends[s.place] for s in complete] + [name for name in presets() if "@" not in name]
