@@ -24,6 +24,13 @@ def features(n: int, seed: int, spread: float) -> tuple[torch.Tensor, torch.Tens
     return (centres[labels] * 1.5 + spread * torch.randn(n, L, generator=g)).relu(), labels
 
 
+def openmax(train: torch.Tensor, y: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """As an outlier score of any scale; the peer averages over all images of a class, the paper over those right."""
+    right = train.argmax(1) == y
+    probability = peer.OpenMax(None, tailsize=25, alpha=3).fit_logits(train[right], y[right]).predict_logits(logits)
+    return probability.log()
+
+
 def main() -> None:
     h, y = features(N_TRAIN, 0, 0.7)
     x, _ = features(N_TEST, 1, 1.3)
@@ -41,6 +48,7 @@ def main() -> None:
         return peer.EnergyBased.score(head(shaping[kind](maps, p).flatten(1)))
 
     logits = head(x)
+    spread = float(torch.stack([h[y == c].var(dim=0, correction=0).mean() for c in range(C)]).mean())
     fitted = {
         "mahalanobis": peer.Mahalanobis(same),
         "rmd": peer.RMD(same),
@@ -52,6 +60,8 @@ def main() -> None:
         "nnguide:k=7": peer.NNGuide(same, head, k=7),
         "vim:dim=10": peer.ViM(same, d=10, w=head.weight, b=head.bias),
         "dice:p=0.7+energy": peer.DICE(same, head.weight, head.bias, p=0.7),
+        "gmm:covariance=full,shrink=1e-06": peer.GMM(same, reg=1e-6 * spread),
+        "pnml:shrink=1e-12": peer.PNML(same, head),
     }
     with torch.no_grad():
         scores = {
@@ -66,6 +76,9 @@ def main() -> None:
             "ashb:p=0.65+energy": shaped("ashb", 0.65),
             "ashs:p=0.8+energy": shaped("ashs", 0.8),
             "scale:p=0.8+energy": shaped("scale", 0.8),
+            "vra:low=0.6,high=0.95+energy": peer.EnergyBased.score(
+                head(torch.where(x < h.quantile(0.6), 0, x.clamp(max=h.quantile(0.95))))
+            ),
             "lts:p=0.1+energy": peer.LTS(same, head, p=0.1).predict_features(x),
             **{name: d.fit_features(h, y).predict_features(x) for name, d in fitted.items()},
         }
@@ -73,6 +86,18 @@ def main() -> None:
     scores["gradnorm"] = gradnorm.predict(x)
     templates = peer.KLMatching(head)
     scores["klm"] = templates.fit_logits(head(h).detach()).predict_logits(logits.detach())
+    scores["openmax:tail=25,alpha=3"] = openmax(head(h).detach(), y, logits.detach())
+    temperature = peer.TemperatureScaling(head)
+    for _ in range(300):  # one call of its optimiser stops short of the optimum
+        temperature.fit_logits(head(h).detach(), y)
+    scores["temperature+msp"] = temperature.predict_logits(logits.detach())
+    peer.Gram.validation_fraction = 0  # ranges and scale from the same images, as the test has it
+    unflatten = torch.nn.Unflatten(1, (6, 2, 2))
+    flat_head = torch.nn.Sequential(torch.nn.Flatten(), head)
+    gram = peer.Gram(flat_head, [unflatten, torch.nn.ReLU()], C, num_poles_list=[1, 2, 3])
+    gram.fit(torch.utils.data.DataLoader(torch.utils.data.TensorDataset(h, head(h).argmax(1)), batch_size=100))
+    scores["gram:orders=3"] = gram.predict(x)
+    scores["rankfeat+energy"] = peer.RankFeat(unflatten, flat_head).predict(x)
     np.savez_compressed(
         Path(__file__).with_name("peers.npz"),
         h=h.numpy(),

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import sys
+
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp, softmax
+from scipy.stats import multivariate_normal
 
 from conftest import random_features, tiny_net, training
 from nescio.detector import Detector
@@ -190,6 +195,96 @@ def test_dice_takes_its_mean_from_raw_features_and_masks_any_head() -> None:
     np.testing.assert_allclose(fitted("react:clip=0.8+dice:p=0.5+energy")(F), expected, rtol=1e-5)
 
 
+def line_by_hand(p_a: float, p_w: float, clip: float) -> np.ndarray:
+    """With one whole mask per class, as the authors have it."""
+    h, W, b, pred = arrays(F)
+    contribution = W * np.stack([h[F.labels.numpy() == c].mean(0) for c in range(5)])
+    active = np.stack([row > np.quantile(row, p_a) for row in contribution])
+    kept = np.stack([abs(row) * W > np.quantile(abs(row) * W, p_w) for row in contribution])
+    pruned = np.minimum(h, clip) * active[pred]
+    return np.einsum("bl,bkl->bk", pruned, kept[pred] * W) + b
+
+
+@pytest.mark.parametrize(("p_a", "p_w"), [(0.5, 0.5), (0.1, 0.9), (0, 0)])
+def test_line_prunes_by_predicted_class(p_a: float, p_w: float) -> None:
+    logits = line_by_hand(p_a, p_w, 0.9)
+    spec = f"line:p_a={p_a},p_w={p_w},clip=0.9"
+    np.testing.assert_allclose(fitted(f"{spec}+energy")(F), logsumexp(logits, axis=1), rtol=1e-5)
+    np.testing.assert_allclose(
+        fitted(f"{spec}+ls+energy")(F), logsumexp(smoothing(F)[:, None] * logits, axis=1), rtol=1e-5
+    )
+
+
+def test_other_stages_keep_a_head_that_depends_on_the_class() -> None:
+    _, W, b, pred = arrays(F)
+    contribution = W * F.h.double().numpy().mean(0)
+    dice = contribution > np.quantile(contribution, 0.2)
+    f = fitted("line:p_a=0.1,p_w=0.5,clip=0.9+dice:p=0.2+energy").pipeline(F)
+    kept = np.stack([f.head.keep(c).numpy() for c in range(5)])[pred] * dice
+    expected = np.einsum("bl,bkl->bk", f.h.double().numpy(), kept * W) + b
+    np.testing.assert_allclose(f.logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_ls_can_take_the_heads_rows_for_prototypes() -> None:
+    h, W, _, pred = arrays(F)
+    s = (h * W[pred]).sum(1) / np.maximum(1e-300, np.linalg.norm(h, axis=1) * np.linalg.norm(W[pred], axis=1))
+    detector = Detector.parse("ls:prototypes=head+energy").fit(TrainingData(F.head))
+    np.testing.assert_allclose(detector(F), logsumexp(np.maximum(0, s)[:, None] * F.logits.numpy(), axis=1), rtol=1e-5)
+    np.testing.assert_allclose(Detector.parse("cosine:prototypes=head").fit(TrainingData(F.head))(F), s, rtol=1e-5)
+
+
+@pytest.mark.parametrize("covariance", ["diag", "tied", "full"])
+def test_gmm_is_the_mixtures_density(covariance: str) -> None:
+    h, y = F.h.double().numpy(), F.labels.numpy()
+    groups = [h[y == c] for c in range(5)]
+    full = [np.cov(g.T, bias=True) for g in groups]
+    tied = sum(len(g) * c for g, c in zip(groups, full, strict=True)) / len(h)
+    chosen = {"diag": [np.diag(np.diag(c)) for c in full], "tied": [tied] * 5, "full": full}[covariance]
+    level = np.mean([np.diag(c).mean() for c in chosen])
+    logs = [
+        multivariate_normal(g.mean(0), c + 0.01 * level * np.eye(12)).logpdf(h) + np.log(len(g) / len(h))
+        for g, c in zip(groups, chosen, strict=True)
+    ]
+    got = fitted(f"gmm:covariance={covariance},shrink=0.01")(F)
+    np.testing.assert_allclose(got, logsumexp(np.stack(logs, 1), axis=1), rtol=1e-6, atol=1e-6)
+
+
+def test_a_fitted_temperature_is_the_most_likely_one() -> None:
+    noisy = Features(F.h, F.head, F.pred, torch.where(torch.arange(len(F)) % 5 == 0, (F.labels + 1) % 5, F.labels))
+    data = TrainingData(F.head, training(F).chunks, training(noisy).chunks)
+    T = Detector.parse("temperature+msp").fit(data).settings()["temperature"]["temperature"]
+    y = noisy.labels.numpy()
+
+    def loss(t: float) -> float:
+        return -np.log(softmax(F.logits.double().numpy() / t, axis=1)[np.arange(len(y)), y]).mean()
+
+    assert pytest.approx(minimize_scalar(loss, bounds=(0.01, 100), method="bounded").x, rel=1e-3) == T
+
+
+def test_a_temperature_without_an_optimum_stays_one(caplog: pytest.LogCaptureFixture) -> None:
+    right = Features(F.h, F.head, F.pred, F.pred)
+    detector = fitted("temperature+msp", right)
+    assert detector.settings()["temperature"]["temperature"] == 1
+    assert "--calibrate" in caplog.text
+
+
+@pytest.mark.parametrize("index", ["flat", "ivf", "hnsw"])
+def test_faiss_finds_the_same_neighbours_or_ones_farther_away(index: str) -> None:
+    pytest.importorskip("faiss")
+    exact, other = fitted("knn:k=7")(F), fitted(f"knn:k=7,index={index}")
+    found = np.isclose(other(F), exact, rtol=1e-5, atol=1e-6)
+    assert found.mean() >= {"flat": 1, "ivf": 0.5, "hnsw": 0.9}[index]
+    assert (other(F) <= exact + 1e-5).all()  # a neighbour that is missed is replaced by one farther away
+    again = copy.deepcopy(other)
+    np.testing.assert_array_equal(again(F), other(F))
+
+
+def test_knn_without_faiss_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(InputError, match=r"nescio\[faiss\]"):
+        Detector.parse("knn:index=flat")
+
+
 def test_scores_are_fitted_on_what_the_stages_before_them_produce() -> None:
     h, y = F.h.double().numpy().clip(max=0.5), F.labels.numpy()
     v = np.stack([h[y == c].mean(0) for c in range(5)])[F.pred.numpy()]
@@ -211,7 +306,10 @@ def test_knn_subsample_is_the_same_for_any_chunking_and_k_is_capped() -> None:
     ("spec", "told"),
     [("knn:k=0", "1 or more"), ("vim:dim=12", "dim=12 leaves nothing of 12"),
      ("vra:low=0.9,high=0.1+energy", "low <= high"),
-     ("gen:gamma=0", "gamma above 0"), ("lts:p=0+energy", "p above 0"), ("nci:alpha=-1", "0 or more")],
+     ("gen:gamma=0", "gamma above 0"), ("lts:p=0+energy", "p above 0"), ("nci:alpha=-1", "0 or more"),
+     ("gram:orders=0", "1 or more"), ("openmax:tail=1", "tail of 2"), ("gmm:covariance=round", "not a choice"),
+     ("ls:prototypes=heads+energy", "did you mean 'head'"), ("mcdropout:n=0+msp", "1 or more"),
+     ("bats:last=-1+msp", "or more"), ("perturb:eps=-1+msp", "0 or more"), ("knn:index=tree", "not a choice")],
 )  # fmt: skip
 def test_options_that_mean_nothing_are_refused(spec: str, told: str) -> None:
     with pytest.raises(InputError, match=told):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ log = logging.getLogger(__name__)
 
 _ENOUGH = 50_000
 _STEPS = 60
-_RANGE = (-7.0, 7.0)
+_FARTHEST = 6.9
 """Of log T: temperatures from 0.001 to 1,000."""
 
 
@@ -48,6 +49,13 @@ class Temperature(Stage, name="temperature", place="modulate"):
             n = sum(len(f) for f in held())
             pairs = labelled(TrainingData(data.head, lambda: subsample(logits, min(1, _ENOUGH / n))), self.name)
             temperature = _most_likely(*(torch.cat(part) for part in zip(*pairs, strict=True)))
+            if abs(math.log(temperature)) > _FARTHEST:
+                log.warning(
+                    "%r: no temperature is the best for these images (all of them right?), so it stays 1; give images "
+                    "that the network has not learned (--calibrate), or T",
+                    self,
+                )
+                temperature = 1.0
             log.info("%r divides by %.4g", self, temperature)
         self.temperature = torch.tensor(temperature, device=data.head.weight.device)
 
@@ -59,9 +67,9 @@ class Temperature(Stage, name="temperature", place="modulate"):
 def _most_likely(logits: Tensor, labels: Tensor) -> float:
     logits = logits.to(torch.float64)
     true = logits.gather(1, labels[:, None])[:, 0].mean()
-    low, high = _RANGE
+    low, high = -7.0, 7.0
     for _ in range(_STEPS):
         middle = (low + high) / 2
-        expected = ((logits / torch.tensor(middle).exp()).softmax(dim=1) * logits).sum(dim=1).mean()
+        expected = ((logits / math.exp(middle)).softmax(dim=1) * logits).sum(dim=1).mean()
         low, high = (middle, high) if expected > true else (low, middle)  # too confident: T must rise
-    return float(torch.tensor((low + high) / 2).exp())
+    return math.exp((low + high) / 2)

@@ -43,8 +43,9 @@ class KNN(Stage, name="knn", place="score"):
         self.k = k
         self.alpha = check_share("alpha", alpha)
         self.index = check_choice("index", index, ("exact", "flat", "ivf", "hnsw"))
-        self._faiss: Any = _import_faiss() if index != "exact" else None
         self._searcher: Any = None
+        if index != "exact":
+            _import_faiss()
 
     def fit(self, data: TrainingData) -> None:
         """Keep the training features."""
@@ -56,26 +57,25 @@ class KNN(Stage, name="knn", place="score"):
     def forward(self, f: Features) -> Tensor:
         """Score a batch."""
         z, bank = normalize(f.h), self.bank.to(f.h.dtype)
-        if self._faiss is None:
-            _, which = ops.top_k_products(torch.cat([z, -torch.ones_like(z[:, :1])], dim=1), bank, self.k)
-            farthest = which[:, -1]
-        else:
-            farthest = self._search(z).to(z.device)
-        neighbour = bank[farthest, :-1].to(torch.float64)
+        which = self._exact(z, bank) if self.index == "exact" else self._search(z, bank)
+        neighbour = bank[which, :-1].to(torch.float64)
         distance: Tensor = (z.to(torch.float64) - neighbour).norm(dim=1)
         return -distance
 
-    def _search(self, z: Tensor) -> Tensor:
-        """Row of the k-th neighbour ``(B,)`` by FAISS; of the last one found, where it finds fewer."""
+    def _exact(self, z: Tensor, bank: Tensor) -> Tensor:
+        """Row of the k-th neighbour ``(B,)``."""
+        return ops.top_k_products(torch.cat([z, -torch.ones_like(z[:, :1])], dim=1), bank, self.k)[1][:, -1]
+
+    def _search(self, z: Tensor, bank: Tensor) -> Tensor:
+        """Row of the k-th neighbour ``(B,)`` by FAISS; exactly where its cells hold fewer than k."""
         if self._searcher is None:  # not saved with the detector: a file from elsewhere must not feed a native reader
-            self._searcher = _build(
-                self._faiss, self.index, self.bank[:, :-1].float().cpu().contiguous().numpy(), self.k
-            )
-        k = min(self.k, len(self.bank))
-        _, which = self._searcher.search(z.detach().float().cpu().contiguous().numpy(), k)
-        found = torch.from_numpy(which)
-        last: Tensor = found.gather(1, (found >= 0).sum(dim=1, keepdim=True) - 1)[:, 0]
-        return last
+            self._searcher = _build(self.index, bank[:, :-1].float().cpu().contiguous().numpy(), self.k)
+        _, found = self._searcher.search(z.detach().float().cpu().contiguous().numpy(), min(self.k, len(bank)))
+        which = torch.from_numpy(found[:, -1]).to(z.device)
+        missing = which < 0
+        if missing.any():
+            which[missing] = self._exact(z[missing], bank)
+        return which
 
 
 def _import_faiss() -> Any:
@@ -86,7 +86,8 @@ def _import_faiss() -> Any:
     return faiss
 
 
-def _build(faiss: Any, kind: str, vectors: Any, k: int) -> Any:
+def _build(kind: str, vectors: Any, k: int) -> Any:
+    faiss = _import_faiss()
     n, width = vectors.shape
     if kind == "flat":
         index = faiss.IndexFlatL2(width)
