@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 FORMAT = 3
 DTYPES: dict[str, Any] = {"float32": np.float32, "float16": np.float16}
 PENDING, DONE, BAD = 0, 1, 2
+_CHUNK = 1 << 25
 COLUMNS = ("h", "pred", "label", "status")
 _MANIFEST, _STATE, _SKIPPED, _HEAD = "manifest.json", "state.json", "skipped.csv", "head.safetensors"
 
@@ -106,8 +107,10 @@ class Bank:
         known = self.labels >= 0
         return float((self.pred == self.labels)[known].mean()) if known.any() else float("nan")
 
-    def chunks(self, size: int = 4096) -> Iterator[Features]:
-        """The bank in order, ``size`` rows of the data set at a time, as float32."""
+    def chunks(self, size: int | None = None) -> Iterator[Features]:
+        """The bank in order, ``size`` rows of the data set at a time, as float32; by default about 128 MB of them."""
+        widest = max(a.shape[1] for a in self._arrays.values() if a.ndim == 2)
+        size = size or max(256, _CHUNK // widest)
         h, status = self._arrays["h"], self._arrays["status"]
         for start in range(0, len(status), size):
             at = slice(start, start + size)

@@ -188,34 +188,19 @@ def quickstart(obj: dict[str, Any], /, out: Path, epochs: int, bank_dtype: str, 
 @main.command()
 @click.argument("name", required=False)
 def methods(name: str | None) -> None:
-    """List the stages and presets, or print all about one."""
-    import inspect
+    """List the stages and presets, or print all about one.
 
-    from nescio.grammar import presets
-    from nescio.stage import PLACES, REGISTRY
+    The costs were measured on 2 cores with features of 342: seconds to fit on 50,000 of them, microseconds to score an
+    image, and the network's time per image where it is not one plain pass.
+    """
+    from nescio import catalogue
 
-    if name in presets():
-        preset = presets()[name]
-        models = "".join(f"\n  {model}: {spec}" for model, spec in preset.get("models", {}).items())
-        click.echo(f"{name}: {preset['about']} ({preset['source']})\n\n{preset['spec']}{models}")
-    elif name in REGISTRY:
-        click.echo(f"{name} ({REGISTRY[name].place})\n\n{inspect.getdoc(REGISTRY[name])}")
-    elif name is not None:
-        raise InputError(f"no stage or preset '{name}'{nearest(name, [*REGISTRY, *presets()])}")
-    else:
-        for place in PLACES:
-            click.echo(f"{place}:")
-            for stage in sorted((s for s in REGISTRY.values() if s.place == place), key=lambda s: s.name):
-                needs = "own pass" if place == "input" else "training" if stage.needs_train else ""
-                click.echo(f"  {stage.name:<13}{needs:<10}{_gist(inspect.getdoc(stage) or '')}")
-        click.echo("presets:")
-        for key, preset in presets().items():
-            click.echo(f"  {key:<13}{'':<10}{preset['about']}")
-
-
-def _gist(docstring: str) -> str:
-    """The first sentence of a docstring, without its formula."""
-    return docstring.partition("\n\n")[0].replace("\n", " ").partition(". ")[0].partition(": ``")[0].rstrip(".")
+    if name is not None:
+        click.echo(catalogue.describe(name))
+        return
+    console = _console()
+    for table in catalogue.tables():
+        console.print(table)
 
 
 def _present(results: Results, out: Path | None, *, report: bool) -> None:

@@ -22,6 +22,8 @@ from nescio.grammar import parse_stages
 from nescio.stage import Chain, InputStage, Stage
 
 FORMAT = "nescio-detector/1"
+BLOCK = 1 << 20
+"""Entries of ``h`` that are scored at once: 4 MB, which a core's cache holds from one operation to the next."""
 LARGE = 1_000_000_000
 """Bytes of learned tensors above which a user should know what they are about to store and load."""
 
@@ -186,8 +188,10 @@ def score_all(detectors: Sequence[Detector], chunks: Iterable[Features]) -> tupl
     scores: list[list[Tensor]] = [[] for _ in detectors]
     seconds = [0.0] * len(detectors)
     for f in chunks:
+        blocks = list(f.blocks(max(1, BLOCK // f.h.shape[1])))
         for i, detector in enumerate(detectors):
             start = time.perf_counter()
-            scores[i].append(detector(f))
+            whole = any(stage.groups_by_class for stage in detector.steps)
+            scores[i] += [detector(part) for part in ([f] if whole else blocks)]
             seconds[i] += time.perf_counter() - start
     return [torch.cat(s) for s in scores], seconds

@@ -93,8 +93,8 @@ class Columns(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._readers)
 
-    def rows(self, pick: Tensor) -> Columns:
-        """Some rows of every column, by index."""
+    def rows(self, pick: Tensor | slice) -> Columns:
+        """Some rows of every column, by index or as a slice."""
         return Columns({name: lambda read=read: read()[pick] for name, read in self._readers.items()})  # type: ignore[misc]
 
 
@@ -132,12 +132,17 @@ class Features:
         """Logits ``(B, C)``: computed from ``h`` and ``head`` when asked for, unless a stage replaced them."""
         return self._logits if self._logits is not None else self.head(self.h, self.pred)
 
-    def rows(self, pick: Tensor) -> Features:
-        """Some rows of the record, by index."""
+    def rows(self, pick: Tensor | slice) -> Features:
+        """Some rows of the record, by index or as a slice."""
         labels = None if self.labels is None else self.labels[pick]
         logits = None if self._logits is None else self._logits[pick]
         raw = None if self._raw is None else self._raw.rows(pick)
         return Features(self.h[pick], self.head, self.pred[pick], labels, self.aux.rows(pick), raw, logits)
+
+    def blocks(self, rows: int) -> Iterator[Features]:
+        """The record in consecutive parts of at most ``rows`` rows; ``h`` is not copied."""
+        for start in range(0, len(self), rows):
+            yield self.rows(slice(start, start + rows))
 
     def probed(self, probe: str) -> list[Tensor]:
         """What a probe made of each feature map, by depth: tensors ``(B, D_i)``.

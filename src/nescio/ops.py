@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -167,11 +168,12 @@ def _from_sortable(key: int) -> float:
 
 def quantile(values: Tensor, share: float) -> Tensor:
     """Quantile of all entries (linear interpolation), for any number of them: ``torch.quantile`` takes 16 million."""
-    flat = values.flatten()
-    position = share * (len(flat) - 1)
+    flat = values.detach().cpu().numpy().ravel()
+    position = share * (flat.size - 1)
     low, part = int(position), position - int(position)
-    at_low = flat.kthvalue(low + 1).values
-    return at_low if part == 0 else at_low + (flat.kthvalue(low + 2).values - at_low) * part
+    high = min(low + 1, flat.size - 1)
+    ordered = np.partition(flat, (low, high))  # several times as fast as kthvalue
+    return values.new_tensor(float(ordered[low]) * (1 - part) + float(ordered[high]) * part)
 
 
 def quantiles(data: Callable[[], Iterable[Tensor]], shares: Sequence[float]) -> list[float]:

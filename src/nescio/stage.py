@@ -46,6 +46,8 @@ class Stage(nn.Module):
     place: ClassVar[str]
     needs_train: bool = False
     """Whether ``fit`` iterates over training features (and so whether the user must give training images)."""
+    groups_by_class: bool = False
+    """Whether work is done once per predicted class and batch, so that large batches save most of it."""
 
     def __init_subclass__(cls, name: str | None = None, place: str | None = None) -> None:
         super().__init_subclass__()

@@ -20,6 +20,7 @@ OTHER = {  # another value for each option, and options it needs beside it
     ("react", "clip"): "react:clip=0.7",
     ("react", "q"): "react:q=0.5",
     ("temperature", "T"): "temperature:T=5",
+    ("typical", "lam"): "typical:lam=0.5",
     ("line", "p_a"): "line:p_a=0.3",
     ("line", "p_w"): "line:p_w=0.3",
     ("line", "clip"): "line:clip=0.4",

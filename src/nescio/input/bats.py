@@ -22,7 +22,7 @@ class BATS(InputStage, name="bats"):
         last: how many batch norms are truncated, counted from the last; 0 for all of them.
 
     Source: Zhu et al., "Boosting Out-of-distribution Detection with Typical Features", NeurIPS 2022. Their public code
-    truncates the penultimate features around stored means instead.
+    truncates the penultimate features instead: the stage ``typical``.
     """
 
     reads = "options"

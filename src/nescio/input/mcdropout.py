@@ -60,13 +60,15 @@ class MCDropout(InputStage, name="mcdropout"):
         """Mean features, prediction of the mean softmax, and its logarithm as a column."""
         del chain
         total = mean_h = torch.zeros((), device=x.device)
+        thinned = isinstance(network, nn.Module) and any(isinstance(m, _Thinned) for m in network.modules())
         with torch.random.fork_rng():
             for sample in range(self.n):
                 torch.manual_seed(sample)
-                f = network(x)
+                if thinned or sample == 0:  # without a dropout inside, every sample would run the same network
+                    f = network(x)
                 h = f.h if self.p is None else _thin(f.h, self.p, f.h.shape[1:])
                 total = total + f.head.linear(h).to(torch.float64).softmax(dim=1) / self.n
-                mean_h = mean_h + f.h / self.n
+                mean_h = mean_h + h / self.n
         log_p = total.clamp(min=_FLOOR).log()
         return Features(mean_h, f.head, total.argmax(dim=1), aux=Columns.of({**f.aux, f"{self.name}.0": log_p}))
 

@@ -43,7 +43,8 @@ def load_classifier(
 
     Args:
         model: ``densenet-bc-100-12`` or ``resnet18-cifar`` (CIFAR variants); a timm or torchvision name, as
-            ``timm:NAME``, ``torchvision:NAME`` or bare (timm is asked first); ``hf:ID_OR_FOLDER`` (Hugging Face; needs
+            ``timm:NAME``, ``torchvision:NAME`` or bare (timm is asked first); ``efficientnet-lite0`` (its ImageNet
+            weights are a Python package, the extra ``nescio[lite0]``); ``hf:ID_OR_FOLDER`` (Hugging Face; needs
             the extra ``nescio[hf]``); or ``package.module:factory``, your own function that returns an ``nn.Module``.
         weights: a safetensors file or a checkpoint (loaded with ``weights_only=True``; ``state_dict`` wrappers and
             ``module.`` prefixes are removed); None for the library's pretrained weights, which it may download. For
@@ -136,14 +137,17 @@ def _recipe(model: str) -> _Recipe:
     if model in CIFAR_MODELS:
         build = CIFAR_MODELS[model]
         return _Recipe(model, lambda c, _: build(c or 10), lambda _: CIFAR_TRANSFORM, has_pretrained=False)
+    if model == "efficientnet-lite0":
+        return _lite0()
     import timm
     import torchvision
 
     if timm.is_model(model):
         return _timm(model)
-    if model in torchvision.models.list_models(module=torchvision.models):
+    theirs = torchvision.models.list_models(module=torchvision.models)
+    if model in theirs:
         return _torchvision(model)
-    known = {*CIFAR_MODELS, *timm.list_models(), *torchvision.models.list_models(module=torchvision.models)}
+    known = {*CIFAR_MODELS, "efficientnet-lite0", *timm.list_models(), *theirs}
     hint = nearest(model, known) if len(nearest(model, known)) < 80 else ""
     raise InputError(f"unknown model '{model}'{hint or ': neither a CIFAR variant nor known to timm or torchvision'}")
 
@@ -156,6 +160,21 @@ def _downloaded(make: Callable[[], nn.Module], name: str) -> nn.Module:
         raise InputError(
             f"pretrained weights of '{name}' cannot be had ({reason}); give a file (--weights FILE)"
         ) from None
+
+
+def _lite0() -> _Recipe:
+    import timm
+
+    from nescio.models.lite0 import LITE0_TRANSFORM, efficientnet_lite0
+
+    def build(classes: int | None, pretrained: bool) -> nn.Module:
+        if pretrained:
+            return efficientnet_lite0()
+        options = {} if classes is None else {"num_classes": classes}
+        made: nn.Module = timm.create_model("tf_efficientnet_lite0", pretrained=False, **options)
+        return made
+
+    return _Recipe("efficientnet-lite0", build, lambda _: LITE0_TRANSFORM)
 
 
 def _timm(name: str) -> _Recipe:

@@ -93,7 +93,7 @@ class Mean(_Standardised, name="mean"):
     ``mean(fm+ls+energy,knn:k=50)``. Members are fitted on training features; mean and standard deviation come from
     ``--calibrate`` images, or from a fifth of the training images that no member is fitted on then.
 
-    Source: averaging standardised detectors, e.g. Dadalto et al., "Combine and Conquer: A Meta-Analysis on Data Shift
+    Source: Dadalto et al., "Combine and Conquer: A Meta-Analysis on Data Shift
     and Out-of-Distribution Detection", 2024.
     """
 
@@ -107,8 +107,8 @@ class Max(_Standardised, name="max"):
 
     One member that finds the image familiar is enough. The scale is that of ``mean``.
 
-    Source: combination rules, e.g. Dadalto et al., "Combine and Conquer: A Meta-Analysis on Data Shift and
-    Out-of-Distribution Detection", 2024.
+    Source: Dadalto et al., "Combine and Conquer: A Meta-Analysis on Data Shift and Out-of-Distribution Detection",
+    2024, among its combination rules.
     """
 
     def forward(self, f: Features) -> Tensor:

@@ -49,8 +49,8 @@ class Energy(Stage, name="energy", place="score"):
 class Entropy(Stage, name="entropy", place="score"):
     """The negative Shannon entropy of the softmax: ``Σ_k p_k log p_k``. ``logits (B, C) -> score (B,)``, in nats.
 
-    Source: Shannon 1948; as an OOD score e.g. in Chan et al., "Entropy Maximization and Meta Classification for
-    Out-of-Distribution Detection in Semantic Segmentation", ICCV 2021.
+    Source: Chan et al., "Entropy Maximization and Meta Classification for Out-of-Distribution Detection in Semantic
+    Segmentation", ICCV 2021.
     """
 
     def forward(self, f: Features) -> Tensor:

@@ -36,6 +36,7 @@ class LINe(Stage, name="line", place="shape"):
     """
 
     needs_train = True
+    groups_by_class = True
     contribution: Tensor
     active: Tensor
     threshold: Tensor

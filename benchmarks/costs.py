@@ -1,0 +1,82 @@
+"""What each stage costs, for ``nescio methods``: rewrites ``src/nescio/costs.csv``.
+
+On the CIFAR-10 DenseNet's features (50,000 training, 10,000 test, 342 wide; the banks are made first where they are
+missing): seconds to fit, microseconds to score an image, of the detector with this stage alone, and energy (or MSP)
+behind it where it is no score. For probes and passes: time of the network per image, in plain passes, on 64 images.
+
+    python benchmarks/costs.py [--shared DIR]
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import time
+from pathlib import Path
+
+import torch
+
+from nescio import Detector, TrainingData, extract, load_classifier, open_source
+from nescio.catalogue import COSTS
+from nescio.detector import fit_all, score_all
+from nescio.extraction import PLAIN, Pass, pass_of
+from nescio.models import Classifier
+from nescio.score.ensemble import Ensemble
+from nescio.stage import REGISTRY, InputStage
+
+SPECS = {name: f"{name}(energy,knn)" for name in ("mean", "max", "fisher")} | {"mcdropout": "mcdropout:p=0.5+entropy"}
+ENDS = {"score": "", "shape": "+energy", "modulate": "+energy", "input": "+msp"}
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shared", type=Path, default=Path(os.environ.get("NESCIO_SHARED", "../shared")))
+    shared = parser.parse_args().shared
+    classifier = load_classifier("densenet-bc-100-12", weights=shared / "models/densenet100_cifar10.safetensors")
+    probes = {n: p for d in (Detector.parse("gram"), Detector.parse("multimahalanobis")) for n, p in d.probes().items()}
+    train = extract(classifier, open_source(shared / "data/cifar10/train.parquet"), probes=probes, title="train")
+    probes |= Detector.parse("rankfeat+energy").probes()
+    test = extract(classifier, open_source(shared / "data/cifar10/test.parquet"), probes=probes, title="test")
+    data = TrainingData(train.head, train.chunks)
+
+    images = torch.randn(64, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    plain = network_seconds(classifier, PLAIN, Detector.parse("energy"), images)
+    rows = []
+    for name, stage in sorted(REGISTRY.items()):
+        detector = Detector.parse(SPECS.get(name, name + ENDS[stage.place]))
+        row = {"stage": name, "fit": "", "score": "", "network": ""}
+        if issubclass(stage, InputStage):
+            detector.fit(data)
+            row["network"] = f"{network_seconds(classifier, pass_of(detector), detector, images) / plain:.1f}"
+        else:
+            (fit,) = fit_all([detector], data)
+            _, (score,) = score_all([detector], test.chunks())
+            row |= {"fit": f"{fit:.2f}" if detector.needs_train else "", "score": f"{score / len(test) * 1e6:.1f}"}
+            if not issubclass(stage, Ensemble) and detector.probes():
+                row["network"] = f"{network_seconds(classifier, PLAIN, detector, images) / plain:.1f}"
+        rows.append(row)
+        print(row, flush=True)
+    path = Path(__file__).parents[1] / "src/nescio" / COSTS
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@torch.no_grad()
+def network_seconds(classifier: Classifier, network_pass: Pass, detector: Detector, images: torch.Tensor) -> float:
+    """The shortest of five passes over the images, 32 at a time."""
+    network = classifier.changed(network_pass.prepare).optimised().probed(detector.probes())
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        for x in images.split(32):
+            network_pass.run(network, x)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+if __name__ == "__main__":
+    main()

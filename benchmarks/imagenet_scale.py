@@ -1,0 +1,222 @@
+"""Fit and score every bank-level detector on a synthetic bank of ImageNet's size, and its memory.
+
+The bank holds 1,281,167 × 2,048 float16 features of 1,000 classes (5.2 GB on disk, made first where it is missing), the
+test banks 50,000 ID and 10,000 OOD rows. Printed per detector: seconds to fit and to score, beside the time to read the
+bank once and the detector's arithmetic at the rate of this machine's matrix products; and the peak of anonymous memory.
+
+    python benchmarks/imagenet_scale.py [--images N] [--folder DIR] [--detector SPEC ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from nescio.bank import Bank, BankKey, BankWriter
+from nescio.detector import BLOCK, Detector, fit_all, score_all
+from nescio.features import Features, Head, TrainingData
+
+N, L, C, N_ID, N_OOD, ROWS = 1_281_167, 2048, 1000, 50_000, 10_000, 8192
+
+# What each detector multiplies, in units of one product: (fit, score) → {width × width or width × classes: times}.
+HEAD, SQUARE, SQUARE64, CLASSES64 = "head product", "L × L", "L × L float64", "L × C float64"
+ARITHMETIC: dict[str, tuple[list[str], list[str]]] = {
+    "msp": ([], [HEAD]),
+    "maxlogit": ([], [HEAD]),
+    "energy": ([], [HEAD]),
+    "entropy": ([], [HEAD]),
+    "gen": ([], [HEAD]),
+    "gradnorm": ([], [HEAD]),
+    "temperature:T=2+msp": ([], [HEAD]),
+    "lts+energy": ([], [HEAD]),
+    "ashp+energy": ([], [HEAD]),
+    "ashb+energy": ([], [HEAD]),
+    "ashs+energy": ([], [HEAD]),
+    "scale+energy": ([], [HEAD]),
+    "react:q=0.98+energy": ([], [HEAD]),
+    "vra+energy": ([], [HEAD]),
+    "dice+energy": ([], [HEAD]),
+    "line:p_a=0.1,p_w=0.1+energy": ([], [HEAD]),
+    "fm:p=0.3+react:clip=0.8+ls+energy": ([], [HEAD]),
+    "ls+energy": ([], [HEAD]),
+    "cosine": ([], []),
+    "she": ([], []),
+    "nci": ([], []),
+    "fdbd": ([], [HEAD]),
+    "klm": ([HEAD], [HEAD]),
+    "openmax": ([HEAD, HEAD, HEAD], [HEAD]),
+    "mahalanobis": ([SQUARE64], [SQUARE64, CLASSES64]),
+    "rmd": ([SQUARE64], [SQUARE64, SQUARE64, CLASSES64]),
+    "gmm": ([], [CLASSES64, CLASSES64]),
+    "gmm:covariance=tied": ([SQUARE64], [SQUARE64, CLASSES64]),
+    "residual": ([SQUARE64], [SQUARE64]),
+    "vim": ([SQUARE64, HEAD, SQUARE64], [HEAD, SQUARE64]),
+    "pnml": ([SQUARE64], [HEAD, SQUARE64]),
+    "knn:k=10,alpha=0.01": ([], ["L × N/100"]),
+    "nnguide:k=10,alpha=0.01": (["head product of 1 %"], [HEAD, "L × N/100"]),
+    "temperature+msp": (["head product of 50,000"], [HEAD]),
+}
+
+
+def make_bank(folder: Path, name: str, n: int, centres: torch.Tensor, head: Head, *, noise: float, seed: int) -> Bank:
+    """A finished bank of ``relu(centre + noise)``; predictions are the labels, as this head gives them."""
+    writer = BankWriter(folder, BankKey("synthetic", name, f"{n}-{noise}-{seed}", "plain", "float16"))
+    reaction = torch.zeros(2, L)
+    done = writer.finished(reaction)
+    if done is not None:
+        return done
+    print(f"making {n:,} rows …", flush=True)
+    with writer.alone():
+        start, size = writer.begin(n, head, reaction, ROWS, {})
+        for at in range(start, n, size):
+            rows = min(size, n - at)
+            g = torch.Generator().manual_seed(seed * 10_000_019 + at)
+            y = torch.randint(C, (rows,), generator=g)
+            h = torch.randn(rows, L, generator=g).mul_(noise).add_(centres[y]).relu_()
+            values = {"h": h.half().numpy(), "pred": y.numpy(), "label": y.numpy(), "status": np.ones(rows, np.uint8)}
+            writer.write(at, values, [])
+        return writer.finish()
+
+
+class AnonymousMemory(threading.Thread):
+    """The peak of RssAnon, looked at every 20 ms."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak = 0
+
+    def run(self) -> None:
+        """Look until the process ends."""
+        while True:
+            with open("/proc/self/status") as file:  # noqa: PTH123
+                line = next(line for line in file if line.startswith("RssAnon"))
+            self.peak = max(self.peak, int(line.split()[1]) * 1024)
+            time.sleep(0.02)
+
+
+def seconds(run: Callable[[], object], times: int = 3) -> float:
+    """The shortest of a few runs."""
+    best = float("inf")
+    for _ in range(times):
+        start = time.perf_counter()
+        run()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def read(banks: list[Bank]) -> float:
+    """Seconds to read banks once, as float32."""
+    start = time.perf_counter()
+    for bank in banks:
+        for f in bank.chunks():
+            f.h.sum()
+    return time.perf_counter() - start
+
+
+def product_seconds(n_train: int) -> dict[str, tuple[float, float]]:
+    """Per kind of product: seconds that a row takes, and the number of training rows that fitting does it on."""
+    x = torch.rand(ROWS, L)
+    kinds = {
+        HEAD: torch.rand(L, C),
+        SQUARE64: torch.rand(L, L, dtype=torch.float64),
+        CLASSES64: torch.rand(L, C, dtype=torch.float64),
+        "L × N/100": torch.rand(L, n_train // 100),
+    }
+    row = {kind: seconds(lambda m=m: x.to(m.dtype) @ m) / ROWS for kind, m in kinds.items()}
+    rates = {kind: (t, float(n_train)) for kind, t in row.items()}
+    rates["head product of 1 %"] = (row[HEAD], n_train / 100)
+    rates["head product of 50,000"] = (row[HEAD], min(n_train, 50_000))
+    return rates
+
+
+def compare_with_head_product(bank: Bank) -> None:
+    """FM + LS from a bank that stores the prediction, and without it, over one head product on the same rows."""
+    chunks = list(bank.chunks(BLOCK // L))  # as score_all cuts them
+    head = bank.head
+    detector = Detector.parse("fm:p=0.3+react:clip=0.8+ls+energy")
+    detector.fit(TrainingData(head, lambda: iter(chunks)))
+
+    def product() -> None:
+        for f in chunks:
+            head.linear(f.h)
+
+    def stored() -> None:
+        for f in fresh(chunks):
+            detector(f)
+
+    def predicted() -> None:
+        for f in fresh(chunks):
+            detector(Features(f.h, head, head.linear(f.h).argmax(dim=1)))
+
+    times: dict[str, list[float]] = {"product": [], "stored": [], "predicted": []}
+    for _ in range(5):  # interleaved, so that a busy moment hits all alike
+        for name, run in (("product", product), ("stored", stored), ("predicted", predicted)):
+            times[name].append(seconds(run, 1))
+    best = {name: min(t) for name, t in times.items()}
+    print(
+        f"FM + LS on {len(bank):,} rows: {best['stored'] / best['product']:.2f} × one head product "
+        f"({best['product']:.2f} s) with the stored prediction (at most 1.3 asked), "
+        f"{best['predicted'] / best['product']:.2f} × without (2.4 asked)"
+    )
+
+
+def fresh(chunks: list[Features]) -> Iterator[Features]:
+    """The same records without what they have computed."""
+    return (Features(f.h, f.head, f.pred, f.labels) for f in chunks)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=N, help="training rows")
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "nescio-imagenet-scale")
+    parser.add_argument("--detector", action="append", help="instead of all")
+    options = parser.parse_args()
+    centres = torch.randn(C, L, generator=torch.Generator().manual_seed(0)) * 0.5
+    head = Head(centres * 0.1, torch.zeros(C))
+    memory = AnonymousMemory()
+    train = make_bank(options.folder, "train", options.images, centres, head, noise=0.5, seed=1)
+    tests = [
+        make_bank(options.folder, "id", N_ID, centres, head, noise=0.5, seed=2),
+        make_bank(options.folder, "ood", N_OOD, centres * 0.3, head, noise=0.7, seed=3),
+    ]
+    memory.start()
+    once, once_test = read([train]), read(tests)
+    print(f"{len(train):,} × {L} float16: read once in {once:.1f} s; test rows {once_test:.1f} s")
+    rates = product_seconds(len(train))
+    for kind, (t, _) in rates.items():
+        if kind in (HEAD, SQUARE64):
+            width = C if kind == HEAD else L
+            print(f"{kind}: {2 * L * width / t / 1e9:.0f} GFLOP/s")
+    compare_with_head_product(tests[0])
+    print(f"\n{'detector':<36}{'fit':>9}{'score':>9}{'arithmetic':>12}{'reads':>8}{'over':>8}", flush=True)
+    over = []
+    for spec in options.detector or ARITHMETIC:
+        fit, score = ARITHMETIC[spec]
+        detector = Detector.parse(spec)
+        (fit_seconds,) = fit_all([detector], TrainingData(train.head, train.chunks))
+        start = time.perf_counter()
+        for bank in tests:
+            score_all([detector], bank.chunks())
+        score_seconds = time.perf_counter() - start
+        arithmetic = sum(rates[k][0] * rates[k][1] for k in fit) + sum(rates[k][0] * (N_ID + N_OOD) for k in score)
+        reading = once * detector.needs_train + once_test
+        share = (fit_seconds + score_seconds - reading) / max(reading, arithmetic)  # 3 at most, besides one read
+        over += [spec] if share > 3 else []
+        print(
+            f"{spec:<36}{fit_seconds:>8.1f}s{score_seconds:>8.1f}s{arithmetic:>11.1f}s{reading:>7.1f}s{share:>7.2f}×",
+            flush=True,
+        )
+    print(f"\nabove 3 × the larger of arithmetic and one read, plus one read: {', '.join(over) or 'none'}")
+    print(f"peak anonymous memory {memory.peak / 1e9:.2f} GB (at most 4 asked)")
+
+
+if __name__ == "__main__":
+    main()

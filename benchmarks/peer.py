@@ -1,0 +1,146 @@
+"""The same detectors on the same images with ``pytorch-ood`` 0.4.0 and with nescio, in one run.
+
+Needs ``pip install --no-deps pytorch-ood==0.4.0``. The peer fits each detector on a loader over the training images and
+evaluates all of them with ``evaluate(..., cache=True)``, which keeps logits and features between detectors; ours makes
+banks (extraction included), fits, scores and computes all metrics. Same network, batch size, workers, decoding.
+Prints the ratio of seconds, and both tables of AUROC.
+
+    python benchmarks/peer.py [--shared DIR] [--full]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import torch
+from one_pass import TRANSFORM
+from pytorch_ood import detector as peer
+from pytorch_ood.benchmark.base import Benchmark
+from torch import nn
+from torch.utils.data import ConcatDataset, DataLoader, Dataset
+
+from nescio import bench, load_classifier, open_source
+from nescio.data.decode import decode
+from nescio.data.sources import Source
+from nescio.models import Classifier
+
+LOADER = {"batch_size": 32, "num_workers": 2}
+
+
+class Labelled(Dataset):
+    """Image and label; all labels -1 for OOD images."""
+
+    def __init__(self, source: Source, *, ood: bool = False) -> None:
+        self.source, self.ood = source, ood
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+        return TRANSFORM(decode(self.source.read(i))), -1 if self.ood else int(self.source.labels[i])
+
+
+class Sets(Benchmark):
+    """The peer's interface to one ID and several OOD sets."""
+
+    def __init__(self, train: Source, test: Source, oods: dict[str, Source]) -> None:
+        self.train, self.test, self.oods = train, test, oods
+        self.ood_names = list(oods)
+
+    def train_set(self) -> Dataset:
+        """Training images."""
+        return Labelled(self.train)
+
+    def test_sets(self, known: bool = True, unknown: bool = True) -> list[Dataset]:
+        """ID with each OOD set."""
+        del known, unknown
+        return [ConcatDataset([Labelled(self.test), Labelled(s, ood=True)]) for s in self.oods.values()]
+
+
+def peers(classifier: Classifier, network: nn.Module) -> tuple[dict[str, object], dict[str, object]]:
+    """The peer's detectors by our names: those it can cache, and those that run the network each."""
+    encoder, w, b = classifier.body, classifier.head.weight, classifier.head.bias
+    head = nn.Sequential(nn.Flatten(), classifier.layer)
+
+    def maps(x: torch.Tensor) -> torch.Tensor:
+        return encoder(x)[:, :, None, None]
+
+    cached = {
+        "msp": peer.MaxSoftmax(network),
+        "maxlogit": peer.MaxLogit(network),
+        "energy": peer.EnergyBased(network),
+        "entropy": peer.Entropy(network),
+        "gen": peer.GEN(network),
+        "klm": peer.KLMatching(network),
+        "mahalanobis": peer.Mahalanobis(encoder),
+        "rmd": peer.RMD(encoder),
+        "knn": peer.KNN(encoder, k=50),
+        "vim": peer.ViM(encoder, d=171, w=w, b=b),
+    }
+    shaped = {
+        "react:clip=1.6+energy": peer.ReAct(encoder, classifier.layer, threshold=1.6),
+        "dice:p=0.9+energy": peer.DICE(encoder, w, b, p=0.9),
+        "ashs:p=0.9+energy": peer.ASH(maps, head, variant="ash-s", percentile=0.9),
+        "scale:p=0.85+energy": peer.SCALE(maps, head, percentile=0.85),
+    }
+    return cached, shaped
+
+
+def main() -> None:
+    """Print ratios and tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shared", type=Path, default=Path(os.environ.get("NESCIO_SHARED", "../shared")))
+    parser.add_argument("--full", action="store_true", help="all images instead of a slice")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    data, weights = options.shared / "data", options.shared / "models/densenet100_cifar10.safetensors"
+    cut = ("", "", "") if options.full else ("[:2000]", "[:1000]", "[:500]")
+    train, test = f"{data}/cifar10/train.parquet{cut[0]}", f"{data}/cifar10/test.parquet{cut[1]}"
+    names = ("textures", "scenes", "tiny-imagenet-scenes", "cifar100")
+    oods = {name: f"{data}/{name}/test.parquet{cut[2]}" for name in names}
+    sets = Sets(open_source(train), open_source(test), {name: open_source(s) for name, s in oods.items()})
+    classifier = load_classifier("densenet-bc-100-12", weights=weights)
+    network = nn.Sequential(classifier.body, classifier.layer)
+
+    cached, shaped = peers(classifier, network)
+    for title, theirs in (("cacheable", cached), ("and those that change features", {**cached, **shaped})):
+        sets._representation_cache = {}  # noqa: SLF001 - a fresh start
+        start = time.perf_counter()
+        for d in theirs.values():
+            if d.requires_fit:
+                d.fit(DataLoader(sets.train_set(), **LOADER))
+        results = sets.evaluate(list(theirs.values()), loader_kwargs=LOADER, cache=True)
+        peer_seconds = time.perf_counter() - start
+        with tempfile.TemporaryDirectory() as folder:
+            start = time.perf_counter()
+            ours = bench(
+                load_classifier("densenet-bc-100-12", weights=weights),
+                train=train,
+                id=test,
+                ood=oods,
+                detectors=list(theirs),
+                cache=Path(folder),
+                batch_size=LOADER["batch_size"],
+                workers=LOADER["num_workers"],
+                progress=False,
+            )
+            seconds = time.perf_counter() - start
+        print(f"{title}, {len(theirs)} detectors: pytorch-ood {peer_seconds:.0f} s, nescio {seconds:.0f} s: ", end="")
+        print(f"{peer_seconds / seconds:.1f} ×", flush=True)
+    print(f"\nAUROC in %, pytorch-ood / nescio\n{'':<24}" + "".join(f"{name:>24}" for name in names))
+    per_set = len(results) // len(names)
+    for i, spec in enumerate({**cached, **shaped}):
+        cells = [
+            f"{results[j * per_set + i]['AUROC'] * 100:.2f} / {ours.row(spec, n).auroc * 100:.2f}"
+            for j, n in enumerate(names)
+        ]
+        print(f"{spec:<24}" + "".join(f"{cell:>24}" for cell in cells))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""What there is: every stage and preset, what it needs, what it costs, and where it comes from."""
+
+from __future__ import annotations
+
+import csv
+import inspect
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+
+from rich.table import Table
+
+from nescio.errors import InputError, nearest
+from nescio.grammar import FAMILIES, presets
+from nescio.score.ensemble import Ensemble
+from nescio.stage import PLACES, REGISTRY, InputStage, Stage
+
+_SOURCE = re.compile(r'Source: (?P<authors>[^"]+?), "[^"]*?",? *(?P<venue>[^.;:(]*?\d{4})', re.DOTALL)
+COSTS = "costs.csv"
+"""Measured by ``benchmarks/costs.py``: seconds to fit on 50,000 × 342 features, microseconds to score an image, and the
+network's time per image in plain passes."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the catalogue.
+
+    ``fit``: seconds for 50,000 training features of 342; ``score``: microseconds per image; ``network``: passes.
+    """
+
+    name: str
+    place: str
+    gist: str
+    needs: str
+    paper: str
+    fit: str
+    score: str
+    network: str
+
+
+def entries() -> Iterator[Entry]:
+    """Every stage in the order of its place, then every preset that is not of one suite."""
+    assert FAMILIES  # noqa: S101 - importing them has filled the registry
+    lines = resources.files("nescio").joinpath(COSTS).read_text().splitlines()
+    costs = {row["stage"]: row for row in csv.DictReader(lines)}
+    for stage in sorted(REGISTRY.values(), key=lambda s: (PLACES.index(s.place), s.name)):
+        text = inspect.getdoc(stage) or ""
+        cost = costs.get(stage.name, {})
+        yield Entry(
+            stage.name,
+            stage.place,
+            _gist(text),
+            ", ".join(_needs(stage)),
+            _paper(text),
+            cost.get("fit", ""),
+            cost.get("score", ""),
+            cost.get("network", ""),
+        )
+    for name, preset in presets().items():
+        if "@" not in name:
+            yield Entry(name, "preset", preset["about"], "", preset["source"], "", "", "")
+
+
+def tables() -> Iterator[Table]:
+    """The catalogue for a terminal, a table per place."""
+    found = list(entries())
+    for place in (*PLACES, "preset"):
+        table = Table(title=place, title_justify="left", expand=False)
+        for column in ("name", "what it does", "needs", "paper"):
+            table.add_column(column, overflow="fold")
+        for column in ("fit s", "score µs", "passes"):
+            table.add_column(column, justify="right", no_wrap=True)
+        for entry in (e for e in found if e.place == place):
+            table.add_row(entry.name, entry.gist, entry.needs, entry.paper, entry.fit, entry.score, entry.network)
+        yield table
+
+
+def describe(name: str) -> str:
+    """All about one stage or preset.
+
+    Raises:
+        InputError: there is none of this name.
+    """
+    if name in presets():
+        preset = presets()[name]
+        suites = "".join(f"\n  {name}@{suite}: {spec}" for suite, spec in preset.get("suites", {}).items())
+        models = "".join(f"\n  {model}: as {name}@{suite}" for model, suite in preset.get("models", {}).items())
+        return f"{name}: {preset['about']} ({preset['source']})\n\n{preset['spec']}{suites}{models}"
+    if name in REGISTRY:
+        return f"{name} ({REGISTRY[name].place})\n\n{inspect.getdoc(REGISTRY[name])}"
+    raise InputError(f"no stage or preset '{name}'{nearest(name, [*REGISTRY, *presets()])}")
+
+
+def _needs(stage: type[Stage]) -> Iterator[str]:
+    if issubclass(stage, InputStage):
+        yield "own pass"
+        if stage.reads != "options":
+            yield "gradient"
+    elif issubclass(stage, Ensemble):
+        yield "training"
+    else:
+        plain = stage()
+        if plain.needs_train:
+            yield "training"
+        if plain.probes():
+            yield "probe"
+
+
+def _gist(docstring: str) -> str:
+    """The first sentence of a docstring, without its formula."""
+    return docstring.partition("\n\n")[0].replace("\n", " ").partition(". ")[0].partition(": ``")[0].rstrip(".")
+
+
+def _paper(docstring: str) -> str:
+    """Authors, venue and year of the first paper that a docstring names."""
+    match = _SOURCE.search(" ".join(docstring.split()))
+    return f"{match['authors']}, {match['venue'].strip()}" if match else ""

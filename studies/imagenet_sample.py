@@ -1,0 +1,78 @@
+"""EfficientNet-Lite0's ImageNet weights on a small sample of ImageNet: what prototypes from one image a class cost.
+
+ID are 911 ImageNet-labelled photos, the training set is one image of each class, OOD are textures and scenes (a smoke
+test, not a benchmark: some scenes are ImageNet classes). Prints every detector that needs no more, then logit smoothing
+with prototypes from those images and from the head's own rows.
+
+    python studies/imagenet_sample.py [--shared DIR]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from cifar10 import print_table
+
+from nescio import bench, load_classifier
+
+SETS = ("textures", "scenes")
+DETECTORS = (
+    "msp",
+    "maxlogit",
+    "energy",
+    "entropy",
+    "gen",
+    "gradnorm",
+    "lts+energy",
+    "ashs+energy",
+    "scale+energy",
+    "react:q=0.98+energy",
+    "dice:p=0.7+energy",
+    "fm:p=0.3+energy",
+    "fm:p=0.3+react:q=0.98+energy",
+    "ls+energy",
+    "ls:prototypes=head+energy",
+    "fm:p=0.3+react:q=0.98+ls+energy",
+    "fm:p=0.3+react:q=0.98+ls:prototypes=head+energy",
+    "fm:p=0.3+react:q=0.98+ls+msp",
+    "fm:p=0.3+react:q=0.98+ls:prototypes=head+msp",
+    "cosine",
+    "cosine:prototypes=head",
+    "line:p_a=0.1,p_w=0.1,clip=0.8+energy",
+    "knn:k=1",
+    "mahalanobis",
+    "rmd",
+    "vim",
+    "nnguide",
+    "fdbd",
+    "she",
+    "gmm",
+    "pnml",
+    "klm",
+    "openmax",
+    "rankfeat+energy",
+    "multimahalanobis",
+    "gram",
+)
+
+
+def main() -> None:
+    """Print the table as Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shared", type=Path, default=Path(os.environ.get("NESCIO_SHARED", "../shared")))
+    data = parser.parse_args().shared / "data"
+    results = bench(
+        load_classifier("efficientnet-lite0"),
+        train=data / "imagenet-sample/train.parquet",
+        id=data / "imagenet-sample/test.parquet",
+        ood={name: data / name / "test.parquet" for name in SETS},
+        detectors=DETECTORS,
+    )
+    print(f"ID accuracy {results.rows[0].id_accuracy:.2%}. FPR95 / AUROC in %.\n")
+    print_table(results, {})
+
+
+if __name__ == "__main__":
+    main()
