@@ -37,7 +37,6 @@ MORE = (
 PASSES = (
     "msp",
     "energy",
-    "odin:eps=0+msp",
     "odin+msp",
     "odin:per_std=true+msp",
     "odin+react:clip=1.6+msp",
@@ -45,10 +44,7 @@ PASSES = (
     "fmls-odin",
     "bats+energy",
     "bats:lam=4+energy",
-    "bats:last=1+energy",
     "mcdropout:p=0.5+msp",
-    "mcdropout:p=0.5+entropy",
-    "perturb+msp",
     "mahalanobis",
     "perturb+mahalanobis",
 )

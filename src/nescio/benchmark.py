@@ -173,6 +173,8 @@ def _check(
     for name, other in (("calibration", held), ("training", train)):
         if other is not None and other.identity == id_source.identity:
             log.warning("the id images are the %s images: the results will look better than they are", name)
+    if held is not None and train is not None and held.identity == train.identity:
+        log.warning("the calibration images are the training images: what is fitted on them fits them too well")
 
 
 def _check_labels(classifier: Classifier, train: Source | None, held: Source | None, id_source: Source) -> None:

@@ -228,6 +228,53 @@ def test_debug_shows_the_traceback(here: Path) -> None:
         )  # fmt: skip
 
 
+def test_every_detector_at_once_and_what_the_model_cannot_serve_is_said(here: Path) -> None:
+    spec = "mean(energy,fisher(knn:k=3,gram))"
+    result = bench(detector=["all", spec], calibrate="train[:40]", out="r")
+    assert result.exit_code == 0, result.output
+    assert "leaving out mcdropout+msp: the network has no dropout" in result.stderr
+    rows = list(csv.DictReader((here / "r/results.csv").open(newline="")))
+    named = {r["detector"] for r in rows}
+    assert {"gram", "rankfeat+energy", "bats+msp", "perturb+msp", "openmax", "line-ls", "dice+react"} <= named
+    assert not [name for name in named if name.startswith("mcdropout") or "@" in name]
+    manifest = json.loads((here / "r/results.json").read_text())["manifest"]
+    assert set(manifest["data"]) == {"train", "calibrate", "id", "far", "near"}
+    members = manifest["detectors"][spec]["settings"]["mean"]["members"]
+    assert members[1]["fisher"]["members"][0]["knn"]["k"] == 3
+
+
+def test_training_images_go_through_a_fixed_pass_too(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    fill = extraction._fill
+    monkeypatch.setattr(extraction, "_fill", lambda *a: (seen.append((a[-2], a[4].key)), fill(*a)))
+    spec = "bats:lam=0.5+cosine"
+    assert (
+        bench(detector=[spec, "bats:lam=0.5+energy", "odin:eps=0.01+cosine"], ood=["far=far"], out="r").exit_code == 0
+    )
+    passes = {key for name, key in seen if name == "train"}
+    assert len(passes) == 2  # the truncated network's, and the plain one for odin
+    assert (
+        len(seen) == 2 + 2 + 2 + 1
+    )  # and the two test sets through both of their own passes; id through the plain one
+    assert bench(detector=["bats:lam=0.6+msp"], ood=["far=far"]).exit_code == 0
+    assert [name for name, _ in seen[7:]] == ["id", "far"]  # no training images where no stage needs them
+
+
+@pytest.mark.parametrize(
+    ("spec", "told"),
+    [
+        ("mcdropout+msp", "detector 'mcdropout+msp': the network has no dropout"),
+        ("mean(energy,odin+msp)", "put the input stage before it"),
+    ],
+)
+def test_a_detector_that_cannot_work_is_refused_before_any_image_is_read(here: Path, spec: str, told: str) -> None:
+    result = bench(detector=[spec], out="r")
+    assert result.exit_code == 2
+    assert told in result.output
+    assert not (here / "r").exists()
+    assert not list((here / "cache").glob("banks/*"))
+
+
 def test_an_unknown_command_or_method_suggests_the_nearest() -> None:
     assert "did you mean 'bench'" in CliRunner().invoke(main, ["bnech"]).output
     result = CliRunner().invoke(main, ["methods", "energi"])

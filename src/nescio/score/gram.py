@@ -13,6 +13,7 @@ from nescio.fitting import held_out
 from nescio.stage import Maps, Probe, Stage
 
 _TINY = 1e-6
+_AT_ONCE = 1 << 18
 HELD_OUT = 0.1
 
 
@@ -99,9 +100,15 @@ class Gram(Stage, name="gram", place="score"):
 def _row_sums(fmap: Tensor, orders: int) -> Tensor:
     """``(B, K, H, W) -> (B, orders · K)``; by ``Σ_j F_i · F_j = F_i · Σ_j F_j`` no Gram matrix is made.
 
-    Maps are scaled to a largest entry of 1 first, and back at the end: their tenth powers would not fit a float.
+    Maps are scaled to a largest entry of 1 first, and back at the end: their tenth powers would not fit a float. Few
+    images are taken at a time, so that their powers stay in the caches.
     """
-    x = fmap.flatten(2).to(torch.float64)
+    at_once = max(1, _AT_ONCE // fmap[0].numel())
+    return torch.cat([_row_sums_of_few(part, orders) for part in torch.split(fmap.flatten(2), at_once)])
+
+
+def _row_sums_of_few(x: Tensor, orders: int) -> Tensor:
+    x = x.to(torch.float64)
     largest = x.abs().amax(dim=(1, 2), keepdim=True).clamp(min=_TINY)
     x = x / largest
     power, sums = torch.ones_like(x), []
