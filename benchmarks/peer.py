@@ -99,7 +99,7 @@ def main() -> None:
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     data, weights = options.shared / "data", options.shared / "models/densenet100_cifar10.safetensors"
-    cut = ("", "", "") if options.full else ("[:2000]", "[:1000]", "[:500]")
+    cut = ("", "", "") if options.full else ("[:1000]", "[:500]", "[:250]")
     train, test = f"{data}/cifar10/train.parquet{cut[0]}", f"{data}/cifar10/test.parquet{cut[1]}"
     names = ("textures", "scenes", "tiny-imagenet-scenes", "cifar100")
     oods = {name: f"{data}/{name}/test.parquet{cut[2]}" for name in names}

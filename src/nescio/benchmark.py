@@ -249,7 +249,9 @@ def _manifest(
             for name, s in sources.items()
             if s is not None
         },
-        "detectors": {given: {"spec": repr(d), "settings": d.settings()} for given, d in detectors.items()},
+        "detectors": {
+            given: {"spec": repr(d), "bytes": d.size, "settings": d.settings()} for given, d in detectors.items()
+        },
         "versions": {
             "python": platform.python_version(),
             **{p: importlib.metadata.version(p) for p in packages},

@@ -74,10 +74,11 @@ class Head:
 
 
 class Columns(Mapping[str, Tensor]):
-    """Named tensors of B rows, each read only when it is asked for."""
+    """Named tensors of B rows, each read only when it is asked for, and once."""
 
     def __init__(self, readers: Mapping[str, Callable[[], Tensor]]) -> None:
         self._readers = readers
+        self._values: dict[str, Tensor] = {}
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> Columns:
@@ -85,7 +86,9 @@ class Columns(Mapping[str, Tensor]):
         return cls({name: lambda t=t: t for name, t in tensors.items()})  # type: ignore[misc]
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._readers[name]()
+        if name not in self._values:
+            self._values[name] = self._readers[name]()
+        return self._values[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._readers)
@@ -95,7 +98,7 @@ class Columns(Mapping[str, Tensor]):
 
     def rows(self, pick: Tensor | slice) -> Columns:
         """Some rows of every column, by index or as a slice."""
-        return Columns({name: lambda read=read: read()[pick] for name, read in self._readers.items()})  # type: ignore[misc]
+        return Columns({name: lambda name=name: self[name][pick] for name in self})  # type: ignore[misc]
 
 
 @dataclass(frozen=True, eq=False)
