@@ -5,10 +5,10 @@ READY  := $(VENV)/.ready
 PYTHON ?= python3
 WORKERS ?= 2
 
-.PHONY: help quickstart test lint lock study-cifar10 benchmark clean
+.PHONY: help quickstart test lint lock study-cifar10 study-imagenet-sample benchmark clean
 
 help:
-	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
 
 # uv is the only thing pip installs; uv then installs exactly the locked files, hashes checked.
 $(READY): requirements/dev.txt requirements/uv.txt pyproject.toml
@@ -40,8 +40,12 @@ lock: $(READY)  ## resolve pyproject.toml again into requirements/dev.txt
 study-cifar10: $(READY)  ## the reference table on CIFAR-10 and a DenseNet (NESCIO_SHARED: the data folder)
 	$(BIN)/python studies/cifar10.py
 
-benchmark: $(READY)  ## speed ratios against a plain loop
+study-imagenet-sample: $(READY)  ## EfficientNet-Lite0 on a sample of ImageNet, with one training image a class
+	$(BIN)/python studies/imagenet_sample.py
+
+benchmark: $(READY)  ## speed ratios (peer.py, imagenet_scale.py and costs.py by hand)
 	$(BIN)/python benchmarks/one_pass.py
+	$(BIN)/python benchmarks/from_bank.py
 	$(BIN)/python benchmarks/metrics.py
 
 clean:  ## remove what the targets made

@@ -55,7 +55,6 @@ ARITHMETIC: dict[str, tuple[list[str], list[str]]] = {
     "mahalanobis": ([SQUARE64], [SQUARE64, CLASSES64]),
     "rmd": ([SQUARE64], [SQUARE64, SQUARE64, CLASSES64]),
     "gmm": ([], [CLASSES64, CLASSES64]),
-    "gmm:covariance=tied": ([SQUARE64], [SQUARE64, CLASSES64]),
     "residual": ([SQUARE64], [SQUARE64]),
     "vim": ([SQUARE64, HEAD, SQUARE64], [HEAD, SQUARE64]),
     "pnml": ([SQUARE64], [HEAD, SQUARE64]),

@@ -20,7 +20,7 @@ from nescio.detector import Detector, fit_all, score_all
 from nescio.errors import InputError, some
 from nescio.extraction import PLAIN, Pass, check_model, extract, pass_of, training_pass
 from nescio.features import TrainingData
-from nescio.grammar import all_specs, expand
+from nescio.grammar import all_specs, names_preset
 from nescio.models import Classifier
 from nescio.results import Results, Row, Scored
 
@@ -62,7 +62,7 @@ def bench(
     fitted = _parse([detectors] if isinstance(detectors, str) else detectors, classifier)
     _check(classifier, train_source, held_source, id_source, ood_sources, fitted)
     for given, detector in fitted.items():
-        if expand(given, classifier.name) != given:
+        if names_preset(given):
             log.info("%s is %r here", given, detector)
 
     banks: list[tuple[str, Bank]] = []
@@ -76,10 +76,11 @@ def bench(
     fit_seconds: dict[str, float] = {}
     for network_pass, group in _grouped(fitted, training_pass):
         members = [fitted[given] for given in group]
-        needy = [d for d in members if d.needs_train]
+        apart = [d for d in members if d.needs_held_out]
+        needy = [d for d in members if d.needs_train or (d in apart and held_source is None)]
         train_bank, held_bank = (
-            bank_of(name, source, network_pass, needy) if source is not None and needy else None
-            for name, source in (("train", train_source), ("calibrate", held_source))
+            bank_of(name, source, network_pass, readers) if source is not None and readers else None
+            for name, source, readers in (("train", train_source, needy), ("calibrate", held_source, apart))
         )
         training = TrainingData(
             classifier.head.cpu(),
@@ -160,7 +161,7 @@ def _check(
     """Refuse what cannot give a meaningful table, before any image is decoded."""
     if not ood or not detectors:
         raise InputError("give at least one OOD set (--ood textures=FOLDER) and one detector (--detector energy)")
-    needy = [given for given, d in detectors.items() if d.needs_train]
+    needy = [given for given, d in detectors.items() if d.needs_train or (d.needs_held_out and held is None)]
     if needy and train is None:
         raise InputError(f"detector '{needy[0]}' is fitted on training images; give them (--train) or drop it")
     _check_labels(classifier, train, held, id_source)
@@ -187,10 +188,13 @@ def _check_labels(classifier: Classifier, train: Source | None, held: Source | N
     own = classifier.classes
     if own and id_source.classes and own != id_source.classes and sorted(own) == sorted(id_source.classes):
         raise InputError("the id images' classes are the model's in another order, so their labels do not compare")
-    if train is not None and train.classes and id_source.classes and train.classes != id_source.classes:
-        differing = sorted(set(train.classes) ^ set(id_source.classes))
-        what = some(differing) if differing else "their order"
-        raise InputError(f"the train and id images disagree about the classes ({what}), so their labels do not compare")
+    for name, source in (("train", train), ("calibrate", held)):
+        if source is not None and source.classes and id_source.classes and source.classes != id_source.classes:
+            differing = sorted(set(source.classes) ^ set(id_source.classes))
+            what = some(differing) if differing else "their order"
+            raise InputError(
+                f"the {name} and id images disagree about the classes ({what}), so their labels do not compare"
+            )
 
 
 def _row(

@@ -101,7 +101,7 @@ def _needs(stage: type[Stage]) -> Iterator[str]:
         yield "training"
     else:
         plain = stage()
-        if plain.needs_train:
+        if plain.needs_train or plain.needs_held_out:
             yield "training"
         if plain.probes():
             yield "probe"

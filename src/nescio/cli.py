@@ -111,7 +111,7 @@ def _extraction_options(command: Callable[..., Any]) -> Callable[..., Any]:
     "--detector",
     multiple=True,
     metavar="SPEC",
-    help="e.g. energy, fmls, fm:p=0.6+react:clip=1.6+ls+energy; or all. Repeatable.",
+    help="e.g. energy, fmls, fm:p=0.6+react:clip=1.6+ls+energy, 'mean(fmls,knn)'; or all. Repeatable.",
 )
 @click.option("--detectors", type=click.Path(path_type=Path), help="File with one detector a line; # starts a comment.")
 @click.option(

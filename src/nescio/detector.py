@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nescio.errors import InputError
+from nescio.errors import InputError, some
 from nescio.features import Features, TrainingData
 from nescio.files import whole
 from nescio.grammar import parse_stages
@@ -133,10 +133,20 @@ class Detector(Chain):
             raise InputError(f"{path} cannot be read as a detector: {e}; fit and save it again") from None
         if metadata.get("format") != FORMAT:
             raise InputError(f"{path} is not a detector file (format {metadata.get('format')!r}, expected {FORMAT!r})")
+        if not {"spec", "head"} <= set(metadata):
+            raise InputError(f"{path} does not say what detector it holds, or for which head; fit and save it again")
         detector = cls.parse(metadata["spec"])
-        for key, tensor in tensors.items():
-            owner, _, name = key.rpartition(".")
-            detector.get_submodule(owner).register_buffer(name, tensor)
+        learned = {
+            f"{owner}.{name}": (module, name)
+            for owner, module in detector.named_modules()
+            if isinstance(module, Stage)
+            for name in module.declared()
+        }
+        if set(learned) != set(tensors):
+            odd = some(sorted(set(learned) ^ set(tensors)))
+            raise InputError(f"{path} does not hold what detector '{detector}' learns ({odd}); fit and save it again")
+        for key, (module, name) in learned.items():
+            module.register_buffer(name, tensors[key])
         detector.fitted_to = metadata["head"]
         return detector
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+Number = TypeVar("Number", int, float)
 
 
 class InputError(ValueError):
@@ -34,6 +37,13 @@ def check_positive(name: str, value: float) -> float:
     """A finite number above zero."""
     if not (value > 0 and math.isfinite(value)):
         raise InputError(f"{name}={value:g} must be a finite number above 0")
+    return value
+
+
+def check_at_least(name: str, value: Number, least: int) -> Number:
+    """A finite number of ``least`` or more."""
+    if not (value >= least and math.isfinite(value)):
+        raise InputError(f"{name}={value:g} must be {least} or more")
     return value
 
 

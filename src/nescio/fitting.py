@@ -22,7 +22,7 @@ def labelled(data: TrainingData, wanted_by: str) -> Iterator[tuple[Tensor, Tenso
     n = data.head.n_classes
     for f in data():
         if f.labels is None or (f.labels < 0).any() or (f.labels >= n).any():
-            raise InputError(f"stage '{wanted_by}' needs training images with labels in 0…{n - 1}")
+            raise InputError(f"stage '{wanted_by}' needs images with labels in 0…{n - 1}")
         yield f.h, f.labels
 
 

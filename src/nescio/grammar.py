@@ -16,7 +16,7 @@ from nescio import input as input_stages
 from nescio import modulate, score, shape
 from nescio.errors import InputError, nearest
 from nescio.score.ensemble import Ensemble
-from nescio.stage import PLACES, REGISTRY, Chain, Stage
+from nescio.stage import PLACES, REGISTRY, Chain, InputStage, Stage
 
 FAMILIES = (input_stages, shape, modulate, score)  # importing them fills the registry
 
@@ -42,19 +42,19 @@ def expand(spec: str, model: str | None = None) -> str:
 
     A preset is a whole detector, so its name can only end a spec: ``fmls``, ``odin:T=1+fmls``.
     """
-    if spec.strip() in presets():
-        return _of_preset(spec.strip(), model)
-    *before, last = _split(spec, "+")
-    return "+".join([*before, _of_preset(last.strip(), model)])
-
-
-def _of_preset(name: str, model: str | None) -> str:
-    preset = presets().get(name)
-    if preset is None:
-        return name
-    suite = preset.get("models", {}).get(model)
-    spec: str = preset["suites"][suite] if suite else preset["spec"]
+    spec = spec.strip()
+    for name in sorted(presets(), key=len, reverse=True):  # dice+react before a shorter name that it ends with
+        before = spec.removesuffix(name)
+        if before != spec and (not before or before.rstrip().endswith("+")):
+            preset = presets()[name]
+            suite = preset.get("models", {}).get(model)
+            return before + str(preset["suites"][suite] if suite else preset["spec"])
     return spec
+
+
+def names_preset(spec: str) -> bool:
+    """Whether a spec, or a member of an ensemble in it, is or ends in a preset's name."""
+    return any(expand(part) != part.strip() for part in re.split(r"[(),]", spec))
 
 
 def parse_stages(spec: str, model: str | None = None) -> list[Stage]:
@@ -66,7 +66,22 @@ def parse_stages(spec: str, model: str | None = None) -> list[Stage]:
     """
     stages = [_parse_stage(text.strip(), spec, model) for text in _split(expand(spec, model), "+")]
     _check_order(stages, spec)
+    _check_members(stages, spec)
     return stages
+
+
+def _check_members(stages: list[Stage], spec: str) -> None:
+    """Each member, behind what stands before its ensemble, must be a detector by itself."""
+    *before, last = stages
+    standing = "+".join(map(repr, before))
+    for chain in last.chains if isinstance(last, Ensemble) else ():
+        together = [*before, *chain.steps]
+        whole = "+".join(map(repr, together))
+        try:
+            _check_order(together, whole)
+            _check_members(together, whole)
+        except InputError as e:
+            raise InputError(f"in '{spec}', the member '{chain!r}' stands behind '{standing}': {e}") from None
 
 
 def _split(text: str, separator: str) -> list[str]:
@@ -106,6 +121,9 @@ def _check_order(stages: list[Stage], spec: str) -> None:
         raise InputError(f"detector '{spec}' has the stage '{repeated[0]}' twice; keep one")
     if sum(s.place == "input" for s in stages) > 1:
         raise InputError(f"detector '{spec}' has more than one input stage; each makes a pass of its own: keep one")
+    first = stages[0]
+    if isinstance(first, InputStage) and first.replaces_logits and any(s.place == "shape" for s in stages):
+        raise InputError(f"in detector '{spec}', '{first.name}' gives logits, which a change of features would lose")
     if [id(s) for s in stages] != [id(s) for s in ordered]:
         right = "+".join(map(repr, ordered))
         raise InputError(f"stages of '{spec}' are out of order ({' → '.join(PLACES)}); write '{right}'")
@@ -115,6 +133,8 @@ def _parse_stage(text: str, spec: str, model: str | None) -> Stage:
     ensemble, match = _ENSEMBLE.fullmatch(text), _STAGE.fullmatch(text)
     if ensemble:
         return _parse_ensemble(ensemble["name"], ensemble["members"], spec, model)
+    if "@" in text and not match:
+        raise InputError(f"unknown preset '{text}' in detector '{spec}'{nearest(text, presets())}")
     if not match or "(" in text:
         raise InputError(f"cannot read '{text}' in detector '{spec}'; write name or name:option=value,option=value")
     name, options = match["name"], match["options"]

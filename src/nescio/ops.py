@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,8 @@ from torch import Tensor
 _BUCKET_BITS = 16
 _BUCKETS = 1 << _BUCKET_BITS
 _INT32_MAX = 0x7FFFFFFF
+_PIECE = 1 << 18
+"""Values that are counted at once: their keys stay in a core's cache."""
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
@@ -134,6 +136,11 @@ def top_k_products(x: Tensor, bank: Tensor, k: int, *, at_once: int = 1 << 25) -
     return values, indices
 
 
+def sign_step(gradient: Tensor, eps: float) -> Tensor:
+    """``eps · sign(gradient)``, NaN where the gradient is not finite, so that such an image is found out."""
+    return eps * gradient.sign() + 0 * gradient
+
+
 def sum_over_top(h: Tensor, share: float) -> Tensor:
     """``Σ h / Σ (the largest entries of h)`` over non-negative parts, ``(B, L) -> (B, 1)``: at least 1, and 1 for zero.
 
@@ -189,11 +196,16 @@ def quantiles(data: Callable[[], Iterable[Tensor]], shares: Sequence[float]) -> 
     Raises:
         ValueError: the stream is empty or holds a value that is not finite.
     """
+
+    def pieces() -> Iterator[Tensor]:
+        for x in data():
+            yield from torch.split(x.flatten(), _PIECE)
+
     upper = torch.zeros(_BUCKETS, dtype=torch.int64)
-    for x in data():
+    for x in pieces():
         if not torch.isfinite(x).all():
             raise ValueError("quantiles: the features hold values that are not finite")
-        upper += torch.bincount(_high(_sortable(x)).flatten(), minlength=_BUCKETS).cpu()
+        upper += torch.bincount(_high(_sortable(x)), minlength=_BUCKETS).cpu()
     n = int(upper.sum())
     if n == 0:
         raise ValueError("quantiles: no values")
@@ -205,8 +217,8 @@ def quantiles(data: Callable[[], Iterable[Tensor]], shares: Sequence[float]) -> 
         for rank in (math.floor(p), math.ceil(p))
     }
     lower = {b: torch.zeros(_BUCKETS, dtype=torch.int64) for b in bucket.values()}
-    for x in data():
-        key = _sortable(x).flatten()
+    for x in pieces():
+        key = _sortable(x)
         high = _high(key)
         for b in lower:
             lower[b] += torch.bincount(key[high == b] & (_BUCKETS - 1), minlength=_BUCKETS).cpu()

@@ -46,6 +46,8 @@ class Stage(nn.Module):
     place: ClassVar[str]
     needs_train: bool = False
     """Whether ``fit`` iterates over training features (and so whether the user must give training images)."""
+    needs_held_out: bool = False
+    """Whether ``fit`` wants ID features apart from the training features; without, it takes a share of these."""
     groups_by_class: bool = False
     """Whether work is done once per predicted class and batch, so that large batches save most of it."""
 
@@ -59,11 +61,14 @@ class Stage(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        for cls in type(self).__mro__:
-            if issubclass(cls, Stage):
-                for name, kind in inspect.get_annotations(cls).items():
-                    if kind == "Tensor":
-                        self.register_buffer(name, None)
+        for name in self.declared():
+            self.register_buffer(name, None)
+
+    @classmethod
+    def declared(cls) -> list[str]:
+        """Names of the tensors that the stage learns."""
+        stages = [base for base in cls.__mro__ if issubclass(base, Stage)]
+        return [name for base in stages for name, kind in inspect.get_annotations(base).items() if kind == "Tensor"]
 
     @classmethod
     def options(cls) -> dict[str, inspect.Parameter]:
@@ -119,6 +124,11 @@ class Chain(nn.Module):
         """Whether fitting reads training features."""
         return any(s.needs_train for s in self.steps)
 
+    @property
+    def needs_held_out(self) -> bool:
+        """Whether fitting wants ID features apart from the training features."""
+        return any(s.needs_held_out for s in self.steps)
+
     def probes(self) -> dict[str, Probe]:
         """The probes of all stages."""
         return {name: probe for s in self.steps for name, probe in s.probes().items()}
@@ -164,6 +174,8 @@ class InputStage(Stage, place="input"):
     """
 
     reads: ClassVar[Literal["options", "pipeline", "score"]]
+    replaces_logits: ClassVar[bool] = False
+    """Whether the pass gives logits of its own, which a change of features or head would lose."""
 
     def depends_on(self, stages: Sequence[Stage]) -> int:
         """How many of a detector's stages decide what the pass does."""

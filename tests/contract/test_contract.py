@@ -171,7 +171,7 @@ def test_stages_that_need_no_training_images_fit_without_and_say_so(name: str) -
     f = random_features()
     detector = Detector.parse(spec_of(name))
     without = dataclasses.replace(training(f), chunks=None)
-    if detector.needs_train:
+    if detector.needs_train or detector.needs_held_out:
         with pytest.raises(InputError, match="no training images"):
             detector.fit(without)
     else:

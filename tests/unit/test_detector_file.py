@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from conftest import random_features, training
 from nescio.detector import Detector, fit_all
@@ -18,6 +19,25 @@ def test_files_that_are_not_detectors_are_refused(tmp_path: Path) -> None:
     for name, told in {"gone": "no detector file", "text": "cannot be read", "other": "not a detector file"}.items():
         with pytest.raises(InputError, match=told):
             Detector.load(tmp_path / name)
+
+
+def test_files_that_do_not_fit_their_own_spec_are_refused(tmp_path: Path) -> None:
+    f = random_features()
+    path = tmp_path / "d"
+    Detector.parse("fm+mean(energy,knn)").fit(training(f)).save(path)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    for changed, told in (
+        ({**tensors, "stages.9.mask": torch.ones(1)}, r"does not hold .*stages\.9\.mask"),
+        ({k: v for k, v in tensors.items() if "mask" not in k}, r"stages\.0\.mask"),
+    ):
+        save_file(changed, path, metadata)
+        with pytest.raises(InputError, match=told):
+            Detector.load(path)
+    save_file(tensors, path, {"format": metadata["format"]})
+    with pytest.raises(InputError, match="does not say what detector"):
+        Detector.load(path)
 
 
 def test_an_unfitted_detector_is_not_saved(tmp_path: Path) -> None:

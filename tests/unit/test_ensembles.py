@@ -52,9 +52,9 @@ def test_without_calibration_images_a_fifth_of_the_training_images_is_kept_from_
 
 
 def test_members_see_what_stages_before_the_ensemble_produce_and_fit_on_raw_features() -> None:
-    before = Detector.parse("react:clip=0.5+mean(energy,fm+react:q=0.9+ls+energy)").fit(DATA)
+    before = Detector.parse("react:clip=0.5+mean(energy,fm+vra:high=0.9+ls+energy)").fit(DATA)
     inner = before.stages[-1].chains[1].stages
-    assert float(inner[1].limit) == pytest.approx(np.quantile(F.h.numpy(), 0.9), rel=1e-6)
+    assert float(inner[1].ceiling) == pytest.approx(np.quantile(F.h.numpy(), 0.9), rel=1e-6)
     torch.testing.assert_close(
         before.stages[-1].chains[0](before.pipeline(NEW)), Detector.parse("react:clip=0.5+energy").fit(DATA)(NEW)
     )
@@ -70,10 +70,22 @@ def test_ensembles_nest_and_round_trip(tmp_path) -> None:
     assert detector.settings()["mean"]["members"][1]["fisher"]["members"][0]["knn"]["k"] == 3
 
 
+def test_calibration_images_suffice_where_no_member_is_fitted_and_their_lack_is_explained() -> None:
+    only_held = TrainingData(F.head, None, training(HELD).chunks)
+    assert Detector.parse("mean(energy,msp)").fit(only_held)(NEW).isfinite().all()
+    assert Detector.parse("temperature+msp").fit(only_held)(NEW).isfinite().all()
+    with pytest.raises(InputError, match="no training images"):
+        Detector.parse("mean(energy,knn)").fit(only_held)
+    few = random_features(n=5)
+    with pytest.raises(InputError, match=r"none of class .*keeps a fifth .*--calibrate"):
+        Detector.parse("mean(ls+energy,msp)").fit(training(few))
+
+
 def test_presets_may_be_members_and_follow_an_input_stage() -> None:
     detector = Detector.parse("mean( fmls , knn )", "densenet-bc-100-12")
     assert repr(detector) == "mean(fm+react:clip=1.6+ls+energy,knn)"
     assert repr(Detector.parse("odin:T=1+fmls@cifar10-resnet18")) == "odin:T=1+fm+react:clip=1+ls+energy"
+    assert repr(Detector.parse("odin:T=1+dice+react", "densenet-bc-100-12")) == "odin:T=1+react:clip=1.6+dice+energy"
     assert repr(Detector.parse("dice+react@imagenet-resnet50")) == "react:clip=1+dice:p=0.1+energy"
 
 
@@ -88,6 +100,12 @@ def test_presets_may_be_members_and_follow_an_input_stage() -> None:
         ("mean(energy,knn", "cannot read"),
         ("mean(energy,knn)+energy", "2 score stages"),
         ("fmls+energy", "unknown stage 'fmls'"),
+        ("ls+mean(ls+energy,knn)", "stands behind 'ls'.*twice"),
+        ("ls+mean(fm+energy,msp)", "stands behind 'ls'.*out of order"),
+        ("odin+fisher(energy,mean(odin+msp,knn))", "makes a pass of its own"),
+        ("mcdropout+fm+msp", "would lose"),
+        ("mcdropout+mean(msp,react:clip=1+msp)", "would lose"),
+        ("fmls@imagnet-resnet50", "did you mean 'fmls@imagenet-resnet50'"),
     ],
 )
 def test_mistakes_are_named(spec: str, told: str) -> None:

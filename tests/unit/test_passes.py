@@ -144,6 +144,71 @@ def test_mcdropout_averages_networks_thinned_alike_for_every_image() -> None:
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
+def test_mcdropout_thins_the_network_under_probes_too() -> None:
+    torch.manual_seed(0)
+    classifier = Classifier(WithDropout().eval(), TINY_TRANSFORM)
+    detector = unlabelled_fit("mcdropout:n=4+msp", classifier)
+    network_pass = pass_of(detector)
+    network = classifier.changed(network_pass.prepare).optimised().probed(Detector.parse("multimahalanobis").probes())
+    with torch.no_grad():
+        f = network_pass.run(network, X)
+        torch.testing.assert_close(detector(f), detector(run(detector, classifier, X)), rtol=1e-5, atol=1e-7)
+        total = 0
+        for s in range(4):
+            torch.manual_seed(s)
+            total = total + network(X).probed("mean")[0] / 4
+    torch.testing.assert_close(f.probed("mean")[0], total, rtol=1e-5, atol=1e-6)
+
+
+def test_operations_in_place_keep_their_effect_under_probes() -> None:
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.act = nn.Conv2d(3, 5, 1), nn.Conv2d(5, 7, 3, stride=2), nn.ReLU(inplace=True)
+            self.fc = nn.Linear(7, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.a(x)
+            self.act(x)
+            return self.fc(self.b(x).mean((2, 3)))
+
+    torch.manual_seed(0)
+    classifier = Classifier(InPlace().eval(), TINY_TRANSFORM)
+    with torch.no_grad():
+        f = classifier.probed(Detector.parse("multimahalanobis").probes())(X)
+        torch.testing.assert_close(f.h, classifier(X).h)
+
+
+@pytest.mark.parametrize("score", ["gram:orders=3", "rankfeat+energy"])
+def test_perturb_has_a_gradient_where_channels_are_dead(classifier: Classifier, score: str) -> None:
+    with torch.no_grad():
+        classifier.body.norm.weight[:3], classifier.body.norm.bias[:3] = 0, 0  # three channels are 0 everywhere
+        detector = Detector.parse(f"perturb:eps=0.05+{score}")
+        network = classifier.probed(detector.probes())
+        images = torch.randn(40, 3, 8, 8, generator=torch.Generator().manual_seed(5))
+        detector.fit(TrainingData(classifier.head, lambda: iter([network(images)])))
+        moved = pass_of(detector).run(network, X * 3)
+        assert moved.h.isfinite().all()
+        assert not torch.allclose(moved.h, network(X * 3).h)
+
+
+def test_an_image_that_is_not_finite_does_not_stop_a_probe(classifier: Classifier) -> None:
+    x = X.clone()
+    x[2, 0, 0, 0] = torch.nan
+    with torch.no_grad():
+        f = classifier.probed(Detector.parse("rankfeat+energy").probes())(x)
+    assert f.probed("rankfeat")[0].isfinite().all(dim=1).tolist() == [True, True, False, True, True, True]
+
+
+@pytest.mark.parametrize(
+    "norm", [nn.BatchNorm2d(4, track_running_stats=False), nn.BatchNorm2d(4, affine=False), nn.GroupNorm(2, 4)]
+)
+def test_bats_leaves_norms_alone_that_have_no_distribution(norm: nn.Module) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), norm, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).eval()
+    with pytest.raises(InputError, match="no batch norms"):
+        check_model(Detector.parse("bats+msp"), Classifier(net, TINY_TRANSFORM))
+
+
 def test_mcdropout_before_the_head_where_the_network_has_none(classifier: Classifier) -> None:
     detector = unlabelled_fit("mcdropout:n=500,p=0.5+entropy", classifier)
     f = run(detector, classifier, X)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from nescio.errors import InputError, check_positive
+from nescio.errors import InputError, check_at_least, check_positive
 from nescio.features import Features
 from nescio.stage import Chain, InputStage, Network
 
@@ -30,13 +30,15 @@ class BATS(InputStage, name="bats"):
     def __init__(self, *, lam: float = 3.25, last: int = 0) -> None:
         super().__init__()
         self.lam = check_positive("lam", lam)
-        if last < 0:
-            raise InputError(f"last={last} must be 0 (all batch norms) or more")
-        self.last = last
+        self.last = check_at_least("last", last, 0)
 
     def prepare(self, body: nn.Module) -> nn.Module:
         """Exchange the batch norms."""
-        norms = [(n, m) for n, m in body.named_modules() if isinstance(m, _BatchNorm) and m.affine]
+        norms = [
+            (name, m)
+            for name, m in body.named_modules()
+            if isinstance(m, _BatchNorm) and m.affine and m.running_mean is not None
+        ]
         if not norms:
             raise InputError("the network has no batch norms that 'bats' could truncate; drop it for this model")
         for name, norm in norms[-self.last :]:
@@ -62,16 +64,16 @@ class _Truncated(nn.Module):
 
     def __init__(self, norm: _BatchNorm, lam: float) -> None:
         super().__init__()
-        plain = nn.BatchNorm1d if isinstance(norm, nn.BatchNorm1d) else nn.BatchNorm2d
-        self.norm = plain(norm.num_features, eps=norm.eps).eval()
-        self.norm.load_state_dict(norm.state_dict())
-        self.norm.to(norm.weight.device)
-        shape = (1, -1) if plain is nn.BatchNorm1d else (1, -1, 1, 1)
+        plain = next((kind for kind in (nn.BatchNorm1d, nn.BatchNorm3d) if isinstance(norm, kind)), nn.BatchNorm2d)
+        self.norm = plain(norm.num_features, eps=norm.eps, device=norm.weight.device).eval()
+        own = norm.state_dict()
+        self.norm.load_state_dict({name: own[name] for name in self.norm.state_dict() if name in own}, strict=False)
         spread = lam * norm.weight.detach().abs()
-        self.register_buffer("low", (norm.bias.detach() - spread).view(shape))
-        self.register_buffer("high", (norm.bias.detach() + spread).view(shape))
+        self.register_buffer("low", norm.bias.detach() - spread)
+        self.register_buffer("high", norm.bias.detach() + spread)
         self.after = nn.Sequential(*[getattr(norm, part) for part in ("drop", "act") if hasattr(norm, part)])
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.after(self.norm(x).clamp(self.low, self.high))
+        low, high = (limit.view(1, -1, *[1] * (x.ndim - 2)) for limit in (self.low, self.high))
+        out: Tensor = self.after(self.norm(x).clamp(low, high))
         return out

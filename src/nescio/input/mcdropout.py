@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from nescio.errors import InputError, check_share
+from nescio.errors import InputError, check_at_least, check_share
 from nescio.features import Columns, Features
 from nescio.stage import Chain, InputStage, Network
 
@@ -19,7 +19,8 @@ class MCDropout(InputStage, name="mcdropout"):
 
     ``p = mean_s softmax(f_s(x))``, ``log p`` takes the place of the logits: ``mcdropout+msp`` is the largest mean
     probability, ``mcdropout+entropy`` the predictive entropy (the energy of probabilities is always 0). The s-th mask
-    is the same for every image, so that scores do not depend on the batch. Features are the mean over the masks.
+    is the same for every image, so that scores do not depend on the batch. Features and probes are means over the
+    masks; a stage that changes features would lose the mean softmax, and is refused.
     Images ``(B, 3, H, W) -> log p (B, C)``; ``n`` forward passes per image.
 
     Args:
@@ -31,12 +32,11 @@ class MCDropout(InputStage, name="mcdropout"):
     """
 
     reads = "options"
+    replaces_logits = True
 
     def __init__(self, *, n: int = 30, p: float | None = None) -> None:
         super().__init__()
-        if n < 1:
-            raise InputError(f"n={n} must be 1 or more")
-        self.n = n
+        self.n = check_at_least("n", n, 1)
         self.p = p if p is None else check_share("p", p, below_one=True)
 
     def prepare(self, body: nn.Module) -> nn.Module:
@@ -60,6 +60,7 @@ class MCDropout(InputStage, name="mcdropout"):
         """Mean features, prediction of the mean softmax, and its logarithm as a column."""
         del chain
         total = mean_h = torch.zeros((), device=x.device)
+        columns: dict[str, Tensor] = {}
         thinned = isinstance(network, nn.Module) and any(isinstance(m, _Thinned) for m in network.modules())
         with torch.random.fork_rng():
             for sample in range(self.n):
@@ -69,8 +70,9 @@ class MCDropout(InputStage, name="mcdropout"):
                 h = f.h if self.p is None else _thin(f.h, self.p, f.h.shape[1:])
                 total = total + f.head.linear(h).to(torch.float64).softmax(dim=1) / self.n
                 mean_h = mean_h + h / self.n
+                columns = {name: columns.get(name, 0) + column / self.n for name, column in f.aux.items()}
         log_p = total.clamp(min=_FLOOR).log()
-        return Features(mean_h, f.head, total.argmax(dim=1), aux=Columns.of({**f.aux, f"{self.name}.0": log_p}))
+        return Features(mean_h, f.head, total.argmax(dim=1), aux=Columns.of({**columns, f"{self.name}.0": log_p}))
 
 
 class _Thinned(nn.Module):
@@ -85,4 +87,4 @@ class _Thinned(nn.Module):
 
 def _thin(x: Tensor, p: float, shape: tuple[int, ...]) -> Tensor:
     """Dropout with one mask of ``shape`` for the whole batch, drawn from the global generator."""
-    return x * (torch.rand(shape, device=x.device) >= p) / (1 - p)
+    return x * (torch.rand(shape) >= p).to(x.device) / (1 - p)  # drawn on the CPU: the same on every device

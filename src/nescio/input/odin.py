@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nescio.errors import InputError, check_positive
+from nescio import ops
+from nescio.errors import check_at_least, check_positive
 from nescio.features import Features
 from nescio.stage import Chain, InputStage, Network
 
@@ -16,7 +17,8 @@ class ODIN(InputStage, name="odin"):
     ``x' = x + ε · sign(∇_x log softmax(f(x) / T)_c)``: ``f`` are the logits of the *whole fitted pipeline* (with
     ``odin+fm+ls+msp``, after masking and smoothing), whatever the final score is; ``c`` is the raw prediction on ``x``.
     The features, the prediction and the score are then those of ``x'``. The other stages are fitted on unperturbed
-    training features. Images ``(B, 3, H, W) -> (B, 3, H, W)``; two forward passes and one backward pass per image.
+    training features. Before an ensemble the pipeline ends where its members begin, and T divides what they all read:
+    use ``T=1`` there. Images ``(B, 3, H, W) -> (B, 3, H, W)``; two forward passes and one backward pass per image.
 
     T also divides the logits that the score reads: ``odin+msp`` is the paper's detector. With a score that is not a
     softmax (energy), a large T leaves little but the mean logit: use ``T=1`` there.
@@ -36,9 +38,7 @@ class ODIN(InputStage, name="odin"):
 
     def __init__(self, *, eps: float = 0.0014, T: float = 1000.0, per_std: bool = False) -> None:
         super().__init__()
-        if not 0 <= eps < float("inf"):
-            raise InputError(f"eps={eps:g} must be 0 or more")
-        self.eps = eps
+        self.eps = check_at_least("eps", eps, 0)
         self.T = check_positive("T", T)
         self.per_std = per_std
 
@@ -53,7 +53,7 @@ class ODIN(InputStage, name="odin"):
             f = chain.pipeline(network(x))
             confidence = f.logits.log_softmax(dim=1).gather(1, f.pred[:, None]).sum()
             (gradient,) = torch.autograd.grad(confidence, x)
-        step = self.eps * gradient.sign()
+        step = ops.sign_step(gradient, self.eps)
         if self.per_std:
             step = step / network.std.to(step)[:, None, None]
         with torch.no_grad():

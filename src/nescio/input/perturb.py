@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nescio.errors import InputError
+from nescio import ops
+from nescio.errors import InputError, check_at_least
 from nescio.features import Features
 from nescio.stage import Chain, InputStage, Network
 
@@ -28,9 +29,7 @@ class Perturb(InputStage, name="perturb"):
 
     def __init__(self, *, eps: float = 0.0014) -> None:
         super().__init__()
-        if not 0 <= eps < float("inf"):
-            raise InputError(f"eps={eps:g} must be 0 or more")
-        self.eps = eps
+        self.eps = check_at_least("eps", eps, 0)
 
     def forward(self, f: Features) -> Features:
         """Change nothing: the pass has done it."""
@@ -45,4 +44,4 @@ class Perturb(InputStage, name="perturb"):
                 raise InputError(f"the score of '{chain!r}' has no gradient, so 'perturb' cannot raise it; drop one")
             (gradient,) = torch.autograd.grad(score, x)
         with torch.no_grad():
-            return network(x.detach() + self.eps * gradient.sign())
+            return network(x.detach() + ops.sign_step(gradient, self.eps))

@@ -170,9 +170,17 @@ class Classifier(nn.Module):
         """The body as a function that also hands out its feature maps, for probes.
 
         Raises:
-            InputError: the model cannot be traced or has no feature maps.
+            InputError: the model cannot be traced, has no feature maps, or does something else when it is traced.
         """
-        return tap(self.body, self.noise(), self.name)
+        taps, noise = tap(self.body, self.noise(), self.name), self.noise()
+        with torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(0)
+            exact = self.penultimate(noise)
+            torch.manual_seed(0)
+            traced = _tensor_of(taps.rest(taps.maps(noise)[-1]), self.name).flatten(1)
+        if not (traced - exact).abs().max() <= _FOLDING_TOLERANCE * exact.abs().max():
+            raise InputError(f"{self.name} gives other features when its feature maps are taken on the way")
+        return taps
 
     def probed(self, probes: Mapping[str, Probe]) -> Network:
         """The classifier as a function of images whose features also hold what each probe makes of the feature maps.
@@ -206,17 +214,18 @@ class Probed(nn.Module):
 
     def __init__(self, classifier: Classifier, probes: Mapping[str, Probe]) -> None:
         super().__init__()
-        self.taps = classifier.taps
+        taps = classifier.taps
+        self.maps, self.rest = taps.maps, taps.rest
         self.head = classifier.head
         self.std = classifier.std
         self.probes = probes
 
     def forward(self, x: Tensor) -> Features:
         """Features of normalised images ``x (B, 3, H, W)``, with a column per probe and feature map."""
-        maps = self.taps.maps(x)
+        maps = self.maps(x)
 
         def rest(fmap: Tensor) -> Tensor:
-            return _tensor_of(self.taps.rest(fmap), "the network").flatten(1)
+            return _tensor_of(self.rest(fmap), "the network").flatten(1)
 
         h = rest(maps[-1])
         seen = Maps(maps, rest)

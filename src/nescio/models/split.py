@@ -161,6 +161,5 @@ def _cut(
             made[node] = graph.node_copy(node, known)
     graph.output(tuple(known(end) for end in ends) if several else known(ends[0]))
     part = fx.GraphModule(traced, graph)
-    part.graph.eliminate_dead_code()
-    part.recompile()
+    part.recompile()  # no dead code is removed: an operation in place may look like it
     return part

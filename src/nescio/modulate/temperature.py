@@ -28,6 +28,7 @@ class Temperature(Stage, name="temperature", place="modulate"):
         T: temperature, above 0; 1 changes nothing, larger makes the softmax flatter. Without it, the T with the least
             negative log-likelihood of the labels on ``--calibrate`` images, or on the training images where there are
             none: there it comes out too low, since the network has learned them. At most about 50,000 count.
+            It is the temperature of the network's own logits, whatever stages stand before this one.
 
     Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017; Liang et al., "Enhancing the
     Reliability of Out-of-distribution Image Detection in Neural Networks", ICLR 2018 (T = 1000).
@@ -38,7 +39,7 @@ class Temperature(Stage, name="temperature", place="modulate"):
     def __init__(self, *, T: float | None = None) -> None:
         super().__init__()
         self.T = T if T is None else check_positive("T", T)
-        self.needs_train = T is None
+        self.needs_held_out = T is None
 
     def fit(self, data: TrainingData) -> None:
         """Take T as given, or find it by bisection: the likelihood has one maximum in 1/T."""

@@ -22,10 +22,11 @@ class Ensemble(Stage, place="score"):
     """Members are whole detectors without an input stage; one before the ensemble serves all of them.
 
     They are fitted on one part of the data, and their scale is taken from ID features that none of them was fitted on:
-    those given for calibration, or a random share of the training images.
+    those given for calibration, or a random share of the training images. (Members that themselves take a scale from
+    given images, an ensemble or ``gram``, share these with the ensemble around them.)
     """
 
-    needs_train = True
+    needs_held_out = True
 
     def __init__(self, members: Sequence[Chain]) -> None:
         super().__init__()
@@ -39,6 +40,7 @@ class Ensemble(Stage, place="score"):
                     f"members: {own!r}+{self.name}({rest},…)"
                 )
         self.members = nn.ModuleList(members)
+        self.needs_train = any(member.needs_train for member in members)
 
     @property
     def chains(self) -> list[Chain]:
@@ -59,8 +61,15 @@ class Ensemble(Stage, place="score"):
     def fit(self, data: TrainingData) -> None:
         """Fit the members, then score the held-out features with them."""
         fit, held = held_out(data, HELD_OUT)
-        for chain in self.chains:
-            chain.fit_stages(fit)
+        try:
+            for chain in self.chains:
+                chain.fit_stages(fit)
+        except InputError as e:
+            if data.held_out is not None:
+                raise
+            raise InputError(
+                f"{e} ({self.name}(…) keeps a fifth of the training images apart; give others for that: --calibrate)"
+            ) from None
         self.scale(torch.cat([self.scores(f) for f in held()]))
 
     def scores(self, f: Features) -> Tensor:

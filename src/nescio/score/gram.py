@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from nescio.errors import InputError
+from nescio.errors import InputError, check_at_least
 from nescio.features import Features, TrainingData
 from nescio.fitting import held_out
 from nescio.stage import Maps, Probe, Stage
@@ -34,15 +34,14 @@ class Gram(Stage, name="gram", place="score"):
     """
 
     needs_train = True
+    needs_held_out = True
     lowest: Tensor
     highest: Tensor
     expected: Tensor
 
     def __init__(self, *, orders: int = 10) -> None:
         super().__init__()
-        if orders < 1:
-            raise InputError(f"orders={orders} must be 1 or more")
-        self.orders = orders
+        self.orders = check_at_least("orders", orders, 1)
 
     @property
     def _probe(self) -> str:
@@ -115,5 +114,6 @@ def _row_sums_of_few(x: Tensor, orders: int) -> Tensor:
     for p in range(1, orders + 1):
         power = power * x
         rows = (power @ power.sum(dim=1)[..., None])[..., 0]
-        sums.append(rows.sign() * rows.abs().pow(1 / p) * largest[..., 0].square())
+        size = torch.where(rows == 0, 1, rows.abs()).pow(1 / p)  # the power has no gradient at 0
+        sums.append(rows.sign() * size * largest[..., 0].square())
     return torch.cat(sums, dim=1).to(torch.float32)

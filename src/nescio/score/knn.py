@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from nescio import ops
-from nescio.errors import InputError, check_choice, check_share
+from nescio.errors import InputError, check_at_least, check_choice, check_share
 from nescio.features import Features, TrainingData
 from nescio.fitting import subsample
 from nescio.stage import Stage
@@ -38,9 +38,7 @@ class KNN(Stage, name="knn", place="score"):
 
     def __init__(self, *, k: int = 50, alpha: float = 1.0, index: str = "exact") -> None:
         super().__init__()
-        if k < 1:
-            raise InputError(f"k={k} must be 1 or more")
-        self.k = k
+        self.k = check_at_least("k", k, 1)
         self.alpha = check_share("alpha", alpha)
         self.index = check_choice("index", index, ("exact", "flat", "ivf", "hnsw"))
         self._searcher: Any = None

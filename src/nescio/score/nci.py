@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nescio.errors import InputError
+from nescio.errors import check_at_least
 from nescio.features import Features, TrainingData
 from nescio.fitting import mean_feature
 from nescio.stage import Stage
@@ -30,9 +30,7 @@ class NCI(Stage, name="nci", place="score"):
 
     def __init__(self, *, alpha: float = 0.0) -> None:
         super().__init__()
-        if not 0 <= alpha < float("inf"):
-            raise InputError(f"alpha={alpha:g} must be 0 or more")
-        self.alpha = alpha
+        self.alpha = check_at_least("alpha", alpha, 0)
 
     def fit(self, data: TrainingData) -> None:
         """Average the training features."""

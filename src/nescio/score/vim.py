@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nescio.errors import InputError
+from nescio.errors import InputError, check_at_least
 from nescio.features import Features, Head, TrainingData
 from nescio.stage import Stage
 
@@ -43,9 +43,7 @@ class Residual(Stage, name="residual", place="score"):
 
     def __init__(self, *, dim: int | None = None) -> None:
         super().__init__()
-        if dim is not None and dim < 0:
-            raise InputError(f"dim={dim} must be 0 or more")
-        self.dim = dim
+        self.dim = dim if dim is None else check_at_least("dim", dim, 0)
 
     def fit(self, data: TrainingData) -> None:
         """Find the principal space in one pass, accumulated in float64."""

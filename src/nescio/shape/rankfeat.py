@@ -34,9 +34,20 @@ def _without_first_rank(maps: Maps) -> Sequence[Tensor]:
     fmap = maps.layers[-1]
     x = fmap.flatten(2)
     if x.shape[1] < x.shape[2]:
-        u = torch.linalg.eigh(x @ x.mT).eigenvectors[..., -1:]
+        u = _first_direction(x @ x.mT)
         deflated = x - u @ (u.mT @ x)
     else:
-        v = torch.linalg.eigh(x.mT @ x).eigenvectors[..., -1:]
+        v = _first_direction(x.mT @ x)
         deflated = x - (x @ v) @ v.mT
     return [maps.rest(deflated.view(fmap.shape))]
+
+
+def _first_direction(square: Tensor) -> Tensor:
+    """Eigenvector of the largest eigenvalue ``(B, n, 1)``, held fixed in gradients: equal eigenvalues have none.
+
+    NaN where an image's matrix is not finite: the decomposition would refuse the whole batch.
+    """
+    square = square.detach()
+    finite = square.isfinite().all(dim=(1, 2), keepdim=True)
+    vectors = torch.linalg.eigh(torch.where(finite, square, 0)).eigenvectors[..., -1:]
+    return torch.where(finite, vectors, torch.nan)
