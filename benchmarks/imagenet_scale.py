@@ -206,7 +206,7 @@ def main() -> None:
             score_all([detector], bank.chunks())
         score_seconds = time.perf_counter() - start
         arithmetic = sum(rates[k][0] * rates[k][1] for k in fit) + sum(rates[k][0] * (N_ID + N_OOD) for k in score)
-        reading = once * detector.needs_train + once_test
+        reading = once * (detector.needs_train or detector.needs_held_out) + once_test
         share = (fit_seconds + score_seconds - reading) / max(reading, arithmetic)  # 3 at most, besides one read
         over += [spec] if share > 3 else []
         print(

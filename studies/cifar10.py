@@ -43,7 +43,6 @@ PASSES = (
     "fmls-msp",
     "fmls-odin",
     "bats+energy",
-    "bats:lam=4+energy",
     "mcdropout:p=0.5+msp",
     "mahalanobis",
     "perturb+mahalanobis",

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from nescio.errors import InputError, nearest
@@ -59,17 +60,20 @@ def entries() -> Iterator[Entry]:
         )
     for name, preset in presets().items():
         if "@" not in name:
-            yield Entry(name, "preset", preset["about"], "", preset["source"], "", "", "")
+            source = preset["source"].partition(",")[0].partition(";")[0]
+            yield Entry(name, "preset", preset["about"], "", source, "", "", "")
 
 
 def tables() -> Iterator[Table]:
     """The catalogue for a terminal, a table per place."""
     found = list(entries())
     for place in (*PLACES, "preset"):
-        table = Table(title=place, title_justify="left", expand=False)
-        for column in ("name", "what it does", "needs", "paper"):
-            table.add_column(column, overflow="fold")
-        for column in ("fit s", "score µs", "passes"):
+        table = Table(title=place, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, expand=True)
+        table.add_column("name", no_wrap=True, min_width=len("multimahalanobis"))
+        table.add_column("what it does", no_wrap=True, overflow="ellipsis", ratio=1)
+        for column in ("needs", "paper"):
+            table.add_column(column, no_wrap=True)
+        for column in ("fit s", "µs", "passes"):
             table.add_column(column, justify="right", no_wrap=True)
         for entry in (e for e in found if e.place == place):
             table.add_row(entry.name, entry.gist, entry.needs, entry.paper, entry.fit, entry.score, entry.network)
@@ -94,7 +98,7 @@ def describe(name: str) -> str:
 
 def _needs(stage: type[Stage]) -> Iterator[str]:
     if issubclass(stage, InputStage):
-        yield "own pass"
+        yield "pass"
         if stage.reads != "options":
             yield "gradient"
     elif issubclass(stage, Ensemble):
@@ -109,10 +113,14 @@ def _needs(stage: type[Stage]) -> Iterator[str]:
 
 def _gist(docstring: str) -> str:
     """The first sentence of a docstring, without its formula."""
-    return docstring.partition("\n\n")[0].replace("\n", " ").partition(". ")[0].partition(": ``")[0].rstrip(".")
+    first = docstring.partition("\n\n")[0].replace("\n", " ").partition(". ")[0].partition(": ``")[0]
+    return first.rstrip(".").replace("``", "")
 
 
 def _paper(docstring: str) -> str:
-    """Authors, venue and year of the first paper that a docstring names."""
+    """First author, venue and year of the first paper that a docstring names."""
     match = _SOURCE.search(" ".join(docstring.split()))
-    return f"{match['authors']}, {match['venue'].strip()}" if match else ""
+    if match is None:
+        return ""
+    first = re.split(r",| and | et al", match["authors"])[0]
+    return f"{first}, {match['venue'].strip()}"

@@ -190,8 +190,8 @@ def quickstart(obj: dict[str, Any], /, out: Path, epochs: int, bank_dtype: str, 
 def methods(name: str | None) -> None:
     """List the stages and presets, or print all about one.
 
-    The costs were measured on 2 cores with features of 342: seconds to fit on 50,000 of them, microseconds to score an
-    image, and the network's time per image where it is not one plain pass.
+    The costs were measured on 2 cores with features of 342: seconds to fit on 50,000 of them, microseconds (µs) to
+    score an image, and the network's time per image in plain passes where it is not one.
     """
     from nescio import catalogue
 

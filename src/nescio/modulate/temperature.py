@@ -16,7 +16,8 @@ from nescio.stage import Stage
 log = logging.getLogger(__name__)
 
 _ENOUGH = 50_000
-_STEPS = 60
+_STEPS = 24
+"""Halvings of the range of log T: to a part in a million."""
 _FARTHEST = 6.9
 """Of log T: temperatures from 0.001 to 1,000."""
 
