@@ -25,8 +25,8 @@ from nescio.features import Features, Head, TrainingData
 
 N, L, C, N_ID, N_OOD, ROWS = 1_281_167, 2048, 1000, 50_000, 10_000, 8192
 
-# What each detector multiplies, in units of one product: (fit, score) → {width × width or width × classes: times}.
-HEAD, SQUARE, SQUARE64, CLASSES64 = "head product", "L × L", "L × L float64", "L × C float64"
+# The matrix products that each detector makes: on every training row, and on every test row.
+HEAD, SQUARE64, CLASSES64 = "head product", "L × L float64", "L × C float64"
 ARITHMETIC: dict[str, tuple[list[str], list[str]]] = {
     "msp": ([], [HEAD]),
     "maxlogit": ([], [HEAD]),
@@ -94,8 +94,8 @@ class AnonymousMemory(threading.Thread):
     def run(self) -> None:
         """Look until the process ends."""
         while True:
-            with open("/proc/self/status") as file:  # noqa: PTH123
-                line = next(line for line in file if line.startswith("RssAnon"))
+            lines = Path("/proc/self/status").read_text().splitlines()
+            line = next(line for line in lines if line.startswith("RssAnon"))
             self.peak = max(self.peak, int(line.split()[1]) * 1024)
             time.sleep(0.02)
 

@@ -38,13 +38,11 @@ class Pass:
         key: names the pass within a bank's key.
         run: features of a batch of normalised images.
         prepare: the network's body as this pass runs it, from a copy of it.
-        fixed: whether the pass does not follow from what a detector learned: training images then go through it too.
     """
 
     key: str
     run: Callable[[Network, Tensor], Features]
     prepare: Callable[[nn.Module], nn.Module] = lambda body: body
-    fixed: bool = True
 
 
 PLAIN = Pass("plain", lambda network, x: network(x))
@@ -65,7 +63,7 @@ def check_model(detector: Detector, classifier: Classifier) -> None:
 def training_pass(detector: Detector) -> Pass:
     """The pass that gives the features a detector is fitted on: its own if that is a fixed one, else the plain one."""
     stage = detector.input_stage
-    return PLAIN if stage is None or stage.reads != "options" else pass_of(detector)
+    return pass_of(detector) if stage is not None and stage.fixed else PLAIN
 
 
 def pass_of(detector: Detector, device: torch.device | str = "cpu") -> Pass:
@@ -76,10 +74,9 @@ def pass_of(detector: Detector, device: torch.device | str = "cpu") -> Pass:
     stage = detector.input_stage
     if stage is None:
         return PLAIN
-    fixed = stage.reads == "options"
     # detectors are fitted on banks, and score them, on the CPU; this pass needs the stages where the network is
-    chain = detector if fixed else copy.deepcopy(detector).to(device)
-    return Pass(detector.pass_key, lambda network, x: stage.run(network, chain, x), stage.prepare, fixed)
+    chain = detector if stage.fixed else copy.deepcopy(detector).to(device)
+    return Pass(detector.pass_key, lambda network, x: stage.run(network, chain, x), stage.prepare)
 
 
 def extract(

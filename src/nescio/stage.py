@@ -177,6 +177,11 @@ class InputStage(Stage, place="input"):
     replaces_logits: ClassVar[bool] = False
     """Whether the pass gives logits of its own, which a change of features or head would lose."""
 
+    @property
+    def fixed(self) -> bool:
+        """Whether the pass follows from the options alone: training images then go through it too."""
+        return self.reads == "options"
+
     def depends_on(self, stages: Sequence[Stage]) -> int:
         """How many of a detector's stages decide what the pass does."""
         return {"options": 1, "pipeline": len(stages) - 1, "score": len(stages)}[self.reads]

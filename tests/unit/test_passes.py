@@ -248,7 +248,7 @@ def test_perturb_follows_the_gradient_of_the_whole_score(classifier: Classifier)
     torch.testing.assert_close(detector(f), plain(classifier(moved)), rtol=1e-5, atol=1e-6)
     assert detector(f).mean() > plain(classifier(X)).mean()
     assert network_pass.key != pass_of(Detector.parse("perturb:eps=0.05+energy").fit(data)).key
-    assert not network_pass.fixed
+    assert not detector.input_stage.fixed
 
 
 def test_perturb_refuses_a_score_without_gradient(classifier: Classifier) -> None:

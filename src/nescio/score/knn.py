@@ -25,7 +25,6 @@ class KNN(Stage, name="knn", place="score"):
         k: which neighbour, 1 or more; the farthest where there are fewer. 50 is the authors' for CIFAR-10, 200 for
             CIFAR-100, 1000 for ImageNet (10 with alpha=0.01).
         alpha: share of the training features that is kept, drawn at random with a fixed seed, in (0, 1].
-
         index: how the neighbour is found: ``exact`` by a matrix product in PyTorch, or by FAISS (the extra
             ``nescio[faiss]``), for large banks: ``flat`` (the same neighbours), ``ivf`` (√N cells, of which a sixteenth
             are searched) or ``hnsw`` (a graph): these two may miss a neighbour and then score a little lower.
