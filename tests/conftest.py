@@ -79,6 +79,7 @@ def random_features(
     pred = head(h, labels).argmax(1)
     aux = {
         "rankfeat.0": h.roll(1, dims=1) * 0.7,
+        "ood.0": h[:, :9] - 0.5,
         "mcdropout.0": (head.linear(h) / 2).log_softmax(1),
         **{f"mean.{i}": h[:, : 3 + i] + i for i in range(2)},
         **{
@@ -108,6 +109,19 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def coloured(root: Path, name: str, per_class: int, classes: int = 3, seed: int = 0, side: int = 16) -> Path:
+    """A bright square of the class's colour on noise."""
+    rng = np.random.default_rng(seed)
+    for c in range(classes):
+        (root / name / f"class{c}").mkdir(parents=True)
+        for i in range(per_class):
+            pixels = rng.integers(0, 120, (side, side, 3), dtype=np.uint8)
+            x, y = rng.integers(0, side // 2, 2)
+            pixels[y : y + side // 2, x : x + side // 2, c % 3] = 250 - 60 * (c // 3)
+            Image.fromarray(pixels).save(root / name / f"class{c}" / f"{i:03}.png")
+    return root / name
 
 
 @pytest.fixture

@@ -11,15 +11,19 @@ _WHERE = {
     "Bank": "bank",
     "Classifier": "models",
     "Detector": "detector",
+    "ProxyCalibrator": "framework",
     "Features": "features",
     "Head": "features",
     "InputError": "errors",
     "TrainingData": "features",
     "Transform": "data",
     "bench": "benchmark",
+    "explain": "explanation",
     "extract": "extraction",
     "load_classifier": "models",
     "open_source": "data",
+    "posterior": "framework",
+    "train": "training",
 }
 __all__ = sorted(_WHERE)  # noqa: PLE0605 - the table above is the list
 

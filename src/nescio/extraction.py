@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 from nescio.bank import BAD, DONE, DTYPES, Bank, BankKey, BankWriter
-from nescio.data.decode import decode
+from nescio.data.batches import read_batches
 from nescio.data.hashing import cache_root
 from nescio.data.sources import Source
-from nescio.data.transforms import Transform
 from nescio.detector import Detector
-from nescio.errors import BadImage, InputError, check_share, nearest
+from nescio.errors import InputError, check_share, nearest
 from nescio.features import Features
 from nescio.models import Classifier
 from nescio.progress import progress_bar
@@ -52,8 +49,13 @@ def check_model(detector: Detector, classifier: Classifier) -> None:
     """Refuse a detector whose pass or probes this network cannot serve.
 
     Raises:
-        InputError: the network lacks what they need: batch norms, dropout, feature maps.
+        InputError: the network lacks what they need: batch norms, dropout, feature maps, a head.
     """
+    for head in sorted(detector.needs_heads() - set(classifier.heads)):
+        raise InputError(
+            f"{classifier.name} was not trained with the head '{head}' that it reads; "
+            "nescio train --objective ssod trains one"
+        )
     if detector.input_stage is not None:
         classifier.changed(detector.input_stage.prepare)
     if detector.probes():
@@ -163,7 +165,7 @@ def _fill(
 ) -> None:
     with progress_bar(show=progress) as bar:
         task = bar.add_task(title, total=len(source) - start)
-        for batch in _batches(source, classifier.transform, start, batch_size, workers):
+        for batch in read_batches(source, classifier.transform, start, batch_size, workers):
             status = np.full(batch.size, BAD, dtype=np.uint8)
             values: dict[str, Any] = {
                 "status": status,
@@ -192,50 +194,3 @@ def _stored(h: Any, dtype: str) -> Any:
     if (np.abs(h[np.isfinite(h)]) > limit).any():
         raise InputError(f"features exceed {limit:g}, the largest {dtype}; store them as float32 (--bank-dtype)")
     return h.astype(DTYPES[dtype])
-
-
-@dataclass
-class _Batch:
-    """Consecutive images from ``start``: those decoded (``good``: their places), and the reasons of the others."""
-
-    start: int
-    size: int
-    images: Tensor | None
-    good: Any
-    bad: list[tuple[int, str]]
-
-
-class _Images(Dataset[_Batch]):
-    """Whole batches by number, so that a worker reads its images one after the other."""
-
-    def __init__(self, source: Source, transform: Transform, start: int, batch_size: int) -> None:
-        self.source, self.transform = source, transform
-        self.starts = range(start, len(source), batch_size)
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    def __getitem__(self, number: int) -> _Batch:
-        start = self.starts[number]
-        size = min(self.starts.step, len(self.source) - start)
-        images: list[Tensor] = []
-        good: list[int] = []
-        bad: list[tuple[int, str]] = []
-        for i in range(size):
-            try:
-                images.append(self.transform.geometry(decode(self.source.read(start + i))))
-                good.append(i)
-            except BadImage as e:
-                bad.append((i, str(e)))
-            except Exception as e:  # noqa: BLE001 - whatever one image does, the others go on
-                bad.append((i, f"{type(e).__name__}: {e}"))
-        return _Batch(start, size, torch.stack(images) if images else None, np.array(good, dtype=np.int64), bad)
-
-
-def _batches(
-    source: Source, transform: Transform, start: int, batch_size: int, workers: int | None
-) -> Iterator[_Batch]:
-    images = _Images(source, transform, start, batch_size)
-    if workers is None:
-        workers = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8)
-    return iter(DataLoader(images, batch_size=None, num_workers=min(workers, len(images))))

@@ -6,8 +6,6 @@ import functools
 import inspect
 import re
 import tomllib
-import types
-import typing
 from collections.abc import Iterator
 from importlib import resources
 from typing import Any
@@ -144,18 +142,7 @@ def _parse_stage(text: str, spec: str, model: str | None) -> Stage:
     cls = REGISTRY[name]
     if issubclass(cls, Ensemble):
         raise InputError(f"'{name}' in detector '{spec}' needs members; write e.g. {name}(energy,knn)")
-    kwargs: dict[str, Any] = {}
-    for item in options.split(",") if options else ():
-        key, equals, value = item.partition("=")
-        if not equals:
-            raise InputError(f"option '{item}' of stage '{name}' has no value; write {name}:{item or 'option'}=value")
-        if key in kwargs:
-            raise InputError(f"option '{key}' of stage '{name}' is given twice")
-        kwargs[key] = _parse_value(cls, key, value)
-    required = [k for k, p in cls.options().items() if p.default is inspect.Parameter.empty and k not in kwargs]
-    if required:
-        raise InputError(f"stage '{name}' needs {required[0]}; write {name}:{required[0]}=value")
-    return cls(**kwargs)
+    return cls(**cls.parse_options(options))
 
 
 def _parse_ensemble(name: str, members: str, spec: str, model: str | None) -> Stage:
@@ -163,21 +150,6 @@ def _parse_ensemble(name: str, members: str, spec: str, model: str | None) -> St
     if name not in kinds:
         raise InputError(f"no ensemble '{name}' in detector '{spec}'{nearest(name, kinds)}")
     return kinds[name]([Chain(parse_stages(member, model)) for member in _members(members)])
-
-
-def _parse_value(cls: type[Stage], key: str, text: str) -> Any:
-    options = cls.options()
-    if key not in options:
-        known = nearest(key, options) if options else "; it has no options"
-        raise InputError(f"stage '{cls.name}' has no option '{key}'{known}")
-    hint = typing.get_type_hints(cls.__init__)[key]
-    kinds = [t for t in typing.get_args(hint) if t is not types.NoneType] or [hint]
-    try:
-        if kinds[0] is bool:
-            return {"true": True, "false": False}[text.lower()]
-        return kinds[0](text)
-    except (ValueError, KeyError):
-        raise InputError(f"option {key}={text} of stage '{cls.name}' is not of type {kinds[0].__name__}") from None
 
 
 def all_specs() -> list[str]:

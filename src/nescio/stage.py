@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
 
 from nescio.features import Features, TrainingData
+from nescio.options import Optioned
 
 PLACES = ("input", "shape", "modulate", "score")
 REGISTRY: dict[str, type[Stage]] = {}
@@ -24,17 +25,19 @@ class Maps:
         layers: feature maps ``(B, K_i, H_i, W_i)`` by depth: the last one of each resolution through which all later
             ones are computed. The very last is the one that the network pools.
         rest: the network from that last feature map on: ``(B, K, H, W)`` to penultimate features ``(B, L)``.
+        heads: the heads that the network was trained with beside the classification head, by name.
     """
 
     layers: Sequence[Tensor]
     rest: Callable[[Tensor], Tensor]
+    heads: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
 
 
 Probe = Callable[[Maps], Sequence[Tensor]]
 """Reduces feature maps within the network's pass to tensors ``(B, D_i)``, which go to the bank."""
 
 
-class Stage(nn.Module):
+class Stage(Optioned, nn.Module):
     """One step of a detector. Options are the keyword-only arguments of ``__init__``, kept under their own names.
 
     What a stage learns it declares as a ``Tensor`` in its class body: a buffer, None until ``fit(data)`` sets it.
@@ -42,7 +45,7 @@ class Stage(nn.Module):
     stages before them produce.
     """
 
-    name: ClassVar[str]
+    kind = "stage"
     place: ClassVar[str]
     needs_train: bool = False
     """Whether ``fit`` iterates over training features (and so whether the user must give training images)."""
@@ -70,15 +73,9 @@ class Stage(nn.Module):
         stages = [base for base in cls.__mro__ if issubclass(base, Stage)]
         return [name for base in stages for name, kind in inspect.get_annotations(base).items() if kind == "Tensor"]
 
-    @classmethod
-    def options(cls) -> dict[str, inspect.Parameter]:
-        """The declared hyperparameters, in order."""
-        parameters = inspect.signature(cls.__init__).parameters.values()
-        return {p.name: p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
-
-    def settings(self) -> dict[str, Any]:
-        """Every hyperparameter's value, defaults included."""
-        return {name: getattr(self, name) for name in self.options()}
+    def needs_heads(self) -> set[str]:
+        """Heads that the network must have been trained with, beside the classification head."""
+        return set()
 
     def probes(self) -> Mapping[str, Probe]:
         """What this stage wants to be computed from feature maps, by a name that says all it depends on."""
@@ -97,11 +94,6 @@ class Stage(nn.Module):
         if missing:
             raise RuntimeError(f"stage '{self.name}' is not fitted (it has no {missing[0]} yet): call fit first")
         return super().__call__(features)
-
-    def __repr__(self) -> str:
-        defaults = {name: p.default for name, p in self.options().items()}
-        given = [f"{k}={_text(v)}" for k, v in self.settings().items() if v != defaults[k]]
-        return f"{self.name}:{','.join(given)}" if given else self.name
 
 
 class Chain(nn.Module):
@@ -128,6 +120,10 @@ class Chain(nn.Module):
     def needs_held_out(self) -> bool:
         """Whether fitting wants ID features apart from the training features."""
         return any(s.needs_held_out for s in self.steps)
+
+    def needs_heads(self) -> set[str]:
+        """Heads, beside the classification head, that some stage reads."""
+        return {head for s in self.steps for head in s.needs_heads()}
 
     def probes(self) -> dict[str, Probe]:
         """The probes of all stages."""
@@ -197,11 +193,3 @@ class InputStage(Stage, place="input"):
     @abstractmethod
     def run(self, network: Network, chain: Chain, x: Tensor) -> Features:
         """Raw features of images ``x (B, 3, H, W)`` as this pass sees them; ``chain`` is the whole detector."""
-
-
-def _text(value: object) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return repr(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value).replace("e+", "e")
-    return str(value)

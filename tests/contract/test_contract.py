@@ -25,6 +25,7 @@ OTHER = {  # another value for each option, and options it needs beside it
     ("line", "p_w"): "line:p_w=0.3",
     ("line", "clip"): "line:clip=0.4",
     ("ls", "prototypes"): "ls:prototypes=head",
+    ("ssod", "pool"): "ssod:pool=top",
     ("cosine", "prototypes"): "cosine:prototypes=head",
     ("openmax", "tail"): "openmax:tail=5",
     ("openmax", "alpha"): "openmax:alpha=2",

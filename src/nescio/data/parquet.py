@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import OrderedDict
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,8 @@ import pyarrow.parquet as pq
 
 from nescio.data.hashing import combine, hash_files
 from nescio.errors import BadImage, InputError, some
+
+log = logging.getLogger(__name__)
 
 _LABEL_NAMES = ("label", "labels", "fine_label", "cls")
 _KEPT_GROUPS = 2
@@ -40,6 +43,7 @@ class ParquetSource:
                 self.labels = column.to_numpy().astype(np.int64)
             else:
                 self.labels = np.full(len(self), -1, dtype=np.int64)
+                _warn_of_other_labels(schema, path)
         self._reset()
 
     def _reset(self) -> None:
@@ -81,6 +85,13 @@ class ParquetSource:
     def identity(self) -> str:
         """Of the file's bytes."""
         return combine(*hash_files([self.path]))
+
+
+def _warn_of_other_labels(schema: pa.Schema, path: Path) -> None:
+    for name in _LABEL_NAMES:
+        if name in schema.names:
+            kind = schema.field(name).type
+            log.warning("%s: column '%s' holds %s, no integers: its images count as unlabelled", path, name, kind)
 
 
 def _declared_features(schema: pa.Schema) -> dict[str, dict[str, Any]]:

@@ -66,6 +66,11 @@ class Transform:
         std = torch.tensor(self.std, device=images.device)[:, None, None]
         return images.to(torch.float32).div_(255).sub_(mean).div_(std)
 
+    def at(self, size: int) -> Self:
+        """The transform for another crop size, in pixels, that resizes in the same proportion."""
+        resize = None if self.resize is None else round(size * self.resize / self.crop)
+        return dataclasses.replace(self, crop=size, resize=resize)
+
     def __str__(self) -> str:
         def triple(values: Triple) -> str:
             return "/".join(f"{v:g}" for v in values)

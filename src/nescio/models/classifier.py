@@ -40,6 +40,7 @@ class Classifier(nn.Module):
         name: the architecture, for messages, presets and the bank's key.
         head: the last linear layer's name, where it cannot be found.
         classes: class names in label order, where known.
+        heads: what else the network was trained with, by name: each reads its last feature map ``(B, K, H, W)``.
 
     Raises:
         InputError: there is no linear head, or the head's logits are not the model's output; the message lists the
@@ -56,6 +57,7 @@ class Classifier(nn.Module):
         name: str | None = None,
         head: str | None = None,
         classes: list[str] | None = None,
+        heads: Mapping[str, nn.Module] | None = None,
     ) -> None:
         super().__init__()
         self.name = name or type(model).__name__
@@ -71,6 +73,7 @@ class Classifier(nn.Module):
             self.layer = self.body.get_submodule(self.head_name)
             self._replace_head()
             self._check(noise, logits, linear)
+        self.heads = nn.ModuleDict(heads or {})
 
     def noise(self) -> Tensor:
         """Two images of noise, always the same, of the size that the network sees."""
@@ -165,6 +168,18 @@ class Classifier(nn.Module):
         """
         return split_backbone(self.body, self.noise(), self.name)
 
+    def training_body(self, *, split: bool) -> list[nn.Module]:
+        """The body in training mode, which shares all parameters and buffers: whole, or as the three parts of a split.
+
+        Raises:
+            InputError: as ``split``.
+        """
+        body = shallow_copy(self.body).train()
+        if not split:
+            return [body]
+        parts = split_backbone(body, self.noise(), self.name)
+        return [part.train() for part in (parts.backbone, parts.pool, parts.neck)]
+
     @cached_property
     def taps(self) -> Taps:
         """The body as a function that also hands out its feature maps, for probes.
@@ -216,6 +231,7 @@ class Probed(nn.Module):
         super().__init__()
         taps = classifier.taps
         self.maps, self.rest = taps.maps, taps.rest
+        self.heads = classifier.heads
         self.head = classifier.head
         self.std = classifier.std
         self.probes = probes
@@ -228,7 +244,7 @@ class Probed(nn.Module):
             return _tensor_of(self.rest(fmap), "the network").flatten(1)
 
         h = rest(maps[-1])
-        seen = Maps(maps, rest)
+        seen = Maps(maps, rest, dict(self.heads.items()))
         columns = {
             f"{name}.{i}": column.flatten(1)
             for name, probe in self.probes.items()

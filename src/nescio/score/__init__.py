@@ -18,6 +18,7 @@ from nescio.score import (
     openmax,
     pnml,
     she,
+    ssod,
     vim,
 )
 
@@ -39,5 +40,6 @@ __all__ = [
     "openmax",
     "pnml",
     "she",
+    "ssod",
     "vim",
 ]

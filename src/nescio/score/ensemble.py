@@ -54,6 +54,10 @@ class Ensemble(Stage, place="score"):
         """The members' settings and what they learnt."""
         return {"members": [chain.settings() for chain in self.chains]}
 
+    def needs_heads(self) -> set[str]:
+        """The heads that some member reads."""
+        return {head for chain in self.chains for head in chain.needs_heads()}
+
     def probes(self) -> Mapping[str, Probe]:
         """The probes of all members."""
         return {name: probe for chain in self.chains for name, probe in chain.probes().items()}

@@ -1,0 +1,158 @@
+"""What a classifier says at every position of its feature map: where it sees its class, and what SSOD would sample."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nescio.data.decode import decode
+from nescio.data.sources import Source
+from nescio.errors import BadImage, InputError, nearest
+from nescio.files import whole
+from nescio.models import Classifier
+from nescio.report.maps import Seen, draw_maps
+
+MOST = 24
+"""Images in one picture."""
+
+
+@dataclass(frozen=True)
+class PatchMaps:
+    """Position by position, for a batch of images.
+
+    Attributes:
+        probability: softmax of the whole images' logits ``(B, C)``.
+        labels: the classes that the confidences are of ``(B,)``.
+        confidence: softmax confidence on that class at each position ``(B, h, w)``.
+        ood: the OOD head's probability of ID at each position ``(B, h, w)``; None where the network has no such head.
+        p_id: ``P(x ∈ ID | x)`` of the whole images ``(B,)``; None likewise.
+    """
+
+    probability: Tensor
+    labels: Tensor
+    confidence: Tensor
+    ood: Tensor | None
+    p_id: Tensor | None
+
+    def sampled(self, gamma: float) -> Tensor:
+        """What SSOD takes each position for ``(B, h, w)``: 1 ID, -1 OOD, 0 neither (its equation 12)."""
+        if not 0.5 < gamma < 1:
+            raise InputError(f"gamma={gamma:g} must lie in (0.5, 1)")
+        return (self.confidence >= gamma).int() - (self.confidence < 1 - gamma).int()
+
+
+@torch.no_grad()
+def patch_maps(classifier: Classifier, images: Tensor, labels: Tensor | None = None) -> PatchMaps:
+    """The classification head, and the OOD head if there is one, at every position of the last feature map.
+
+    Args:
+        classifier: any whose feature map can be found.
+        images: uint8 ``(B, 3, S, S)``, as the transform's geometry leaves them.
+        labels: classes ``(B,)`` to show the confidence of; the predicted ones where None.
+
+    Raises:
+        InputError: the network has no feature map, or does not pool it by the mean.
+    """
+    split, x = classifier.split, classifier.transform.normalise(images.to(classifier.device))
+    fmap = split.backbone(x)
+    if not torch.allclose(split.pool(fmap).flatten(1), fmap.mean(dim=(2, 3)), rtol=1e-3, atol=1e-3):
+        raise InputError(f"{classifier.name} does not pool its feature map by the mean: its positions are no patches")
+    head = classifier.head
+    logits = head.linear(split.neck(split.pool(fmap)).flatten(1))
+    labels = logits.argmax(dim=1) if labels is None else labels.to(logits.device)
+    at_positions = head.linear(split.at_positions(fmap)).softmax(dim=2)
+    confidence = at_positions.gather(2, labels[:, None, None].expand(-1, at_positions.shape[1], 1))[..., 0]
+    z = classifier.heads["ood"](fmap)[:, 0] if "ood" in classifier.heads else None
+    return PatchMaps(
+        logits.softmax(dim=1),
+        labels,
+        confidence.reshape(len(x), *fmap.shape[2:]),
+        None if z is None else z.sigmoid(),
+        None if z is None else z.mean(dim=(1, 2)).sigmoid(),
+    )
+
+
+def explain(
+    classifiers: Mapping[str, Classifier],
+    source: Source,
+    out: str | Path,
+    *,
+    gamma: float = 0.95,
+    label: str | None = None,
+) -> Path:
+    """Draw the maps of some images, models side by side, and store the arrays beside the picture.
+
+    Args:
+        classifiers: one or more, by the name to print.
+        source: up to 24 images. The confidence is on their own class where they are labelled, else on the predicted.
+        out: the picture, ``.png`` or ``.svg``; the arrays go to the same name with ``.npz``.
+        gamma: the sampler's threshold, in (0.5, 1).
+        label: class, by name or number, to show the confidence of instead.
+
+    Returns:
+        Where the arrays are: ``MODEL/confidence``, ``…/sampled``, ``…/label``, ``…/probability``, and with an OOD head
+        ``…/ood``, ``…/p_id``.
+
+    Raises:
+        InputError: there are more images, one cannot be read, or a network has no feature map.
+    """
+    out = Path(out).expanduser()
+    if out.suffix.lower() not in (".png", ".svg"):
+        raise InputError(f"{out} must end in .png or .svg")
+    if len(source) > MOST:
+        raise InputError(f"{len(source):,} images do not fit in one picture; take up to {MOST}, e.g. SET[:12]")
+    arrays: dict[str, Any] = {}
+    rows: list[list[Seen]] = [[] for _ in range(len(source))]
+    for name, classifier in classifiers.items():
+        pixels = torch.stack([_pixels(classifier, source, i) for i in range(len(source))])
+        maps = patch_maps(classifier, pixels, _labels(classifier, source, label))
+        sampled = maps.sampled(gamma)
+        for i, row in enumerate(rows):
+            row.append(_seen(classifier, pixels[i], maps, sampled, i))
+        found: dict[str, Tensor | None] = {"confidence": maps.confidence, "sampled": sampled, "label": maps.labels}
+        found |= {"probability": maps.probability, "ood": maps.ood, "p_id": maps.p_id}
+        arrays |= {f"{name}/{k}": t.cpu().numpy() for k, t in found.items() if t is not None}
+    names = [Path(source.name(i)).name for i in range(len(source))]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draw_maps(list(zip(names, rows, strict=True)), list(classifiers), gamma, out)
+    with whole(out.with_suffix(".npz")) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+    return out.with_suffix(".npz")
+
+
+def _pixels(classifier: Classifier, source: Source, i: int) -> Tensor:
+    try:
+        return classifier.transform.geometry(decode(source.read(i)))
+    except (BadImage, OSError) as e:
+        raise InputError(f"{source.name(i)} cannot be read: {e}") from None
+
+
+def _labels(classifier: Classifier, source: Source, label: str | None) -> Tensor | None:
+    n = classifier.head.n_classes
+    if label is not None:
+        names = classifier.classes or []
+        if label not in names and not (label.isdecimal() and int(label) < n):
+            raise InputError(f"no class '{label}'{nearest(label, names) if names else f'; give a number below {n}'}")
+        return torch.full((len(source),), names.index(label) if label in names else int(label))
+    known = source.labels.min() >= 0 and source.labels.max() < n
+    same = classifier.classes is None or source.classes is None or classifier.classes == source.classes
+    return torch.from_numpy(source.labels) if known and same else None
+
+
+def _seen(classifier: Classifier, pixels: Tensor, maps: PatchMaps, sampled: Tensor, i: int) -> Seen:
+    label = int(maps.labels[i])
+    name = classifier.classes[label] if classifier.classes else f"class {label}"
+    return Seen(
+        pixels.permute(1, 2, 0).numpy(),
+        maps.confidence[i].cpu().numpy(),
+        sampled[i].cpu().numpy(),
+        None if maps.ood is None else maps.ood[i].cpu().numpy(),
+        f"{name}: {float(maps.probability[i, label]):.0%}",
+        "" if maps.p_id is None else f"P(ID) {float(maps.p_id[i]):.0%}",
+    )

@@ -1,0 +1,223 @@
+"""The networks that are known by name: how each library makes one, its weights, transform and class names."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from nescio.data.transforms import INTERPOLATIONS, Transform
+from nescio.errors import InputError, nearest
+from nescio.models.cifar import CIFAR_MODELS, CIFAR_TRANSFORM
+
+
+@dataclass
+class Recipe:
+    """How to make a network: ``build(classes, pretrained)``, and what is known of it."""
+
+    name: str
+    build: Callable[[int | None, bool], nn.Module]
+    transform: Callable[[nn.Module], Transform | None]
+    has_pretrained: bool = True
+    class_names: Callable[[nn.Module], list[str] | None] = lambda _: None
+
+
+def recipe_of(model: str) -> Recipe:
+    """How to make the network of this name.
+
+    Raises:
+        InputError: no library knows it; the nearest name is given.
+    """
+    library, colon, rest = model.partition(":")
+    if library == "timm":
+        return _timm(rest)
+    if library == "torchvision":
+        return _torchvision(rest)
+    if library == "hf":
+        return _hugging_face(rest)
+    if colon:
+        return _factory(library, rest)
+    if model in CIFAR_MODELS:
+        build = CIFAR_MODELS[model]
+        return Recipe(model, lambda c, _: build(c or 10), lambda _: CIFAR_TRANSFORM, has_pretrained=False)
+    if model == "efficientnet-lite0":
+        return _lite0()
+    import timm
+    import torchvision
+
+    if timm.is_model(model):
+        return _timm(model)
+    theirs = torchvision.models.list_models(module=torchvision.models)
+    if model in theirs:
+        return _torchvision(model)
+    known = {*CIFAR_MODELS, "efficientnet-lite0", *timm.list_models(), *theirs}
+    hint = nearest(model, known) if len(nearest(model, known)) < 80 else ""
+    raise InputError(f"unknown model '{model}'{hint or ': neither a CIFAR variant nor known to timm or torchvision'}")
+
+
+def _downloaded(make: Callable[[], nn.Module], name: str) -> nn.Module:
+    try:
+        return make()
+    except Exception as e:  # noqa: BLE001 - each hub client raises errors of its own
+        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        raise InputError(
+            f"pretrained weights of '{name}' cannot be had ({reason}); give a file (--weights FILE)"
+        ) from None
+
+
+def _lite0() -> Recipe:
+    import timm
+
+    from nescio.models.lite0 import LITE0_TRANSFORM, efficientnet_lite0
+
+    def build(classes: int | None, pretrained: bool) -> nn.Module:
+        if pretrained:
+            return efficientnet_lite0()
+        options = {} if classes is None else {"num_classes": classes}
+        made: nn.Module = timm.create_model("tf_efficientnet_lite0", pretrained=False, **options)
+        return made
+
+    return Recipe("efficientnet-lite0", build, lambda _: LITE0_TRANSFORM)
+
+
+def _timm(text: str) -> Recipe:
+    import timm
+
+    name, _, given = text.partition(":")
+    if not timm.is_model(name):
+        raise InputError(f"timm has no model '{name}'{nearest(name, timm.list_models())[:80]}")
+    own = _literals(given, text)
+
+    def build(classes: int | None, pretrained: bool) -> nn.Module:
+        options = own if classes is None else own | {"num_classes": classes}
+        try:
+            return _downloaded(lambda: timm.create_model(name, pretrained=pretrained, **options), name)
+        except TypeError as e:  # an option that this architecture lacks
+            raise InputError(f"model 'timm:{text}': {e}") from None
+
+    return Recipe(f"timm:{text}", build, _timm_transform)
+
+
+def _literals(text: str, name: str) -> dict[str, Any]:
+    """``global_pool=avg,img_size=64`` as keyword arguments: numbers and True/False as such, the rest as words."""
+    options: dict[str, Any] = {}
+    for item in text.split(",") if text else ():
+        key, equals, value = item.partition("=")
+        if not (equals and key.isidentifier()):
+            raise InputError(f"model option '{item}' of '{name}' cannot be read; write option=value")
+        try:
+            options[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            options[key] = value
+    return options
+
+
+def _timm_transform(network: nn.Module) -> Transform | None:
+    """From timm's data config; None for a network that timm did not make."""
+    if not hasattr(network, "pretrained_cfg"):
+        return None
+    import timm
+
+    config = timm.data.resolve_model_data_config(network)
+    crop = config["input_size"][-1]
+    interpolation = config["interpolation"]
+    return Transform(
+        crop=crop,
+        resize=math.floor(crop / config["crop_pct"]),
+        interpolation=interpolation if interpolation in INTERPOLATIONS else "bicubic",
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+    )
+
+
+def _torchvision(name: str) -> Recipe:
+    import torchvision
+
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        raise InputError(f"torchvision has no classifier '{name}'{nearest(name, known)}")
+    published = next(iter(torchvision.models.get_model_weights(name)))
+
+    def build(classes: int | None, pretrained: bool) -> nn.Module:
+        options = {} if classes is None else {"num_classes": classes}
+        if name in ("googlenet", "inception_v3"):
+            options |= {"init_weights": False, "aux_logits": True}
+        chosen = published if pretrained else None
+        return _downloaded(lambda: torchvision.models.get_model(name, weights=chosen, **options), name)
+
+    def transform(_: nn.Module) -> Transform:
+        t = published.transforms()
+        return Transform(
+            crop=t.crop_size[0],
+            resize=t.resize_size[0],
+            interpolation=t.interpolation.value,
+            mean=tuple(t.mean),
+            std=tuple(t.std),
+        )
+
+    return Recipe(f"torchvision:{name}", build, transform)
+
+
+def _hugging_face(name: str) -> Recipe:
+    try:
+        import transformers
+    except ImportError:
+        raise InputError("Hugging Face models need the extra: pip install 'nescio[hf]'") from None
+
+    def build(classes: int | None, pretrained: bool) -> nn.Module:
+        options = {} if classes is None else {"num_labels": classes, "ignore_mismatched_sizes": True}
+        auto = transformers.AutoModelForImageClassification
+        if pretrained:
+            return _downloaded(lambda: auto.from_pretrained(name, **options), name)
+        return _downloaded(lambda: auto.from_config(transformers.AutoConfig.from_pretrained(name, **options)), name)
+
+    def transform(_: nn.Module) -> Transform | None:
+        try:
+            p = transformers.AutoImageProcessor.from_pretrained(name)
+        except (OSError, ValueError):
+            return None
+        if not ({"shortest_edge", "height"} & set(dict(p.size))):
+            return None
+        size, crop = dict(p.size), dict(getattr(p, "crop_size", None) or {})
+        resize = size.get("shortest_edge") or size["height"]
+        return Transform(
+            crop=crop.get("height") or resize,
+            resize=resize,
+            interpolation={0: "nearest", 2: "bilinear", 3: "bicubic"}[int(p.resample)],
+            mean=tuple(p.image_mean),
+            std=tuple(p.image_std),
+        )
+
+    def class_names(network: nn.Module) -> list[str] | None:
+        labels: dict[int, str] = network.config.id2label  # type: ignore[assignment,union-attr]
+        return [str(labels[i]) for i in range(len(labels))]
+
+    return Recipe(f"hf:{name}", build, transform, class_names=class_names)
+
+
+def _factory(module: str, attribute: str) -> Recipe:
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # the user's own module stands where they call from
+    try:
+        made = getattr(importlib.import_module(module), attribute)
+    except Exception as e:  # noqa: BLE001 - importing runs the user's own code
+        raise InputError(f"model '{module}:{attribute}' cannot be imported: {type(e).__name__}: {e}") from None
+
+    def build(classes: int | None, pretrained: bool) -> nn.Module:
+        del classes, pretrained
+        try:
+            network = made if isinstance(made, nn.Module) else made()
+        except Exception as e:  # noqa: BLE001 - the user's own code
+            raise InputError(f"{module}:{attribute}() failed: {type(e).__name__}: {e}") from None
+        if not isinstance(network, nn.Module):
+            raise InputError(f"{module}:{attribute} returned {type(network).__name__}, not an nn.Module")
+        return network
+
+    return Recipe(f"{module}:{attribute}", build, _timm_transform)

@@ -1,0 +1,86 @@
+"""The folder that training leaves: what the network is (``run.json``), and its weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from torch import Tensor
+
+from nescio.data.transforms import Transform
+from nescio.errors import InputError
+from nescio.files import write_whole
+from nescio.models.weights import read_weights
+
+FORMAT = "nescio-run/1"
+RUN, WEIGHTS, STATE = "run.json", "model.safetensors", "last.safetensors"
+HEAD_PREFIX = "nescio.heads."
+"""Before the names of tensors that are not the library network's own, in a file of weights."""
+
+
+@dataclass
+class Run:
+    """What a trained network is, and what it follows from.
+
+    Attributes:
+        model: the architecture's name, as ``load_classifier`` takes it.
+        n_classes: number of classes.
+        classes: their names in label order, where known.
+        transform: the test transform.
+        objective: what was minimised, as a spec string.
+        settings: everything else that the weights follow from: recipe, seed, hashes of the data, initial weights.
+        selected: which checkpoint ``model.safetensors`` is, and by what it was chosen; None before the first epoch.
+        made_with: versions and machine; they do not bind.
+    """
+
+    model: str
+    n_classes: int
+    classes: list[str] | None
+    transform: str
+    objective: str
+    settings: dict[str, Any]
+    selected: dict[str, Any] | None = None
+    made_with: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Read ``run.json``.
+
+        Raises:
+            InputError: it is missing, damaged, or of a later version.
+        """
+        path = folder / RUN
+        try:
+            text = json.loads(path.read_text(encoding="utf-8"))
+            if text.pop("format") != FORMAT:
+                raise InputError(f"{path} was written by a later version of nescio")
+            return cls(**text)
+        except FileNotFoundError:
+            raise InputError(f"{folder} holds no trained network: it has no {RUN}") from None
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as e:
+            if isinstance(e, InputError):
+                raise
+            raise InputError(f"{path} cannot be read: {type(e).__name__}: {e}") from None
+
+    def write(self, folder: Path) -> None:
+        """Write ``run.json``, whole."""
+        write_whole(folder / RUN, json.dumps({"format": FORMAT, **vars(self)}, indent=1, ensure_ascii=False) + "\n")
+
+    def weights(self, folder: Path) -> dict[str, Tensor]:
+        """The selected weights, with the heads under ``HEAD_PREFIX``."""
+        if not (folder / WEIGHTS).is_file():
+            raise InputError(f"{folder} has no {WEIGHTS} yet: its training has not finished an epoch")
+        return read_weights(folder / WEIGHTS)
+
+    @property
+    def test_transform(self) -> Transform:
+        """How test images are prepared."""
+        return Transform.parse(self.transform)
+
+
+def split_heads(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A state dict in two: the library network's own, and the heads beside it by ``NAME.PARAMETER``."""
+    heads = {k.removeprefix(HEAD_PREFIX): t for k, t in state.items() if k.startswith(HEAD_PREFIX)}
+    return {k: t for k, t in state.items() if not k.startswith(HEAD_PREFIX)}, heads

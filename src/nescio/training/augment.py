@@ -1,0 +1,96 @@
+"""Random crops and flips of whole batches, on the device, from numbers that are drawn for an epoch at a time."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from nescio.data.transforms import Transform
+from nescio.errors import check_positive, check_share
+from nescio.options import Optioned
+
+DRAWS = 5
+"""Uniform numbers per image."""
+
+
+class Augment(Optioned):
+    """Cuts one window out of every image and scales it to the size that the network sees.
+
+    What it does to an image follows from the image's own draws: whatever the order, process or device, it is the same.
+    """
+
+    kind = "augment"
+    flip: bool
+
+    def __call__(self, images: Tensor, draws: Tensor, transform: Transform) -> Tensor:
+        """Windows of square uint8 images ``(B, 3, S, S)`` by draws ``(B, 5)`` in [0, 1): float, 0 to 255.
+
+        Bilinear; black outside of the image. The test transform says how much of the image its centre crop shows.
+        """
+        shown = transform.crop / (transform.resize or transform.crop)
+        size, centre = self.window(draws, shown)
+        mirror = torch.where((draws[:, 4] < 0.5) & self.flip, -1.0, 1.0)
+        theta = draws.new_zeros(len(draws), 2, 3)
+        theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = size[:, 0] * mirror, size[:, 1], centre
+        grid = functional.affine_grid(theta, [len(images), 3, transform.crop, transform.crop], align_corners=False)
+        return functional.grid_sample(images.float(), grid, mode="bilinear", align_corners=False)
+
+    @abstractmethod
+    def window(self, draws: Tensor, shown: float) -> tuple[Tensor, Tensor]:
+        """Width and height ``(B, 2)``, in sides of the image, and centre ``(B, 2)``, in [-1, 1]."""
+
+
+class Plain(Augment):
+    """The centre crop of the test transform."""
+
+    name = "none"
+    flip = False
+
+    def window(self, draws: Tensor, shown: float) -> tuple[Tensor, Tensor]:
+        """Always the same."""
+        return draws.new_full((len(draws), 2), shown), draws.new_zeros(len(draws), 2)
+
+
+class Shift(Augment):
+    """The test crop moved by a random number of pixels, up to ``by`` of its side each way: padded crops for CIFAR."""
+
+    name = "shift"
+
+    def __init__(self, *, by: float = 0.125, flip: bool = True) -> None:
+        self.by = check_share("by", by)
+        self.flip = flip
+
+    def __call__(self, images: Tensor, draws: Tensor, transform: Transform) -> Tensor:
+        """Shift by whole pixels of the crop."""
+        steps = round(self.by * transform.crop)
+        whole = ((draws[:, :2] * (2 * steps + 1)).floor() - steps) / transform.crop
+        return super().__call__(images, torch.cat([whole, draws[:, 2:]], dim=1), transform)
+
+    def window(self, draws: Tensor, shown: float) -> tuple[Tensor, Tensor]:
+        """The test crop's size, about another centre."""
+        return draws.new_full((len(draws), 2), shown), draws[:, :2] * 2 * shown
+
+
+class Crop(Augment):
+    """A random window of at least ``least`` of the area, with an aspect ratio of 3:4 to 4:3."""
+
+    name = "crop"
+
+    def __init__(self, *, least: float = 0.25, flip: bool = True) -> None:
+        self.least = check_positive("least", check_share("least", least))
+        self.flip = flip
+
+    def window(self, draws: Tensor, shown: float) -> tuple[Tensor, Tensor]:
+        """Area and the logarithm of the ratio are uniform; the place is, within the image."""
+        del shown
+        area = self.least + draws[:, 2] * (1 - self.least)
+        ratio = ((2 * draws[:, 3] - 1) * math.log(4 / 3)).exp()
+        size = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()], dim=1).clamp(max=1)
+        return size, (2 * draws[:, :2] - 1) * (1 - size)
+
+
+AUGMENTS: dict[str, type[Augment]] = {cls.name: cls for cls in (Plain, Shift, Crop)}

@@ -1,0 +1,95 @@
+"""What is refused before training, while nothing is lost."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from nescio.data.sources import Source
+from nescio.errors import InputError, some
+from nescio.models.runs import RUN, Run
+
+
+def check_sources(train: Source, val: Source, batch_size: int) -> int:
+    """The number of classes of labelled training and validation images.
+
+    Raises:
+        InputError: an image has no label, a class no image, there is one class only, the sets disagree, or there are
+            fewer images than make a batch.
+    """
+    for name, source in (("training", train), ("validation", val)):
+        unlabelled = int((source.labels < 0).sum())
+        if unlabelled:
+            raise InputError(
+                f"{unlabelled:,} of {len(source):,} {name} images have no class number; give a folder of class "
+                "folders, or parquet with a column 'label' of integers"
+            )
+    names = train.classes
+    n = max(len(names or []), int(train.labels.max()) + 1)
+    counts = np.bincount(train.labels, minlength=n)
+    empty = [names[c] if names and c < len(names) else c for c in np.flatnonzero(counts == 0)]
+    if empty:
+        raise InputError(f"no training image is of class {some(empty)}; every class needs some")
+    if n < 2:
+        raise InputError("all training images are of one class; a classifier needs two or more")
+    if names and val.classes and names != val.classes:
+        differing = some(sorted(set(names) ^ set(val.classes)) or ["their order"])
+        raise InputError(f"the training and validation images disagree about the classes ({differing})")
+    if int(val.labels.max()) >= n:
+        raise InputError(f"the validation images have labels up to {val.labels.max()}, the training images {n} classes")
+    if len(train) < batch_size:
+        raise InputError(f"{len(train):,} training images do not fill a batch of {batch_size}; lower --batch-size")
+    return n
+
+
+def check_same_run(out: Path, run: Run, *, resume: bool) -> Run:
+    """The run that a folder holds, if it is the one to be resumed; ``run`` itself in a fresh folder.
+
+    Raises:
+        InputError: the folder holds another run, or one and nobody asked to resume it, or cannot be written to.
+    """
+    if not (out / RUN).exists():
+        if resume and out.exists() and any(out.iterdir()):
+            raise InputError(f"{out} holds no run to resume: it has no {RUN}")
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise InputError(f"{out} cannot be written to: {e.strerror}") from None
+        if not os.access(out, os.W_OK):
+            raise InputError(f"{out} cannot be written to")
+        return run
+    there = Run.read(out)
+    if not resume:
+        raise InputError(f"{out} holds a run already; add --resume to go on with it, or name another folder")
+    wanted, stored = _flat(run), _flat(there)
+    differing = [k for k in wanted if wanted[k] != stored.get(k) and k != "epochs"]
+    if differing:
+        first = differing[0]
+        raise InputError(
+            f"{out} was trained with another {some(differing)} ({first}: {stored.get(first)}, now {wanted[first]}); "
+            "give the same options to resume it, or another folder"
+        )
+    there.settings["epochs"] = run.settings["epochs"]
+    return there
+
+
+def made_with(device: torch.device) -> dict[str, str]:
+    """Versions and machine, for the record."""
+    packages = ("nescio", "torch", "torchvision", "timm", "lightning-fabric")
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {"python": platform.python_version(), "device": where} | {p: importlib.metadata.version(p) for p in packages}
+
+
+def _flat(run: Run) -> dict[str, object]:
+    return {
+        "architecture": run.model,
+        "classes": run.classes or run.n_classes,
+        "transform": run.transform,
+        "objective": run.objective,
+        **run.settings,
+    }

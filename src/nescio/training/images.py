@@ -1,0 +1,127 @@
+"""Feeding the loop: images held in memory (or on the device) as uint8 where they fit, else read again every epoch."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nescio.data.batches import read_batches
+from nescio.data.decode import decode
+from nescio.data.sources import Rows, Source
+from nescio.data.transforms import Transform
+from nescio.errors import BadImage, InputError
+from nescio.progress import progress_bar
+from nescio.training.hardware import Hardware
+
+HELD = 2 << 30
+"""Bytes of decoded images that are held in main memory; on a GPU, up to half of what is free there."""
+_READ = 256
+
+log = logging.getLogger(__name__)
+
+
+class Images:
+    """The images of a source as square uint8 tensors, by number.
+
+    Args:
+        source: the images.
+        transform: ``crop`` is the side of the squares.
+        device: where batches go.
+        hardware: whether to keep them decoded (by default where they fit), decoding processes, and the share of the
+            images that may be unreadable; these are left out.
+        title: what the progress bar calls them.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        transform: Transform,
+        *,
+        device: torch.device,
+        hardware: Hardware,
+        title: str = "images",
+        progress: bool = True,
+    ) -> None:
+        self.source, self.transform, self.device = source, transform, device
+        self.workers, self.max_bad, self.title = hardware.workers, hardware.max_bad, title
+        self.held: Tensor | None = None
+        size = len(source) * 3 * transform.crop**2
+        if hardware.hold or (hardware.hold is None and size <= _room(device)):
+            self._read_all(progress=progress)
+        self.labels = torch.from_numpy(self.source.labels)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def _read_all(self, *, progress: bool) -> None:
+        side = self.transform.crop
+        held = torch.empty(len(self.source), 3, side, side, dtype=torch.uint8, device=self.device)
+        good: list[int] = []
+        with progress_bar(show=progress) as bar:
+            task = bar.add_task(f"reading {self.title}", total=len(self.source))
+            for batch in read_batches(self.source, self.transform, 0, _READ, self.workers):
+                if batch.images is not None:
+                    held[len(good) : len(good) + len(batch.good)] = batch.images.to(self.device)
+                good += [batch.start + int(i) for i in batch.good]
+                self._report(batch.start, batch.bad)
+                bar.advance(task, batch.size)
+        bad = len(self.source) - len(good)
+        if bad > self.max_bad * len(self.source) or not good:
+            raise InputError(
+                f"{bad:,} of {len(self.source):,} {self.title} cannot be read, more than the share {self.max_bad:g} "
+                "that may be (--max-bad)"
+            )
+        self.held = held[: len(good)]
+        self.source = Rows(self.source, good) if bad else self.source
+
+    def _report(self, start: int, bad: Sequence[tuple[int, str]]) -> None:
+        for i, reason in bad:
+            log.warning("left out of the %s: %s: %s", self.title, self.source.name(start + i), reason)
+
+    def batches(self, parts: Sequence[Sequence[int]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images ``(B, 3, S, S)`` uint8 and their numbers ``(B,)`` for each list of numbers, on the device.
+
+        Of an image that cannot be read neither comes.
+
+        Raises:
+            InputError: no image of a list can be read.
+        """
+        if self.held is not None:
+            for numbers in parts:
+                where = torch.as_tensor(numbers, dtype=torch.int64, device=self.device)
+                yield self.held[where], where
+            return
+        flat = list(itertools.chain.from_iterable(parts))
+        size = max(map(len, parts), default=1)  # all are of one size but the last
+        for batch in read_batches(Rows(self.source, flat), self.transform, 0, size, self.workers):
+            chosen = flat[batch.start : batch.start + batch.size]
+            for i, reason in batch.bad:
+                log.warning("left out of the %s: %s: %s", self.title, self.source.name(chosen[i]), reason)
+            if batch.images is None:
+                raise InputError(
+                    f"none of {batch.size} {self.title} in a row can be read; the first: {batch.bad[0][1]}"
+                )
+            numbers = np.asarray(chosen)[batch.good]
+            yield batch.images.to(self.device, non_blocking=True), torch.from_numpy(numbers).to(self.device)
+
+
+def held_side(source: Source, transform: Transform) -> int:
+    """Side of the squares to keep: that of the resized image, or less if all of the first images are smaller."""
+    sides = [0]
+    for i in range(min(64, len(source))):
+        try:
+            sides.append(min(decode(source.read(i)).size))
+        except (BadImage, OSError):
+            continue  # reading all of them reports it
+    return min(transform.resize or transform.crop, max(sides) or transform.crop)
+
+
+def _room(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0] // 2)
+    return HELD

@@ -1,0 +1,251 @@
+"""The loop: one for every objective."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import signal
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nescio.detector import Detector
+from nescio.errors import InputError
+from nescio.models import Classifier
+from nescio.models.runs import STATE, WEIGHTS, Run
+from nescio.objectives import Objective, View
+from nescio.objectives.base import TrainingNetwork
+from nescio.options import parse_named
+from nescio.progress import progress_bar
+from nescio.training.augment import AUGMENTS, DRAWS
+from nescio.training.hardware import Interrupted, stop_on_signal
+from nescio.training.images import Images
+from nescio.training.log import Log
+from nescio.training.recipe import OPTIMIZERS, SCHEDULES, Recipe
+from nescio.training.state import State, save_tensors
+from nescio.training.validation import judge
+
+log = logging.getLogger(__name__)
+
+PAPERS_CHOICE = "papers-choice.safetensors"
+"""The weights of the epoch that did best on the watched OOD sets: the SSOD paper's way to choose."""
+_LOOK = 20
+"""Steps on a GPU after which losses are looked at: each look waits for the device."""
+
+
+class _Trainee(nn.Module):
+    """What is wrapped for several processes: one call gives the loss."""
+
+    def __init__(self, classifier: Classifier, objective: Objective) -> None:
+        super().__init__()
+        self.network = TrainingNetwork(classifier, maps=objective.needs_maps)
+        self.heads, self.objective = classifier.heads, objective
+
+    def forward(self, x: Tensor, labels: Tensor, epoch: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss, and what is watched: sums over the batch."""
+        view = View(x, labels, self.network, epoch)
+        loss, watched = self.objective.loss(view, self.heads)
+        right = (view.logits.detach().argmax(dim=1) == labels).float().mean()
+        return loss, {"loss": loss.detach(), "accuracy": right, **watched}
+
+
+class Loop:
+    """Everything that stays the same from step to step."""
+
+    def __init__(
+        self,
+        fabric: Any,
+        run: Run,
+        out: Path,
+        state: State,
+        objective: Objective,
+        recipe: Recipe,
+        images: Images,
+        val: Images,
+        watched: Mapping[str, Images],
+        *,
+        keep: bool = False,
+    ) -> None:
+        self.keep = keep
+        self.fabric, self.run, self.out, self.state, self.recipe = fabric, run, out, state, recipe
+        self.images, self.val, self.watched = images, val, watched
+        self.detector = Detector.parse(objective.detector)
+        trainee = _Trainee(state.classifier, objective)
+        state.optimizer = parse_named(recipe.optimizer, OPTIMIZERS).over(
+            [p for p in trainee.parameters() if p.requires_grad]
+        )
+        self.base_lr = state.optimizer.param_groups[0]["lr"]
+        self.trainee, self.optimizer = fabric.setup(trainee, state.optimizer)
+        self.schedule = parse_named(recipe.schedule, SCHEDULES)
+        self.augment = parse_named(recipe.augment, AUGMENTS)
+        self.size = min(recipe.batch_size, len(images))
+        self.per_epoch = len(images) // self.size
+        self.losses: list[Tensor] = []
+        self.shown: dict[str, float] = {}
+
+    def run_epochs(self, *, resume: bool, progress: bool) -> None:
+        """All epochs, or those that are left."""
+        alone = self.fabric.is_global_zero
+        if resume:
+            self.state.load(self.out / STATE)
+        elif alone:
+            self.run.write(self.out)
+        self.log = Log(self.out, self.state.step // self.per_epoch, write=alone)
+        with stop_on_signal() as asked, progress_bar(show=progress and alone) as bar, self.log:
+            task = bar.add_task("training", total=self.recipe.epochs * self.per_epoch * self.size)
+            bar.advance(task, self.state.step * self.size)
+            for epoch in range(self.state.step // self.per_epoch, self.recipe.epochs):
+                stop = False
+                for _ in self._steps(epoch):
+                    bar.update(task, advance=self.size, description=self._told(epoch))
+                    stop = self._agree(asked)
+                    if stop:
+                        break
+                self._look()
+                if self.state.step == (epoch + 1) * self.per_epoch:
+                    self._end(epoch)
+                if stop:
+                    self._save()
+                    raise Interrupted(asked[0] if asked else signal.SIGTERM)
+
+    def _steps(self, epoch: int) -> Iterator[None]:
+        """The epoch's steps that are left. All that is drawn follows from seed, epoch and step."""
+        seed = self.run.settings["seed"]
+        draws = torch.Generator().manual_seed(hash_of(seed, epoch))
+        order = torch.randperm(len(self.images), generator=draws)
+        windows = torch.rand(len(self.images), DRAWS, generator=draws).to(self.fabric.device)
+        rank, world, parts = self.fabric.global_rank, self.fabric.world_size, self.recipe.accumulate
+        done = self.state.step - epoch * self.per_epoch
+        batches = torch.split(order[done * self.size : self.per_epoch * self.size], self.size)
+        mine = [batch[rank::world] for batch in batches]
+        pieces = [piece.tolist() for batch in mine for piece in batch.chunk(parts)]
+        feed = self.images.batches(pieces)
+        for _ in mine:
+            torch.manual_seed(hash_of(seed, self.state.step, rank))  # dropout, resampled patches
+            self._step(feed, windows)
+            yield
+
+    def _step(self, feed: Iterator[tuple[Tensor, Tensor]], windows: Tensor) -> None:
+        epoch = (self.state.step + 0.5) / self.per_epoch
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.base_lr * self.schedule.at(epoch, self.recipe.epochs)
+        parts = self.recipe.accumulate
+        transform = self.state.classifier.transform
+        for part in range(parts):
+            pixels, numbers = next(feed)
+            shown = self.augment(pixels, windows[numbers], transform)
+            x = transform.normalise(shown).contiguous(memory_format=torch.channels_last)
+            labels = self.images.labels[numbers.cpu()].to(x.device)
+            with self.fabric.no_backward_sync(self.trainee, enabled=part < parts - 1):
+                loss, watched = self.trainee(x, labels, epoch)
+                self.fabric.backward(loss / parts)
+            self._watch(watched, 1 / parts)
+        if self.recipe.clip:
+            self.fabric.clip_gradients(self.trainee, self.optimizer, max_norm=self.recipe.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.state.advance()
+        if len(self.losses) >= _LOOK or self.fabric.device.type == "cpu":
+            self._look()
+
+    def _watch(self, watched: dict[str, Tensor], weight: float) -> None:
+        names = list(watched)
+        self.names = names
+        self.losses.append(torch.stack([watched[n].float() for n in names]) * weight)
+
+    def _look(self) -> None:
+        """Add what was watched to the epoch's sums, over all processes; stop if a loss is not finite."""
+        if not self.losses:
+            return
+        seen = self.fabric.all_reduce(torch.stack(self.losses), reduce_op="mean").tolist()
+        first = self.state.step - len(self.losses) // self.recipe.accumulate
+        self.losses = []
+        for i, values in enumerate(seen):
+            if not all(map(math.isfinite, values)):
+                step = first + i // self.recipe.accumulate
+                epoch, batch = divmod(step, self.per_epoch)
+                raise InputError(
+                    f"the loss is not finite ({values[0]}) at batch {batch} of epoch {epoch}; the last checkpoint "
+                    f"stays in {self.out}. A lower learning rate (--lr), --clip 1 or --precision 32 may help"
+                )
+            for name, value in zip(self.names, values, strict=True):
+                self.state.sums[name] = self.state.sums.get(name, 0.0) + value
+        self.shown = dict(zip(self.names, seen[-1], strict=True))
+
+    def _agree(self, asked: list[int]) -> bool:
+        """Whether some process was asked to stop; several agree on it every few steps."""
+        if self.fabric.world_size == 1:
+            return bool(asked)
+        if self.state.step % _LOOK:
+            return False
+        flag = torch.tensor(float(bool(asked)), device=self.fabric.device)
+        return bool(self.fabric.all_reduce(flag, reduce_op="sum") > 0)
+
+    def _told(self, epoch: int) -> str:
+        parts = [f"epoch {epoch + 1}/{self.recipe.epochs}"]
+        parts += [f"{label} {self.shown[name]:{form}}" for name, label, form in _TOLD if name in self.shown]
+        return "  ".join(parts)
+
+    def _save(self) -> None:
+        if self.fabric.is_global_zero:
+            self.state.save(self.out / STATE)
+            self.run.write(self.out)
+
+    def _end(self, epoch: int) -> None:
+        """Judge, log and store; by one process, for all."""
+        means = {f"train_{k}": v / self.per_epoch for k, v in self.state.sums.items()}
+        self.state.sums = {}
+        if self.fabric.is_global_zero:
+            self.state.exchange()
+            try:
+                judged = judge(self.state.classifier, self.detector, self.val, self.watched)
+            finally:
+                self.state.exchange()
+            numbers = {"epoch": epoch + 1, "step": self.state.step, **means, **judged.numbers()}
+            self._warn(means)
+            if self.keep:
+                save_tensors(self.out / f"epoch-{epoch + 1}.safetensors", self.state.weights())
+            self._select("value", judged.value, WEIGHTS, numbers)
+            if judged.ood:
+                fpr95 = sum(pair["fpr95"] for pair in judged.ood.values()) / len(judged.ood)
+                self._select("papers_choice", 1 - fpr95, PAPERS_CHOICE, numbers)
+            self._save()
+            self.log.write(numbers | {"lr": self.optimizer.param_groups[0]["lr"]})
+        self.fabric.barrier()
+
+    def _warn(self, means: Mapping[str, float]) -> None:
+        absent = [kind for kind in ("id", "ood") if means.get(f"train_{kind}_share", 1.0) < 1e-3]
+        if absent:
+            log.warning(
+                "hardly any patch was labelled %s in this epoch: the OOD head learns from one kind alone",
+                " or ".join(kind.upper() for kind in absent),
+            )
+
+    def _select(self, by: str, value: float, file: str, numbers: Mapping[str, Any]) -> None:
+        if value > self.state.best.get(by, -math.inf):
+            self.state.best[by] = value
+            save_tensors(self.out / file, self.state.weights())
+            chosen = {"by": _RULES[by], "value": value, **numbers}
+            self.run.selected = {**(self.run.selected or {}), by: chosen}
+
+
+_TOLD = (
+    ("loss", "loss", ".3f"),
+    ("accuracy", "accuracy", ".0%"),
+    ("id_share", "patches ID", ".0%"),
+    ("ood_share", "OOD", ".0%"),
+)
+_RULES = {
+    "value": "mean of ID validation accuracy and AUROC against shuffled ID validation images; no OOD image was used",
+    "papers_choice": "mean FPR95 on the watched OOD sets: this looks at the test, as the SSOD paper does",
+}
+
+
+def hash_of(*numbers: int) -> int:
+    """One seed from several numbers."""
+    digest = hashlib.blake2b(repr(numbers).encode(), digest_size=7).digest()
+    return int.from_bytes(digest, "little")

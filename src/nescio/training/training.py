@@ -1,0 +1,123 @@
+"""Training a classifier into a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from nescio.data.sources import Source, open_source
+from nescio.data.transforms import Transform
+from nescio.models import Classifier
+from nescio.models.load import new_network
+from nescio.models.runs import STATE, Run
+from nescio.objectives import parse_objective
+from nescio.training.checks import check_same_run, check_sources, made_with
+from nescio.training.hardware import Hardware, make_fabric
+from nescio.training.images import Images, held_side
+from nescio.training.loop import Loop
+from nescio.training.recipe import Recipe
+from nescio.training.state import State
+
+AnySource = str | Path | Source
+
+
+def train(
+    out: str | Path,
+    *,
+    model: str,
+    train: AnySource,
+    val: AnySource,
+    objective: str = "ssod",
+    recipe: Recipe | None = None,
+    init: str = "scratch",
+    size: int | None = None,
+    transform: str | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    watch: Mapping[str, AnySource] | None = None,
+    keep: bool = False,
+    hardware: Hardware | None = None,
+    progress: bool = True,
+) -> Run:
+    """Train a classifier, with the heads of its objective, into a folder that ``load_classifier`` opens.
+
+    Of all epochs the weights are kept that are best by the mean of ID validation accuracy and the AUROC of the
+    objective's score against the validation images with their tiles shuffled. No OOD image takes part.
+
+    Args:
+        out: the folder.
+        model: the architecture, as for ``load_classifier``.
+        train: labelled training images.
+        val: labelled ID validation images with the same classes.
+        objective: what is minimised, a spec string: ``ce``, ``ssod:gamma=0.95,alpha=1,balance=lwb``.
+        recipe: everything else about the optimisation; the objective's own, or ``ssod``'s, by default.
+        init: ``scratch``, ``pretrained`` or a file of weights; a last layer of another size is made anew.
+        size: side of the images that the network sees, in pixels; the model's own by default.
+        transform: replaces parts of the model's test transform.
+        seed: of everything drawn.
+        resume: go on from the last checkpoint in ``out``.
+        watch: OOD sets to be logged after each epoch. They select nothing, but the epoch that does best on them is kept
+            apart as ``papers-choice.safetensors``: the SSOD paper chooses so, which looks at the test.
+        keep: store the weights of every epoch, too, as ``epoch-N.safetensors``.
+        hardware: devices, processes, memory.
+        progress: show a bar on a terminal.
+
+    Raises:
+        InputError: the images, the model, the objective or the folder do not serve; or the loss is no longer finite.
+        Interrupted: on SIGINT or SIGTERM, after a checkpoint.
+    """
+    out, hardware, recipe = Path(out).expanduser(), hardware or Hardware(), recipe or Recipe.named("ssod")
+    sources = {"train": _open(train), "val": _open(val)}
+    n_classes = check_sources(sources["train"], sources["val"], recipe.batch_size)
+    watched = {name: _open(source) for name, source in (watch or {}).items()}
+    goal = parse_objective(objective)
+    fabric = make_fabric(hardware, recipe)
+    device = fabric.device
+    torch.manual_seed(seed)
+    network, own_transform, name = new_network(model, n_classes, init=init, transform=transform, size=size)
+    run = Run(
+        name,
+        n_classes,
+        sources["train"].classes,
+        str(own_transform),
+        repr(goal),
+        {
+            **recipe.settings(),
+            "seed": seed,
+            "init": init,
+            "train": sources["train"].identity,
+            "val": sources["val"].identity,
+        },
+        made_with=made_with(device),
+    )
+    run = check_same_run(out, run, resume=resume)
+    network.to(device).to(memory_format=torch.channels_last)
+    classifier = Classifier(network, own_transform, name=name, classes=run.classes)
+    torch.manual_seed(seed + 1)
+    classifier.heads.update(goal.heads(classifier))
+    side = held_side(sources["train"], own_transform)
+    square = Transform(crop=side, interpolation=own_transform.interpolation)
+
+    def images(source: Source, seen: Transform, title: str) -> Images:
+        return Images(source, seen, device=device, hardware=hardware, title=f"{title} images", progress=progress)
+
+    loop = Loop(
+        fabric,
+        run,
+        out,
+        State(network, classifier, recipe.ema),
+        goal,
+        recipe,
+        images(sources["train"], square, "training"),
+        images(sources["val"], own_transform, "validation"),
+        {n: images(s, own_transform, n) for n, s in watched.items()},
+        keep=keep,
+    )
+    loop.run_epochs(resume=resume and (out / STATE).exists(), progress=progress)
+    return run
+
+
+def _open(source: AnySource) -> Source:
+    return open_source(source) if isinstance(source, str | Path) else source

@@ -1,0 +1,88 @@
+"""Judging a network after an epoch, without any OOD image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nescio import metrics
+from nescio.detector import Detector
+from nescio.models import Classifier
+from nescio.training.images import Images
+
+GRID = 4
+"""The stand-in for OOD images: ID validation images cut into 4 × 4 tiles that are laid out anew."""
+_BATCH = 128
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What validation says of a network.
+
+    Attributes:
+        accuracy: share of the ID validation images classified right.
+        shuffled_auroc: AUROC of the objective's score, those images against themselves with their tiles shuffled.
+        ood: FPR95 and AUROC on OOD sets that the user asked to watch; never used to select.
+    """
+
+    accuracy: float
+    shuffled_auroc: float
+    ood: dict[str, dict[str, float]]
+
+    @property
+    def value(self) -> float:
+        """What a checkpoint is selected by: the mean of accuracy and AUROC."""
+        return (self.accuracy + self.shuffled_auroc) / 2
+
+    def numbers(self) -> dict[str, Any]:
+        """For the log."""
+        watched = {f"ood/{name}/{k}": v for name, pair in self.ood.items() for k, v in pair.items()}
+        return {"val_accuracy": self.accuracy, "val_shuffled_auroc": self.shuffled_auroc, **watched}
+
+
+@torch.no_grad()
+def judge(classifier: Classifier, detector: Detector, val: Images, watched: Mapping[str, Images]) -> Judgement:
+    """Accuracy and scores on validation images, the same images shuffled, and watched OOD sets."""
+    network = classifier.probed(detector.probes())
+
+    def score(pixels: Tensor) -> tuple[Tensor, Tensor]:
+        f = network(classifier.transform.normalise(pixels))
+        return detector(f).cpu(), f.pred
+
+    plain, shuffled, right = [], [], 0
+    draws = torch.Generator().manual_seed(0)
+    for pixels, numbers in val.batches(_parts(len(val))):
+        values, pred = score(pixels)
+        right += int((pred.cpu() == val.labels[numbers.cpu()]).sum())
+        plain.append(values)
+        shuffled.append(score(shuffle_tiles(pixels, draws))[0])
+    own = torch.cat(plain).numpy()
+    ood = {
+        name: torch.cat([score(pixels)[0] for pixels, _ in images.batches(_parts(len(images)))]).numpy()
+        for name, images in watched.items()
+    }
+    against = {name: {"fpr95": metrics.fpr_at_tpr(own, v), "auroc": metrics.auroc(own, v)} for name, v in ood.items()}
+    return Judgement(right / len(own), metrics.auroc(own, torch.cat(shuffled).numpy()), against)
+
+
+def shuffle_tiles(images: Tensor, draws: torch.Generator) -> Tensor:
+    """Images ``(B, 3, H, W)`` with their 4 × 4 tiles in another order for each; a rest that fits no tile is cut off."""
+    high, wide = images.shape[2] // GRID, images.shape[3] // GRID
+    cut = images[:, :, : high * GRID, : wide * GRID].unfold(2, high, high).unfold(3, wide, wide)
+    tiles = cut.flatten(2, 3).transpose(1, 2)  # (B, 16, 3, h, w)
+    order = torch.rand(len(images), GRID * GRID, generator=draws).argsort(dim=1).to(images.device)
+    tiles = tiles.gather(1, order[:, :, None, None, None].expand_as(tiles))
+    rows = tiles.reshape(-1, GRID, GRID, *tiles.shape[2:]).permute(0, 3, 1, 4, 2, 5)  # (B, 3, 4, h, 4, w)
+    whole: Tensor = rows.flatten(4, 5).flatten(2, 3)
+    if whole.shape[2:] != images.shape[2:]:
+        whole = torch.nn.functional.interpolate(whole, images.shape[2:], mode="nearest")
+    return whole.contiguous()
+
+
+def _parts(n: int) -> list[list[int]]:
+    return [part.tolist() for part in np.split(np.arange(n), range(_BATCH, n, _BATCH))]

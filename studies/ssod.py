@@ -1,0 +1,231 @@
+"""SSOD against cross entropy, its ablations, and where its sampler looks.
+
+    python studies/ssod.py cifar10          a small network from scratch, three seeds
+    python studies/ssod.py tiny-imagenet    EfficientNet-Lite0 from its ImageNet weights, 128 px, three seeds
+    python studies/ssod.py ablations        α, the balance, γ and the start of the OOD head, on the small network
+    python studies/ssod.py tables           all tables, from what is stored
+
+Every run leaves one JSON in studies/ssod/ (command, seed, seconds, machine, results) and is not run again while that is
+there; an interrupted one goes on at its last epoch. Images: $NESCIO_SHARED, or ../shared next to the checkout.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import nescio
+from nescio.data.batches import read_batches
+from nescio.explanation import patch_maps
+from nescio.files import write_whole
+from nescio.models import Classifier, load_classifier
+from nescio.training import Hardware, Recipe, train
+
+ROOT = Path(__file__).parents[1]
+SHARED = Path(os.environ.get("NESCIO_SHARED", ROOT.parent / "shared")) / "data"
+STORED = ROOT / "studies/ssod"
+WORK = Path(os.environ.get("NESCIO_STUDY_WORK", ROOT / "runs"))
+POST_HOC = ("msp", "energy", "fmls")
+OOD_HEAD = ("ssod", "ssod:pool=mean", "ssod:pool=top", "mean(ssod,energy)")
+SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A data set, a network and a recipe."""
+
+    name: str
+    train: str
+    val: str
+    test: str
+    ood: dict[str, str]
+    recipe: Recipe
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def data(name: str) -> str:
+    """A shared set, as the command line takes it."""
+    return str(SHARED / f"{name}.parquet")
+
+
+CIFAR10 = Setup(
+    "cifar10",
+    data("cifar10/train") + "[:45000]",
+    data("cifar10/train") + "[45000:]",
+    data("cifar10/test"),
+    {name: data(f"{name}/test") for name in ("textures", "scenes", "mnist", "cifar100")},
+    Recipe.named("cosine", epochs=12, schedule="cosine:warmup=1"),
+    {
+        "model": "studies.networks:small_resnet",
+        "size": 32,
+        "transform": "mean=0.4914/0.4822/0.4465,std=0.2023/0.1994/0.2010",
+    },
+)
+ABLATION = Setup(
+    "ablations", CIFAR10.train, CIFAR10.val, CIFAR10.test, CIFAR10.ood,
+    Recipe.named("cosine", epochs=8, schedule="cosine:warmup=1"), CIFAR10.options,
+)  # fmt: skip
+TINY = Setup(
+    "tiny-imagenet",
+    data("tiny-imagenet-20/train") + "[:7500]",
+    data("tiny-imagenet-20/train") + "[7500:]",
+    data("tiny-imagenet-20/test"),
+    {
+        "scenes": data("tiny-imagenet-scenes/test"),
+        "objects": data("tiny-imagenet-objects/test"),
+        "textures": data("textures/test"),
+        "mnist": data("mnist/test") + "[:2000]",
+    },
+    Recipe.named("ssod", epochs=4, batch_size=64),
+    {"model": "efficientnet-lite0", "init": "pretrained", "size": 128},
+)
+
+
+def run(setup: Setup, objective: str, seed: int, *, boxes: bool = False) -> None:
+    """Train, bench, and store one JSON."""
+    name = f"{setup.name}-{objective.replace(':', '-').replace(',', '-')}-{seed}"
+    stored = STORED / f"{name}.json"
+    if stored.exists():
+        return
+    print(name, flush=True)
+    out, begin = WORK / name, time.time()
+    sets = {"train": setup.train, "val": setup.val}
+    run = train(
+        out, **sets, objective=objective, recipe=setup.recipe, seed=seed, watch=setup.ood, resume=out.exists(),
+        keep=boxes, hardware=Hardware(device="cpu"), progress=True, **setup.options,
+    )  # fmt: skip
+    seconds = time.time() - begin
+    detectors = POST_HOC + (OOD_HEAD if objective != "ce" else ())
+    results = {
+        choice: bench(setup, out / file, detectors)
+        for choice, file in (("ours", "model.safetensors"), ("papers choice", "papers-choice.safetensors"))
+    }
+    epochs = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    record = {
+        "command": f"python studies/ssod.py {setup.name}",
+        "objective": objective,
+        "seed": seed,
+        "seconds": round(seconds),
+        "machine": machine,
+        "settings": run.settings | {"model": run.model, "transform": run.transform},
+        "selected": run.selected,
+        "results": results,
+        "epochs": epochs,
+    }
+    if boxes:
+        record["sampler"] = [
+            {"epoch": e["epoch"], **judge_sampler(load(out / f"epoch-{e['epoch']}.safetensors"), setup.test)}
+            for e in epochs
+        ]
+    STORED.mkdir(exist_ok=True)
+    write_whole(stored, json.dumps(record, indent=1) + "\n")
+
+
+def load(weights: Path) -> Classifier:
+    """A run's network with one of its files of weights."""
+    return load_classifier(str(weights.parent), weights=weights, device="cpu")
+
+
+def bench(setup: Setup, weights: Path, detectors: tuple[str, ...]) -> dict[str, Any]:
+    """ID accuracy, and FPR95 and AUROC by detector and OOD set."""
+    results = nescio.bench(
+        load(weights), id=setup.test, ood=setup.ood, detectors=detectors, train=setup.train, cache=WORK / "banks",
+    )  # fmt: skip
+    table: dict[str, Any] = {"id_accuracy": results.rows[0].id_accuracy}
+    for row in results.rows:
+        table.setdefault(row.detector, {})[row.ood] = {"fpr95": row.fpr95, "auroc": row.auroc}
+    return table
+
+
+def judge_sampler(classifier: Classifier, test: str, gamma: float = 0.95) -> dict[str, float]:
+    """Of the positions labelled OOD the share outside of the object's box, of those labelled ID the share inside."""
+    import pyarrow.parquet as pq
+
+    source = nescio.open_source(test)
+    boxes = torch.tensor(pq.read_table(test, columns=["box"])["box"].to_pylist(), dtype=torch.float32)
+    t = classifier.transform
+    found = {"positions": 0, "outside": 0, "ood": 0, "ood_outside": 0, "id": 0, "id_inside": 0}
+    for batch in read_batches(source, t, 0, 128, 0):
+        maps = patch_maps(classifier, batch.images, torch.from_numpy(source.labels[batch.start :][: batch.size]))
+        kinds = maps.sampled(gamma)
+        side = kinds.shape[1]
+        cell = (torch.arange(side) + 0.5) / side * t.crop
+        at = (cell + ((t.resize or t.crop) - t.crop) / 2) * 64 / (t.resize or t.crop)  # pixels of the 64 × 64 original
+        x0, y0, x1, y1 = boxes[batch.start : batch.start + batch.size].T[:, :, None]
+        inside = ((at >= y0) & (at < y1))[:, :, None] & ((at >= x0) & (at < x1))[:, None, :]
+        found["positions"] += inside.numel()
+        found["outside"] += int((~inside).sum())
+        found["ood"] += int((kinds == -1).sum())
+        found["ood_outside"] += int(((kinds == -1) & ~inside).sum())
+        found["id"] += int((kinds == 1).sum())
+        found["id_inside"] += int(((kinds == 1) & inside).sum())
+    return {
+        "base_outside": found["outside"] / found["positions"],
+        "ood_share": found["ood"] / found["positions"],
+        "ood_outside": found["ood_outside"] / max(1, found["ood"]),
+        "id_share": found["id"] / found["positions"],
+        "id_inside": found["id_inside"] / max(1, found["id"]),
+    }
+
+
+def comparison(name: str) -> str:
+    """Mean ± standard deviation over seeds: FPR95 / AUROC of every detector on every training."""
+    records = [json.loads(p.read_text()) for p in sorted(STORED.glob(f"{name}-*.json"))]
+    by_objective: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        by_objective.setdefault(record["objective"], []).append(record)
+    oods = list(CIFAR10.ood if name != "tiny-imagenet" else TINY.ood)
+    lines = ["| training | seeds | ID accuracy | detector | " + " | ".join(oods) + " |", "|---" * (4 + len(oods)) + "|"]
+    for objective, same in by_objective.items():
+        tables = [r["results"]["ours"] for r in same]
+        accuracy = spread([t["id_accuracy"] for t in tables])
+        for detector in (d for d in tables[0] if d != "id_accuracy"):
+            cells = [
+                spread([t[detector][o]["fpr95"] for t in tables]) + " / "
+                + spread([t[detector][o]["auroc"] for t in tables])
+                for o in oods
+            ]  # fmt: skip
+            lines.append(f"| `{objective}` | {len(same)} | {accuracy} | `{detector}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def spread(values: list[float]) -> str:
+    """Mean ± standard deviation in percent."""
+    mean = f"{100 * statistics.mean(values):.1f}"
+    return mean if len(values) == 1 else f"{mean} ± {100 * statistics.stdev(values):.1f}"
+
+
+VARIANTS = (
+    *(f"alpha={a}" for a in (0.5, 0.7, 1.2, 1.5)),
+    *("balance=lw", "balance=dr"),
+    *(f"gamma={g}" for g in (0.8, 0.9, 0.99)),
+)
+PLANS = {
+    "cifar10": (CIFAR10, [(o, seed) for seed in SEEDS for o in ("ce", "ssod", "ssod:start=4")]),
+    "tiny-imagenet": (TINY, [(o, seed) for seed in SEEDS for o in ("ce", "ssod")]),
+    "ablations": (ABLATION, [(o, 0) for o in ("ssod", "ssod:start=3", *(f"ssod:start=3,{v}" for v in VARIANTS))]),
+}
+
+
+def main(study: str) -> None:
+    """Run what is missing of a study, then print every table."""
+    os.chdir(ROOT)  # where studies.networks is found
+    setup, plan = PLANS.get(study, (CIFAR10, []))
+    for objective, seed in plan:
+        run(setup, objective, seed, boxes=setup is TINY and seed == 0)
+    for name in ("cifar10", "tiny-imagenet", "ablations"):
+        print(f"\n{name}\n{comparison(name)}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) > 1 else "tables")
