@@ -3,6 +3,8 @@
     python studies/ssod.py cifar10          a small network from scratch, three seeds
     python studies/ssod.py tiny-imagenet    EfficientNet-Lite0 from its ImageNet weights, 128 px, three seeds
     python studies/ssod.py ablations        α, the balance, γ and the start of the OOD head, on the small network
+    python studies/ssod.py cifar10-paper    the paper's CIFAR-10 protocol: ResNet-18 at 224 px; needs a GPU
+    python studies/ssod.py candidates       changes of ours (studies/candidates.py), as the ablations
     python studies/ssod.py tables           all tables, from what is stored
 
 Every run leaves one JSON in studies/ssod/ (command, seed, seconds, machine, results) and is not run again while that is
@@ -30,6 +32,9 @@ from nescio.files import write_whole
 from nescio.models import Classifier, load_classifier
 from nescio.training import Hardware, Recipe, train
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import studies.candidates  # noqa: F401 - registers its objectives
+
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("NESCIO_SHARED", ROOT.parent / "shared")) / "data"
 STORED = ROOT / "studies/ssod"
@@ -37,6 +42,8 @@ WORK = Path(os.environ.get("NESCIO_STUDY_WORK", ROOT / "runs"))
 POST_HOC = ("msp", "energy", "fmls")
 OOD_HEAD = ("ssod", "ssod:pool=mean", "ssod:pool=top", "mean(ssod,energy)")
 SEEDS = (0, 1, 2)
+WATCHED = 900
+"""Images of each OOD set that are looked at after each epoch."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,7 @@ class Setup:
     ood: dict[str, str]
     recipe: Recipe
     options: dict[str, Any] = field(default_factory=dict)
+    device: str = "cpu"
 
 
 def data(name: str) -> str:
@@ -71,7 +79,7 @@ CIFAR10 = Setup(
     },
 )
 ABLATION = Setup(
-    "ablations", CIFAR10.train, CIFAR10.val, CIFAR10.test, CIFAR10.ood,
+    "ablations", data("cifar10/train") + "[:20000]", CIFAR10.val, CIFAR10.test, CIFAR10.ood,
     Recipe.named("cosine", epochs=8, schedule="cosine:warmup=1"), CIFAR10.options,
 )  # fmt: skip
 TINY = Setup(
@@ -83,9 +91,9 @@ TINY = Setup(
         "scenes": data("tiny-imagenet-scenes/test"),
         "objects": data("tiny-imagenet-objects/test"),
         "textures": data("textures/test"),
-        "mnist": data("mnist/test") + "[:2000]",
+        "mnist": data("mnist/test"),
     },
-    Recipe.named("ssod", epochs=4, batch_size=64),
+    Recipe.named("ssod", epochs=3, batch_size=64),
     {"model": "efficientnet-lite0", "init": "pretrained", "size": 128},
 )
 
@@ -100,8 +108,9 @@ def run(setup: Setup, objective: str, seed: int, *, boxes: bool = False) -> None
     out, begin = WORK / name, time.time()
     sets = {"train": setup.train, "val": setup.val}
     run = train(
-        out, **sets, objective=objective, recipe=setup.recipe, seed=seed, watch=setup.ood, resume=out.exists(),
-        keep=boxes, hardware=Hardware(device="cpu"), progress=True, **setup.options,
+        out, **sets, objective=objective, recipe=setup.recipe, seed=seed, resume=out.exists(),
+        watch={name: f"{spec}[:{WATCHED}]" for name, spec in setup.ood.items()},
+        keep=boxes, hardware=Hardware(device=setup.device), progress=True, **setup.options,
     )  # fmt: skip
     seconds = time.time() - begin
     detectors = POST_HOC + (OOD_HEAD if objective != "ce" else ())
@@ -205,6 +214,12 @@ def spread(values: list[float]) -> str:
     return mean if len(values) == 1 else f"{mean} ± {100 * statistics.stdev(values):.1f}"
 
 
+PAPER = Setup(
+    "cifar10-paper", CIFAR10.train, CIFAR10.val, CIFAR10.test, CIFAR10.ood,
+    Recipe.named("ssod", epochs=30, precision="bf16"),
+    {"model": "timm:resnet18", "size": 224, "transform": "resize=224"},
+    device="cuda",
+)  # fmt: skip
 VARIANTS = (
     *(f"alpha={a}" for a in (0.5, 0.7, 1.2, 1.5)),
     *("balance=lw", "balance=dr"),
@@ -213,7 +228,9 @@ VARIANTS = (
 PLANS = {
     "cifar10": (CIFAR10, [(o, seed) for seed in SEEDS for o in ("ce", "ssod", "ssod:start=4")]),
     "tiny-imagenet": (TINY, [(o, seed) for seed in SEEDS for o in ("ce", "ssod")]),
-    "ablations": (ABLATION, [(o, 0) for o in ("ssod", "ssod:start=3", *(f"ssod:start=3,{v}" for v in VARIANTS))]),
+    "ablations": (ABLATION, [(o, 0) for o in ("ce", "ssod", "ssod:start=3", *(f"ssod:start=3,{v}" for v in VARIANTS))]),
+    "cifar10-paper": (PAPER, [(o, seed) for seed in SEEDS for o in ("ce", "ssod")]),
+    "candidates": (ABLATION, [(f"{o}:start=3", 0) for o in ("ssod-correct", "ssod-detached", "ssod-pooled")]),
 }
 
 

@@ -219,6 +219,7 @@ def quickstart(obj: dict[str, Any], /, out: Path, epochs: int, bank_dtype: str, 
 @click.option("--seed", type=int, default=0, help="Of all that is drawn.")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint; the other options stay as they were.")
 @click.option("--watch", multiple=True, metavar="NAME=SET", help="OOD set to log after each epoch. Selects nothing.")
+@click.option("--keep", is_flag=True, help="Store the weights of every epoch, too.")
 @click.option("--device", default="auto", help="cpu, cuda, cuda:1, …")
 @click.option(
     "--devices", type=click.IntRange(1), default=1, help="Processes, one per device. Several hosts: torchrun."
@@ -280,7 +281,7 @@ def explain(images: tuple[str, ...], model: tuple[str, ...], out: Path, **option
     loading = {k: options.pop(k) for k in keys}
     if loading["weights"] and len(model) > 1:
         raise InputError("--weights goes with one --model; give trained folders to compare models")
-    classifiers = {name: load_classifier(name, **loading) for name in model}
+    classifiers = {name.rstrip("/"): load_classifier(name, **loading) for name in model}
     arrays = run(classifiers, Concatenated([open_source(spec) for spec in images]), out, **options)
     _console().print(f"wrote {out} and {arrays}", highlight=False)
 

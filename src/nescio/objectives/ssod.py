@@ -69,17 +69,20 @@ class SSOD(Objective, name="ssod"):
             raise InputError(f"{classifier.name} does not pool its feature map by the mean, which ssod is made for")
         return {"ood": OODHead(fmap.shape[1]).to(classifier.device)}
 
-    def label(self, confidence: Tensor) -> tuple[Tensor, Tensor]:
-        """Which positions are ID and which OOD, from their confidence on the true class (12)."""
+    def label(self, view: View) -> tuple[Tensor, Tensor]:
+        """Which positions are ID and which OOD, from their confidence on the true class (12): ``(B, H·W)`` each."""
+        confidence = true_class_confidence(view.network.logits_at_positions(view.fmap), view.labels)
         return confidence >= self.gamma, confidence < 1 - self.gamma
+
+    def read(self, head: nn.Module, view: View, is_id: Tensor, is_ood: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the OOD head is trained on: its logits at all positions (13), and their labels."""
+        return head(view.fmap).flatten(1).float(), is_id, is_ood
 
     def loss(self, view: View, heads: nn.ModuleDict) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a batch."""
         own = nn.functional.cross_entropy(view.logits.float(), view.labels)
-        confidence = true_class_confidence(view.network.logits_at_positions(view.fmap), view.labels)
-        is_id, is_ood = self.label(confidence)
-        z = heads["ood"](view.fmap).flatten(1).float()
-        term = self.ood_term(z, is_id, is_ood)
+        is_id, is_ood = self.label(view)
+        term = self.ood_term(*self.read(heads["ood"], view, is_id, is_ood))
         weight = self.alpha if view.epoch >= self.start else 0.0
         shares = {"id_share": is_id, "ood_share": is_ood}
         watched = {name: found.float().mean() for name, found in shares.items()}

@@ -59,9 +59,10 @@ def draw_maps(images: Sequence[tuple[str, Sequence[Seen]]], models: Sequence[str
                 _draw_one(row[1 + sum(widths[:m]) :], one)
         for m, model in enumerate(models):
             first = grid[0][1 + sum(widths[:m])]
-            first.annotate(
-                model, (0, 1.28), xycoords="axes fraction", fontsize=9, fontweight="bold", annotation_clip=False
-            )
+            above = {"xycoords": "axes fraction", "xytext": (0, 17), "textcoords": "offset points"}
+            label = first.annotate(model, (0, 1), **above, fontsize=9, fontweight="bold")
+            label.set_in_layout(False)  # a long name must not push the columns apart
+        figure.suptitle(" ", fontsize=18)  # room for these names
         bar = figure.colorbar(
             mpl.cm.ScalarMappable(cmap="viridis"), ax=grid.ravel().tolist(), shrink=0.6, pad=0.01, aspect=30
         )

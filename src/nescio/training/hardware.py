@@ -75,7 +75,7 @@ def make_fabric(hardware: Hardware, recipe: Recipe) -> Any:
             accelerator=kind,
             devices=devices,
             num_nodes=nodes,
-            precision=PRECISIONS[recipe.precision],  # type: ignore[arg-type]
+            precision=PRECISIONS[recipe.precision],
             strategy=DDPStrategy() if several else "auto",
         )
     except (RuntimeError, ValueError) as e:

@@ -100,7 +100,7 @@ class Loop:
             bar.advance(task, self.state.step * self.size)
             for epoch in range(self.state.step // self.per_epoch, self.recipe.epochs):
                 stop = False
-                for _ in self._steps(epoch):
+                for _ in self.steps(epoch):
                     bar.update(task, advance=self.size, description=self._told(epoch))
                     stop = self._agree(asked)
                     if stop:
@@ -112,7 +112,7 @@ class Loop:
                     self._save()
                     raise Interrupted(asked[0] if asked else signal.SIGTERM)
 
-    def _steps(self, epoch: int) -> Iterator[None]:
+    def steps(self, epoch: int) -> Iterator[None]:
         """The epoch's steps that are left. All that is drawn follows from seed, epoch and step."""
         seed = self.run.settings["seed"]
         draws = torch.Generator().manual_seed(hash_of(seed, epoch))

@@ -52,7 +52,7 @@ def train(
         train: labelled training images.
         val: labelled ID validation images with the same classes.
         objective: what is minimised, a spec string: ``ce``, ``ssod:gamma=0.95,alpha=1,balance=lwb``.
-        recipe: everything else about the optimisation; the objective's own, or ``ssod``'s, by default.
+        recipe: everything else about the optimisation; by default ``ssod``, the paper's.
         init: ``scratch``, ``pretrained`` or a file of weights; a last layer of another size is made anew.
         size: side of the images that the network sees, in pixels; the model's own by default.
         transform: replaces parts of the model's test transform.

@@ -1,0 +1,190 @@
+"""A step of SSOD against a step of cross entropy: time and memory, side by side.
+
+    python benchmarks/training.py [--device cuda --precision bf16] [--rounds N]
+
+Whole steps of the loop on images held in memory: augmentation, forward, backward, optimiser. The two take turns, so
+that both see the same machine; the ratio is the median over rounds. Memory is the peak of a process of its own for
+each. On a GPU the bare network's step (no loop, a fixed batch) and the chip's rate of a large product are printed too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from nescio.data.datasets import DatasetSource
+from nescio.data.transforms import Transform
+from nescio.models import Classifier
+from nescio.models.load import new_network
+from nescio.models.runs import Run
+from nescio.objectives import parse_objective
+from nescio.training.hardware import Hardware, make_fabric
+from nescio.training.images import Images
+from nescio.training.loop import Loop
+from nescio.training.recipe import Recipe
+from nescio.training.state import State
+
+CASES = {
+    "ResNet-18, 224 px, 1,000 classes": ("timm:resnet18", 224, 1000),
+    "CIFAR ResNet-18, 32 px, 10 classes": ("resnet18-cifar", 32, 10),
+}
+OBJECTIVES = ("ce", "ssod")
+
+
+class Noise(torch.utils.data.Dataset):
+    """Random images with random labels."""
+
+    def __init__(self, n: int, side: int, classes: int) -> None:
+        rng = np.random.default_rng(0)
+        self.pixels = rng.integers(0, 255, (n, side, side, 3), dtype=np.uint8)
+        self.targets = rng.integers(0, classes, n)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, i: int) -> tuple[Image.Image, int]:
+        return Image.fromarray(self.pixels[i]), int(self.targets[i])
+
+
+class Steps:
+    """A loop whose steps are taken one by one."""
+
+    def __init__(self, case: str, objective: str, arguments: argparse.Namespace) -> None:
+        model, side, classes = CASES[case]
+        recipe = Recipe.named("ssod", batch_size=arguments.batch, precision=arguments.precision)
+        hardware = Hardware(device=arguments.device, workers=0, hold=True)
+        fabric = make_fabric(hardware, recipe)
+        torch.manual_seed(0)
+        network, transform, name = new_network(model, classes, size=side)
+        network.to(fabric.device).to(memory_format=torch.channels_last)
+        classifier, goal = Classifier(network, transform, name=name), parse_objective(objective)
+        classifier.heads.update(goal.heads(classifier))
+        source = DatasetSource(Noise(arguments.batch * 4, side, classes), identity="noise")
+        images = Images(source, Transform(crop=side), device=fabric.device, hardware=hardware, progress=False)
+        run = Run(name, classes, None, str(transform), objective, {"seed": 0})
+        self.loop = Loop(
+            fabric, run, Path(tempfile.mkdtemp()), State(network, classifier), goal, recipe, images, images, {}
+        )
+        self.epoch, self.iterator, self.device = 0, iter(()), fabric.device
+
+    def take(self, n: int) -> float:
+        """Seconds per step."""
+        self._wait()
+        begin = time.perf_counter()
+        for _ in range(n):
+            if next(self.iterator, 0) == 0:
+                self.iterator = self.loop.steps(self.epoch)
+                next(self.iterator)
+                self.epoch += 1
+        self._wait()
+        return (time.perf_counter() - begin) / n
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def memory(case: str, objective: str, arguments: argparse.Namespace) -> float:
+    """Peak of a process that takes a few steps, in GB."""
+    options = {**vars(arguments), "alone": [case, objective]}
+    done = subprocess.run(
+        [sys.executable, __file__, "--options", json.dumps(options)], check=True, capture_output=True, text=True
+    )
+    return float(done.stdout.split()[-1])
+
+
+def alone(case: str, objective: str, arguments: argparse.Namespace) -> float:
+    """The same, within that process."""
+    steps = Steps(case, objective, arguments)
+    steps.take(4)
+    if steps.device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e9
+    status = Path("/proc/self/status").read_text()  # the peak of this process; getrusage inherits its parent's
+    return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) * 1024 / 1e9
+
+
+def bare(case: str, arguments: argparse.Namespace) -> None:
+    """On a GPU: images/s of the bare network's step, and the chip's rate."""
+    model, side, classes = CASES[case]
+    network, _, _ = new_network(model, classes, size=side)
+    network.cuda().to(memory_format=torch.channels_last).train()
+    x = torch.randn(arguments.batch, 3, side, side, device="cuda").to(memory_format=torch.channels_last)
+    y = torch.zeros(arguments.batch, dtype=torch.int64, device="cuda")
+    optimizer = torch.optim.AdamW(network.parameters())
+
+    def step() -> None:
+        with torch.autocast("cuda", torch.bfloat16, enabled=arguments.precision == "bf16"):
+            loss = torch.nn.functional.cross_entropy(network(x), y)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    tasks = (("bare step, images/s", step, arguments.batch), ("TFLOP/s", lambda: a @ a, 2 * 8.192**3 / 1e3))
+    for name, work, amount in tasks:
+        for _ in range(5):
+            work()
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        for _ in range(20):
+            work()
+        torch.cuda.synchronize()
+        print(f"  {name}: {20 * amount / (time.perf_counter() - begin):,.0f}")
+
+
+def compare(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Times taken in turns, and memory."""
+    both = {objective: Steps(case, objective, arguments) for objective in OBJECTIVES}
+    for steps in both.values():
+        steps.take(2)
+    times: dict[str, list[float]] = {objective: [] for objective in OBJECTIVES}
+    for _ in range(arguments.rounds):
+        for objective, steps in both.items():
+            times[objective].append(steps.take(arguments.steps))
+    ratios = [b / a for a, b in zip(*times.values(), strict=True)]
+    used = {objective: memory(case, objective, arguments) for objective in OBJECTIVES}
+    print(f"{case}, batches of {arguments.batch}, {arguments.precision}")
+    for objective in OBJECTIVES:
+        seconds = statistics.median(times[objective])
+        rate = arguments.batch / seconds
+        print(f"  {objective}: {seconds * 1e3:.0f} ms a step, {rate:,.0f} images/s, {used[objective]:.2f} GB")
+    middle, n = statistics.median(ratios), len(ratios)
+    print(f"  ratio of times {middle:.3f} (of {n}: {min(ratios):.3f} to {max(ratios):.3f})")
+    print(f"  ratio of memory {used['ssod'] / used['ce']:.3f}")
+    return used
+
+
+def main() -> None:
+    """Measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", default="32")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--steps", type=int, default=1)
+    parser.add_argument("--options", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.options:
+        given = argparse.Namespace(**json.loads(arguments.options))
+        print(alone(*given.alone, given))
+        return
+    for case in CASES:
+        compare(case, arguments)
+        if arguments.device.startswith("cuda"):
+            bare(case, arguments)
+
+
+if __name__ == "__main__":
+    main()
