@@ -67,13 +67,13 @@ class Steps:
         hardware = Hardware(device=arguments.device, workers=0, hold=True)
         fabric = make_fabric(hardware, recipe)
         torch.manual_seed(0)
-        network, transform, name = new_network(model, classes, size=side)
-        network.to(fabric.device).to(memory_format=torch.channels_last)
-        classifier, goal = Classifier(network, transform, name=name), parse_objective(objective)
+        made = new_network(model, classes, size=side)
+        network = made.network.to(fabric.device).to(memory_format=torch.channels_last)
+        classifier, goal = Classifier(network, made.transform, name=made.name), parse_objective(objective)
         classifier.heads.update(goal.heads(classifier))
         source = DatasetSource(Noise(arguments.batch * 4, side, classes), identity="noise")
         images = Images(source, Transform(crop=side), device=fabric.device, hardware=hardware, progress=False)
-        run = Run(name, classes, None, str(transform), objective, {"seed": 0})
+        run = Run(made.name, classes, None, str(made.transform), objective, {"seed": 0})
         self.loop = Loop(
             fabric, run, Path(tempfile.mkdtemp()), State(network, classifier), goal, recipe, images, images, {}
         )
@@ -118,7 +118,7 @@ def alone(case: str, objective: str, arguments: argparse.Namespace) -> float:
 def bare(case: str, arguments: argparse.Namespace) -> None:
     """On a GPU: images/s of the bare network's step, and the chip's rate."""
     model, side, classes = CASES[case]
-    network, _, _ = new_network(model, classes, size=side)
+    network = new_network(model, classes, size=side).network
     network.cuda().to(memory_format=torch.channels_last).train()
     x = torch.randn(arguments.batch, 3, side, side, device="cuda").to(memory_format=torch.channels_last)
     y = torch.zeros(arguments.batch, dtype=torch.int64, device="cuda")

@@ -253,13 +253,16 @@ def train(obj: dict[str, Any], /, train_: str, watch: tuple[str, ...], recipe: s
         progress=not obj["quiet"],
         **options,
     )
-    _console().print(_told(trained.selected or {}, out), highlight=False)
+    if trained.selected and int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0) == 0:
+        _console().print(_told(trained.selected, out), highlight=False, markup=False)
 
 
 @main.command()
 @click.argument("images", nargs=-1, required=True)
 @click.option("--model", required=True, multiple=True, help="As for bench. Repeatable: models stand side by side.")
 @click.option("--weights", type=click.Path(path_type=Path), help="As for bench, with one model.")
+@click.option("--transform", help="As for bench.")
+@click.option("--head", help="As for bench.")
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path), help="Picture: .png or .svg; arrays go beside it."
 )
@@ -273,17 +276,20 @@ def explain(images: tuple[str, ...], model: tuple[str, ...], out: Path, **option
 
     IMAGES are files, or sets as for bench: SET[:12] for its first 12.
     """
-    from nescio.data.sources import Concatenated, open_source
+    from nescio.data.sources import open_source
     from nescio.explanation import explain as run
     from nescio.models import load_classifier
 
-    keys = ("weights", "device")
+    keys = ("weights", "transform", "head", "device")
     loading = {k: options.pop(k) for k in keys}
     if loading["weights"] and len(model) > 1:
         raise InputError("--weights goes with one --model; give trained folders to compare models")
-    classifiers = {name.rstrip("/"): load_classifier(name, **loading) for name in model}
-    arrays = run(classifiers, Concatenated([open_source(spec) for spec in images]), out, **options)
-    _console().print(f"wrote {out} and {arrays}", highlight=False)
+    repeated = [name for name in model if model.count(name) > 1]
+    if repeated:
+        raise InputError(f"--model {repeated[0]} is given twice")
+    classifiers = {name: load_classifier(name, **loading) for name in model}
+    arrays = run(classifiers, [open_source(spec) for spec in images], out, **options)
+    _console().print(f"wrote {out} and {arrays}", highlight=False, markup=False)
 
 
 def _told(selected: dict[str, dict[str, Any]], out: Path) -> str:
@@ -331,7 +337,7 @@ def _present(results: Results, out: Path | None, *, report: bool) -> None:
 
             write_report(results, out / "report.html")
             written.append("report.html")
-        console.print(f"wrote {', '.join(written)} to {out}/", highlight=False)
+        console.print(f"wrote {', '.join(written)} to {out}/", highlight=False, markup=False)
 
 
 def _use_cache(folder: Path | None) -> None:

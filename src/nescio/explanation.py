@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nescio.data.decode import decode
-from nescio.data.sources import Source
+from nescio.data.sources import Labels, Source
 from nescio.errors import BadImage, InputError, nearest
 from nescio.files import whole
 from nescio.models import Classifier
@@ -80,7 +80,7 @@ def patch_maps(classifier: Classifier, images: Tensor, labels: Tensor | None = N
 
 def explain(
     classifiers: Mapping[str, Classifier],
-    source: Source,
+    images: Source | Sequence[Source],
     out: str | Path,
     *,
     gamma: float = 0.95,
@@ -90,7 +90,8 @@ def explain(
 
     Args:
         classifiers: one or more, by the name to print.
-        source: up to 24 images. The confidence is on their own class where they are labelled, else on the predicted.
+        images: up to 24. The confidence is on the true class where the images name classes as the model does, else on
+            the predicted one; the picture says which.
         out: the picture, ``.png`` or ``.svg``; the arrays go to the same name with ``.npz``.
         gamma: the sampler's threshold, in (0.5, 1).
         label: class, by name or number, to show the confidence of instead.
@@ -103,27 +104,45 @@ def explain(
         InputError: there are more images, one cannot be read, or a network has no feature map.
     """
     out = Path(out).expanduser()
-    if out.suffix.lower() not in (".png", ".svg"):
-        raise InputError(f"{out} must end in .png or .svg")
-    if len(source) > MOST:
-        raise InputError(f"{len(source):,} images do not fit in one picture; take up to {MOST}, e.g. SET[:12]")
+    sources = list(images) if isinstance(images, Sequence) else [images]
+    places = [(source, i) for source in sources for i in range(len(source))]
+    _check(out, len(places))
     arrays: dict[str, Any] = {}
-    rows: list[list[Seen]] = [[] for _ in range(len(source))]
+    rows: list[list[Seen]] = [[] for _ in places]
     for name, classifier in classifiers.items():
-        pixels = torch.stack([_pixels(classifier, source, i) for i in range(len(source))])
-        maps = patch_maps(classifier, pixels, _labels(classifier, source, label))
+        pixels = torch.stack([_pixels(classifier, source, i) for source, i in places])
+        wanted = [_labels(classifier, source, label) for source in sources]
+        maps = patch_maps(classifier, pixels)
+        known = torch.cat([torch.from_numpy(w) for w in wanted]).to(maps.labels.device)
+        if bool((known >= 0).any()):
+            maps = patch_maps(classifier, pixels, torch.where(known >= 0, known, maps.labels))
         sampled = maps.sampled(gamma)
         for i, row in enumerate(rows):
-            row.append(_seen(classifier, pixels[i], maps, sampled, i))
+            what = "asked" if label is not None else "true" if known[i] >= 0 else "predicted"
+            row.append(_seen(classifier, pixels[i], maps, sampled, i, what))
         found: dict[str, Tensor | None] = {"confidence": maps.confidence, "sampled": sampled, "label": maps.labels}
         found |= {"probability": maps.probability, "ood": maps.ood, "p_id": maps.p_id}
         arrays |= {f"{name}/{k}": t.cpu().numpy() for k, t in found.items() if t is not None}
-    names = [Path(source.name(i)).name for i in range(len(source))]
-    out.parent.mkdir(parents=True, exist_ok=True)
+    names = [Path(source.name(i)).name for source, i in places]
     draw_maps(list(zip(names, rows, strict=True)), list(classifiers), gamma, out)
     with whole(out.with_suffix(".npz")) as partial, partial.open("wb") as file:
         np.savez_compressed(file, **arrays)
     return out.with_suffix(".npz")
+
+
+def _check(out: Path, n: int) -> None:
+    """Refuse what cannot be drawn or written before anything is computed."""
+    if out.suffix.lower() not in (".png", ".svg"):
+        raise InputError(f"{out} must end in .png or .svg")
+    if n > MOST:
+        raise InputError(f"{n:,} images do not fit in one picture; take up to {MOST}, e.g. SET[:12]")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        trial = out.with_name(f".{out.name}.partial")
+        trial.touch()
+        trial.unlink()
+    except OSError as e:
+        raise InputError(f"{out} cannot be written: {e.strerror}") from None
 
 
 def _pixels(classifier: Classifier, source: Source, i: int) -> Tensor:
@@ -133,19 +152,18 @@ def _pixels(classifier: Classifier, source: Source, i: int) -> Tensor:
         raise InputError(f"{source.name(i)} cannot be read: {e}") from None
 
 
-def _labels(classifier: Classifier, source: Source, label: str | None) -> Tensor | None:
-    n = classifier.head.n_classes
+def _labels(classifier: Classifier, source: Source, label: str | None) -> Labels:
+    """The class to show of each image, -1 for the predicted one."""
+    n, names = classifier.head.n_classes, classifier.classes or []
     if label is not None:
-        names = classifier.classes or []
         if label not in names and not (label.isdecimal() and int(label) < n):
             raise InputError(f"no class '{label}'{nearest(label, names) if names else f'; give a number below {n}'}")
-        return torch.full((len(source),), names.index(label) if label in names else int(label))
-    known = source.labels.min() >= 0 and source.labels.max() < n
-    same = classifier.classes is None or source.classes is None or classifier.classes == source.classes
-    return torch.from_numpy(source.labels) if known and same else None
+        return np.full(len(source), names.index(label) if label in names else int(label))
+    same = source.classes == classifier.classes if names and source.classes else len(source.classes or names) in (0, n)
+    return source.labels if same and source.labels.max() < n else np.full(len(source), -1)
 
 
-def _seen(classifier: Classifier, pixels: Tensor, maps: PatchMaps, sampled: Tensor, i: int) -> Seen:
+def _seen(classifier: Classifier, pixels: Tensor, maps: PatchMaps, sampled: Tensor, i: int, what: str) -> Seen:
     label = int(maps.labels[i])
     name = classifier.classes[label] if classifier.classes else f"class {label}"
     return Seen(
@@ -153,6 +171,6 @@ def _seen(classifier: Classifier, pixels: Tensor, maps: PatchMaps, sampled: Tens
         maps.confidence[i].cpu().numpy(),
         sampled[i].cpu().numpy(),
         None if maps.ood is None else maps.ood[i].cpu().numpy(),
-        f"{name}: {float(maps.probability[i, label]):.0%}",
+        f"{name} ({what}): {float(maps.probability[i, label]):.0%}",
         "" if maps.p_id is None else f"P(ID) {float(maps.p_id[i]):.0%}",
     )

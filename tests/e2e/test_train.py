@@ -157,6 +157,11 @@ def test_two_processes_follow_one(launcher: str, here: Path) -> None:
         (["--init", "pretrained", "--arch", "resnet18-cifar"], "no pretrained weights"),
         (["--arch", "timm:resnet10t", "--size", "16"], "feature map"),
         (["--watch", "train"], "write --watch train=train"),
+        (["--device", "cpu:abc"], "no device 'cpu:abc'"),
+        (["--device", "cuda:0", "--devices", "2"], "is one device"),
+        (["--seed", "99999999999999999999"], "seed=99999999999999999999 must be below"),
+        (["--size", "1000000"], "more than 100,000,000 pixels"),
+        (["--batch-size", "200"], "120 training images do not fill a batch of 200"),
     ],
 )
 def test_what_is_refused(options: list[str], message: str, here: Path) -> None:

@@ -77,6 +77,21 @@ def test_a_picture_and_its_arrays(suffix: str, photos: Path, tmp_path: Path) -> 
     assert not list(out.parent.glob(".*partial"))
 
 
+def test_which_class_is_shown(tmp_path: Path, make_folder) -> None:
+    """The true one only where the images name classes as the model does."""
+    same, other = make_folder("same", 1, ("cat", "dog", "emu")), make_folder("$other_$", 1, ("boat", "car"))
+    model, nameless = made(ood=True), made(ood=False)
+    nameless.classes = None
+    sources = [open_source(same), open_source(other)]
+    arrays = np.load(explain({"m": model, "n": nameless}, sources, tmp_path / "maps.svg"))
+    assert arrays["m/label"][:3].tolist() == [0, 1, 2]
+    assert arrays["m/label"][3:].tolist() == arrays["m/probability"][3:].argmax(1).tolist()
+    assert arrays["n/label"].tolist()[:3] == [0, 1, 2], "as many classes, in order"
+    assert arrays["n/label"][3:].tolist() == arrays["n/probability"][3:].argmax(1).tolist()
+    text = (tmp_path / "maps.svg").read_text()
+    assert text  # names with a dollar are no formula
+
+
 def test_what_cannot_be_drawn(photos: Path, tmp_path: Path) -> None:
     models, source = {"m": made(ood=False)}, open_source(photos)
     for message, options in (
@@ -86,6 +101,9 @@ def test_what_cannot_be_drawn(photos: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=message):
             explain(models, source, **options)
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot be written"):
+        explain(models, source, tmp_path / "file/maps.png")
     with pytest.raises(InputError, match="25 images do not fit in one picture"):
         explain(models, nescio.data.sources.Rows(source, [0] * 25), tmp_path / "m.png")
     (photos / "bad.png").write_bytes(b"")

@@ -194,8 +194,9 @@ def test_averaged_weights_are_those_written_out(sets: dict[str, Path], tmp_path:
     monkeypatch.setattr(Loop, "run_epochs", first)
     run(tmp_path / "run", sets, recipe=Recipe(1, 24, "sgd:lr=0.1", "constant", "none", ema=0.9))
     average = start[0]
-    for w in steps:
-        average = 0.9 * average + 0.1 * w
+    for n, w in enumerate(steps, start=1):
+        decay = min(0.9, (1 + n) / (10 + n))
+        average = decay * average + (1 - decay) * w
     torch.testing.assert_close(weights(tmp_path / "run", "model.safetensors")["fc.weight"], average)
     torch.testing.assert_close(weights(tmp_path / "run")["model.fc.weight"], steps[-1])
 
@@ -204,9 +205,9 @@ def test_weights_to_start_from(sets: dict[str, Path], unbroken: Path, tmp_path: 
     """Everything but a last layer of another size comes from the file."""
     state = {k: t for k, t in weights(unbroken, "model.safetensors").items() if not k.startswith("nescio.")}
     save_file(state, tmp_path / "w.safetensors")
-    network, _, _ = nescio.models.load.new_network(
+    network = nescio.models.load.new_network(
         "tiny_networks:batch_norm_net", 5, init=str(tmp_path / "w.safetensors"), size=16
-    )
+    ).network
     assert network.fc.weight.shape == (5, 16)
     torch.testing.assert_close(network.features[0].weight.detach(), state["features.0.weight"])
 
@@ -221,7 +222,7 @@ def test_a_loss_that_is_not_finite_stops_at_the_batch(sets: dict[str, Path], tmp
         return (loss, watched) if epoch < 1.6 else (loss * torch.nan, {**watched, "loss": loss * torch.nan})
 
     monkeypatch.setattr(loop._Trainee, "forward", broken)
-    with pytest.raises(InputError, match="not finite \\(nan\\) at batch 3 of epoch 1"):
+    with pytest.raises(InputError, match="not finite \\(nan\\) at batch 4 of epoch 2"):
         run(tmp_path / "run", sets)
     assert all(t.isfinite().all() for t in weights(tmp_path / "run").values())
     assert len(lines(tmp_path / "run")) == 1
@@ -281,7 +282,10 @@ def test_labels_that_cannot_be_used(tmp_path: Path, sets: dict[str, Path], caplo
     refused(tmp_path, sets["train"], other, "disagree about the classes \\(class2\\)")
     refused(tmp_path, other, other, "6 training images do not fill a batch of 24")
     bad = parquet(tmp_path / "bad.parquet", [0, 1] * 30)
-    refused(tmp_path, bad, bad, "9 of 60 training images cannot be read", objective="ce")
+    for hold in (True, False):
+        hardware = Hardware(device="cpu", workers=0, hold=hold, max_bad=0.05)
+        with pytest.raises(InputError, match=r"or more of 60 \w+ images cannot be read, more than the share 0.05"):
+            run(tmp_path / f"bad{hold}", {"train": bad, "val": bad}, hardware=hardware, objective="ce")
 
 
 def test_a_few_bad_images_are_left_out(tmp_path: Path, sets: dict[str, Path]) -> None:
@@ -299,6 +303,7 @@ def test_another_run_is_not_overwritten(unbroken: Path, sets: dict[str, Path], t
         ("another objective \\(objective: ssod:gamma=0.6, now ce\\)", {"objective": "ce", "resume": True}),
         ("another transform", {"size": 8, "resume": True}),
         ("another seed", {"seed": 3, "resume": True}),
+        ("another watch", {"watch": {"other": sets["val"]}, "resume": True}),
         ("another .*classes", {"train": coloured(tmp_path, "four", 10, classes=4), "resume": True}),
     ):
         given = {"train": sets["train"], "val": sets["val"]} | {k: v for k, v in options.items() if k == "train"}
@@ -308,6 +313,9 @@ def test_another_run_is_not_overwritten(unbroken: Path, sets: dict[str, Path], t
     assert (unbroken / "run.json").read_bytes() == before
     with pytest.raises(InputError, match="holds no run to resume"):
         run(sets["train"], sets, resume=True)
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file is a file; name a folder"):
+        run(tmp_path / "file", sets, resume=True)
 
 
 def test_a_checkpoint_of_another_network_is_refused(unbroken: Path, sets: dict[str, Path], tmp_path: Path) -> None:
@@ -328,6 +336,107 @@ def test_a_checkpoint_of_another_network_is_refused(unbroken: Path, sets: dict[s
     (tmp_path / "run/last.safetensors").write_bytes(b"nonsense")
     with pytest.raises(InputError, match="cannot be read as a checkpoint"):
         run(tmp_path / "run", sets, resume=True, recipe=Recipe(**{**QUICK.settings(), "epochs": 4}))
+
+
+def test_a_stale_checkpoint_is_not_taken_for_the_runs_own(
+    unbroken: Path, sets: dict[str, Path], tmp_path: Path
+) -> None:
+    import shutil
+
+    shutil.copytree(unbroken, tmp_path / "run")
+    (tmp_path / "run/run.json").unlink()
+    with pytest.raises(InputError, match="holds no run to resume"):
+        run(tmp_path / "run", sets, resume=True, seed=7)
+    stored = json.loads((unbroken / "run.json").read_text())
+    stored["settings"]["seed"] = 7
+    (tmp_path / "run/run.json").write_text(json.dumps(stored))
+    with pytest.raises(InputError, match="checkpoint of another run"):
+        run(tmp_path / "run", sets, resume=True, seed=7)
+
+
+@pytest.mark.parametrize("killed_at", ["model", "last", "run", "metrics"])
+def test_files_agree_wherever_it_was_killed(
+    killed_at: str, sets: dict[str, Path], unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process dies just before one of the four files of the second epoch is in place."""
+    from nescio import files
+
+    whole, seen = files.whole, []
+
+    def dying(path: Path):
+        if path.name.startswith(killed_at):
+            seen.append(path)
+            if len(seen) == {"model": 2, "last": 2, "run": 3, "metrics": 3}[killed_at]:
+                raise ZeroDivisionError
+        return whole(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "whole", dying)
+        patch.setattr("nescio.training.state.whole", dying)
+        with pytest.raises(ZeroDivisionError):
+            run(tmp_path / "run", sets)
+    run(tmp_path / "run", sets, resume=True)
+    assert_same(tmp_path / "run", unbroken)
+    assert (tmp_path / "run/model.safetensors").read_bytes() == (unbroken / "model.safetensors").read_bytes()
+    mine, whole_run = (json.loads((p / "run.json").read_text()) for p in (tmp_path / "run", unbroken))
+    assert mine == whole_run
+
+
+def test_a_factory_with_another_number_of_classes(sets: dict[str, Path], tmp_path: Path) -> None:
+    four = coloured(tmp_path, "four", 12, classes=4)
+    run(tmp_path / "run", {"train": four, "val": four}, recipe=Recipe(1, 24, "sgd:lr=0.1", "constant", "none"))
+    classifier = load_classifier(str(tmp_path / "run"), device="cpu")
+    assert classifier.head.n_classes == 4
+    again = load_classifier(str(tmp_path / "run"), transform="interpolation=bicubic", device="cpu").transform
+    assert (again.crop, again.interpolation) == (16, "bicubic"), "the run's transform, changed in one part"
+    recipe = Recipe(1, 24, "sgd:lr=1e-9", "constant", "none")
+    run(tmp_path / "next", sets, init=str(tmp_path / "run"), recipe=recipe)
+    head = load_classifier(str(tmp_path / "next"), device="cpu").heads["ood"]
+    torch.testing.assert_close(head.weight, classifier.heads["ood"].weight, rtol=1e-4, atol=1e-5)
+
+
+class Tied(torch.nn.Module):
+    """Two names of one layer, and a layer that nothing reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = torch.nn.Conv2d(3, 3, 3, padding=1)
+        self.second = self.first
+        self.idle = torch.nn.Linear(5, 5)
+        self.fc = torch.nn.Linear(3, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.second(self.first(x).relu()).relu().mean((2, 3)))
+
+
+def test_tied_and_idle_tensors(sets: dict[str, Path], tmp_path: Path, monkeypatch, caplog) -> None:
+    (tmp_path / "tied.py").write_text("from test_training import Tied as make\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    recipe = Recipe(2, 24, "sgd:lr=0.1", "constant", "none", ema=0.5)
+    with caplog.at_level("WARNING", "nescio"):
+        options = {"objective": "ce", "recipe": recipe, "size": 16, "hardware": CPU, "progress": False}
+        train(tmp_path / "run", model="tied:make", **sets, **options)
+    assert "2 tensors take no part in the loss" in caplog.text
+    kept, last = weights(tmp_path / "run", "model.safetensors"), weights(tmp_path / "run")
+    assert torch.equal(kept["first.weight"], kept["second.weight"])
+    assert torch.equal(last["model.first.weight"], last["model.second.weight"])
+    assert not torch.equal(kept["first.weight"], last["model.first.weight"]), "the average is kept"
+
+
+def test_a_network_that_cannot_be_trained_is_refused(sets: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match="timm:resnet10t cannot be trained on 1 images at a time: Expected more than 1 value"
+    ):
+        train(
+            tmp_path / "run", model="timm:resnet10t", **sets, objective="ce", size=32, hardware=CPU, progress=False,
+            recipe=Recipe(1, 24, "sgd:lr=0.1", "constant", "none", accumulate=24),
+        )  # fmt: skip
+
+
+def test_weights_that_are_not_finite_are_not_judged(sets: dict[str, Path], tmp_path: Path) -> None:
+    recipe = Recipe(2, 120, "sgd:lr=1e38", "constant", "none", clip=1.0)
+    with pytest.raises(InputError, match="not finite"):
+        run(tmp_path / "run", sets, recipe=recipe)
 
 
 def test_watched_sets_select_nothing(unbroken: Path, sets: dict[str, Path], tmp_path: Path) -> None:
@@ -373,20 +482,31 @@ def test_a_shift_is_a_padded_crop() -> None:
         torch.testing.assert_close(shown[i], expected, rtol=0, atol=0.01)
 
 
-def test_no_augmentation_is_the_test_transform() -> None:
-    transform = Transform(crop=12, resize=16)
-    images = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8)
+@pytest.mark.parametrize(("resize", "crop"), [(16, 12), (37, 32), (73, 64)])
+def test_no_augmentation_is_the_test_transform(resize: int, crop: int) -> None:
+    transform = Transform(crop=crop, resize=resize)
+    images = torch.randint(0, 256, (3, 3, resize, resize), dtype=torch.uint8)
     shown = parse_named("none", AUGMENTS)(images, torch.rand(3, 5), transform)
-    torch.testing.assert_close(shown, images[:, :, 2:14, 2:14].float(), rtol=0, atol=0.01)
+    expected = torch.stack([transform.geometry(Image.fromarray(im.permute(1, 2, 0).numpy())) for im in images])
+    torch.testing.assert_close(shown, expected.float(), rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("spec", ["none", "crop:least=0.3"])
+def test_enlarging_darkens_no_edge(spec: str) -> None:
+    white = torch.full((50, 3, 16, 16), 255, dtype=torch.uint8)
+    shown = parse_named(spec, AUGMENTS)(white, torch.rand(50, 5), Transform(crop=40))
+    assert shown.min() > 254.9
+    shifted = parse_named("shift:by=0.2", AUGMENTS)(white, torch.rand(50, 5), Transform(crop=40))
+    assert set(shifted.round().unique().tolist()) == {0, 255}, "outside is black, and nothing between"
 
 
 def test_random_windows_stay_inside_and_depend_on_their_own_draws() -> None:
     crop = parse_named("crop:least=0.2", AUGMENTS)
     draws = torch.rand(500, 5)
-    size, centre = crop.window(draws, 1.0)
+    size, centre = crop.window(draws, Transform(crop=8))
     assert (centre.abs() + size <= 1 + 1e-6).all()
     area = size.prod(1)
-    assert 0.2 * 0.74 < area.min() < 0.25
+    assert 0.2 - 1e-6 <= area.min() < 0.25
     assert area.max() > 0.9
     images = torch.randint(0, 256, (500, 3, 8, 8), dtype=torch.uint8)
     some = torch.randperm(500)[:7]
@@ -405,6 +525,7 @@ def test_shuffled_tiles_are_the_same_tiles() -> None:
     for before, after in zip(images, mixed, strict=True):
         assert tiles(before) == tiles(after)
         assert not torch.equal(before, after)
+    assert shuffle_tiles(torch.zeros(1, 3, 2, 2), torch.Generator()).shape == (1, 3, 2, 2)
     assert shuffle_tiles(torch.zeros(1, 3, 19, 19), torch.Generator()).shape == (1, 3, 19, 19)
 
 

@@ -47,6 +47,8 @@ class Transform:
             )
         if self.crop < 1 or (self.resize is not None and self.resize < self.crop):
             raise InputError(f"transform needs 1 <= crop <= resize, got crop={self.crop}, resize={self.resize}")
+        if self.crop**2 > MAX_PIXELS:
+            raise InputError(f"crop={self.crop} makes more than {MAX_PIXELS:,} pixels")
         if not all(0 < s < float("inf") for s in self.std) or not all(abs(m) < float("inf") for m in self.mean):
             raise InputError(f"mean must be finite and std above 0 in every channel, got {self.mean} and {self.std}")
 
@@ -73,7 +75,7 @@ class Transform:
 
     def __str__(self) -> str:
         def triple(values: Triple) -> str:
-            return "/".join(f"{v:g}" for v in values)
+            return "/".join(f"{v:g}" if float(f"{v:g}") == v else repr(v) for v in values)
 
         return (
             f"resize={self.resize or self.crop},crop={self.crop},interpolation={self.interpolation},"

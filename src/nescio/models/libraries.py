@@ -165,6 +165,15 @@ def _torchvision(name: str) -> Recipe:
     return Recipe(f"torchvision:{name}", build, transform)
 
 
+def drop_auxiliary(network: nn.Module) -> None:
+    """Take away the classifiers that GoogLeNet and Inception carry half way: they have a loss of their own."""
+    if getattr(network, "aux_logits", False):
+        network.aux_logits = False  # type: ignore[assignment]
+        for name in ("aux1", "aux2", "AuxLogits"):
+            if hasattr(network, name):
+                setattr(network, name, None)
+
+
 def _hugging_face(name: str) -> Recipe:
     try:
         import transformers

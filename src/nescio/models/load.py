@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from nescio.data.transforms import Transform
 from nescio.errors import InputError, some
 from nescio.models.classifier import Classifier
 from nescio.models.heads import restore_heads
-from nescio.models.libraries import Recipe, recipe_of
+from nescio.models.libraries import Recipe, drop_auxiliary, recipe_of
 from nescio.models.runs import RUN, WEIGHTS, Run, split_heads
 from nescio.models.weights import read_weights, strip_prefixes
 
@@ -47,7 +48,11 @@ def load_classifier(
     folder = Path(model).expanduser()
     run = Run.read(folder) if (folder / RUN).is_file() else None
     if run is not None:
-        model, transform = run.model, transform or run.test_transform
+        model = run.model
+        own_transform = run.test_transform
+        transform = (
+            Transform.parse(transform, own_transform) if isinstance(transform, str) else transform or own_transform
+        )
         weights = weights or folder / WEIGHTS
         classes = classes or run.n_classes
     recipe = recipe_of(model)
@@ -95,18 +100,22 @@ def _load_weights(
 ) -> tuple[nn.Module, dict[str, Tensor]]:
     """The network with the weights of a file, and what the file holds of other heads."""
     own = network.state_dict()
-    state, heads = split_heads(read_weights(path))
+    state, heads = split_heads(read_weights(path / WEIGHTS if (path / RUN).is_file() else path))
     state = strip_prefixes(state, own)
     layer = Classifier(network, transform, name=recipe.name, head=head).head_name
     key = f"{layer}.weight" if layer else "weight"
     rows, built = state.get(key), own[key]
     if rows is not None and rows.ndim and len(rows) != len(built):
-        if classes is not None:
+        if classes is not None and classes != len(rows):
             raise InputError(
                 f"{path} has {len(rows)} classes (rows of '{key}'), not {classes}; drop --classes or give {len(rows)}"
             )
         network = recipe.build(len(rows), False)
-        own = network.state_dict()
+        if len(network.state_dict()[key]) != len(rows):  # a factory makes what it makes
+            resize_head(network, layer, len(rows))
+    if not any(k.lower().startswith("aux") for k in state):
+        drop_auxiliary(network)
+    own = network.state_dict()
     missing, unexpected = [k for k in own if k not in state], [k for k in state if k not in own]
     # BatchNorm counters play no part in inference, and old checkpoints lack them
     missing = [k for k in missing if not k.endswith("num_batches_tracked")]
@@ -126,15 +135,25 @@ def _load_weights(
     return network, heads
 
 
+@dataclass(frozen=True)
+class NewNetwork:
+    """A network to be trained: its test transform, its architecture's full name, and heads that its weights bring."""
+
+    network: nn.Module
+    transform: Transform
+    name: str
+    heads: dict[str, nn.Module]
+
+
 def new_network(
     model: str, n_classes: int, *, init: str = "scratch", transform: str | None = None, size: int | None = None
-) -> tuple[nn.Module, Transform, str]:
-    """A network to be trained, its test transform, and the architecture's full name.
+) -> NewNetwork:
+    """A network to be trained.
 
     Args:
         model: as for ``load_classifier``, but no trained folder.
         n_classes: number of classes. Where the initial weights have another number, the last layer is made anew.
-        init: ``scratch``; ``pretrained``, the library's own weights; or a file of weights.
+        init: ``scratch``; ``pretrained``, the library's own weights; or a file of weights, or a trained folder.
         transform: options that replace the model's own.
         size: side in pixels of the square that the network sees; resizing keeps the model's share of crop to resize.
 
@@ -151,19 +170,23 @@ def new_network(
     own = Transform.parse(transform, own) if transform else own
     if own is None:
         raise InputError(f"model '{model}' brings no test transform; give its size, e.g. --size 224")
+    heads: dict[str, Tensor] = {}
     if init not in ("scratch", "pretrained"):
-        network, _ = _load_weights(network, recipe, Path(init), None, None, own)
+        network, heads = _load_weights(network, recipe, Path(init).expanduser(), None, None, own)
+    drop_auxiliary(network)
     with_head = Classifier(network, own, name=recipe.name)
     if with_head.head.n_classes != n_classes:
-        owner, _, attribute = with_head.head_name.rpartition(".")
-        setattr(network.get_submodule(owner), attribute, _resized(with_head.layer, n_classes))
-    return network, own, recipe.name
+        resize_head(network, with_head.head_name, n_classes)
+    return NewNetwork(network, own, recipe.name, restore_heads(heads))
 
 
-def _resized(layer: nn.Module, n_classes: int) -> nn.Module:
-    """A new last layer for another number of classes."""
+def resize_head(network: nn.Module, name: str, n_classes: int) -> None:
+    """Put a new last layer for another number of classes in the place of layer ``name``."""
+    layer = network.get_submodule(name)
     bias = layer.bias is not None
-    if isinstance(layer, nn.Conv2d):
-        return nn.Conv2d(layer.in_channels, n_classes, 1, bias=bias)
-    width = layer.weight.shape[1]  # type: ignore[index]
-    return nn.Linear(int(width), n_classes, bias=bias)
+    width = int(layer.weight.shape[1])  # type: ignore[index]
+    made = (
+        nn.Conv2d(width, n_classes, 1, bias=bias) if isinstance(layer, nn.Conv2d) else nn.Linear(width, n_classes, bias)
+    )
+    owner, _, attribute = name.rpartition(".")
+    setattr(network.get_submodule(owner), attribute, made)

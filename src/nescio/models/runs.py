@@ -56,7 +56,12 @@ class Run:
             text = json.loads(path.read_text(encoding="utf-8"))
             if text.pop("format") != FORMAT:
                 raise InputError(f"{path} was written by a later version of nescio")
-            return cls(**text)
+            run = cls(**text)
+            Transform.parse(run.transform)
+            for name, kind in (("model", str), ("n_classes", int), ("objective", str), ("settings", dict)):
+                if not isinstance(getattr(run, name), kind):
+                    raise InputError(f"{path} cannot be read: '{name}' is not of type {kind.__name__}")
+            return run
         except FileNotFoundError:
             raise InputError(f"{folder} holds no trained network: it has no {RUN}") from None
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as e:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -166,7 +168,8 @@ def _trace_to_pool(body: nn.Module, probe: Tensor, name: str) -> tuple[fx.GraphM
     try:
         traced = _trace(body)  # in the mode that the body is in; shapes are found without touching batch norms
         modes = {m: m.training for m in traced.modules()}
-        ShapeProp(traced.eval()).propagate(probe)
+        with contextlib.redirect_stderr(io.StringIO()):  # it prints a traceback before it raises
+            ShapeProp(traced.eval()).propagate(probe)
         for m, mode in modes.items():
             m.training = mode
     except Exception as e:  # noqa: BLE001 - tracing runs the model's own code

@@ -60,7 +60,7 @@ def draw_maps(images: Sequence[tuple[str, Sequence[Seen]]], models: Sequence[str
         for m, model in enumerate(models):
             first = grid[0][1 + sum(widths[:m])]
             above = {"xycoords": "axes fraction", "xytext": (0, 17), "textcoords": "offset points"}
-            label = first.annotate(model, (0, 1), **above, fontsize=9, fontweight="bold")
+            label = first.annotate(model, (0, 1), **above, fontsize=9, fontweight="bold", parse_math=False)
             label.set_in_layout(False)  # a long name must not push the columns apart
         figure.suptitle(" ", fontsize=18)  # room for these names
         bar = figure.colorbar(
@@ -88,7 +88,7 @@ def _draw_one(row: Sequence[Any], seen: Seen) -> None:
 
 def _show(ax: Any, pixels: Array, title: str, heat: Array | None = None) -> None:
     ax.set_axis_off()
-    ax.set_title(title, fontsize=7, pad=3)
+    ax.set_title(title, fontsize=7, pad=3, parse_math=False)
     grey = pixels if heat is None else np.repeat(pixels.mean(axis=2, keepdims=True), 3, axis=2).astype(np.uint8)
     ax.imshow(grey, extent=_extent(pixels))
     if heat is not None:

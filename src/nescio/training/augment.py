@@ -15,6 +15,7 @@ from nescio.options import Optioned
 
 DRAWS = 5
 """Uniform numbers per image."""
+_EDGE = 1e-5
 
 
 class Augment(Optioned):
@@ -29,18 +30,19 @@ class Augment(Optioned):
     def __call__(self, images: Tensor, draws: Tensor, transform: Transform) -> Tensor:
         """Windows of square uint8 images ``(B, 3, S, S)`` by draws ``(B, 5)`` in [0, 1): float, 0 to 255.
 
-        Bilinear; black outside of the image. The test transform says how much of the image its centre crop shows.
+        Bilinear; what lies outside of an image is black. The test transform says what its centre crop shows.
         """
-        shown = transform.crop / (transform.resize or transform.crop)
-        size, centre = self.window(draws, shown)
+        size, centre = self.window(draws, transform)
         mirror = torch.where((draws[:, 4] < 0.5) & self.flip, -1.0, 1.0)
         theta = draws.new_zeros(len(draws), 2, 3)
         theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = size[:, 0] * mirror, size[:, 1], centre
         grid = functional.affine_grid(theta, [len(images), 3, transform.crop, transform.crop], align_corners=False)
-        return functional.grid_sample(images.float(), grid, mode="bilinear", align_corners=False)
+        # the border is repeated, so that enlarging darkens no edge, and what is outside cut off
+        shown = functional.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
+        return shown * (grid.abs() <= 1 + _EDGE).all(dim=3)[:, None]
 
     @abstractmethod
-    def window(self, draws: Tensor, shown: float) -> tuple[Tensor, Tensor]:
+    def window(self, draws: Tensor, transform: Transform) -> tuple[Tensor, Tensor]:
         """Width and height ``(B, 2)``, in sides of the image, and centre ``(B, 2)``, in [-1, 1]."""
 
 
@@ -50,9 +52,10 @@ class Plain(Augment):
     name = "none"
     flip = False
 
-    def window(self, draws: Tensor, shown: float) -> tuple[Tensor, Tensor]:
+    def window(self, draws: Tensor, transform: Transform) -> tuple[Tensor, Tensor]:
         """Always the same."""
-        return draws.new_full((len(draws), 2), shown), draws.new_zeros(len(draws), 2)
+        share, centre = _centre_crop(transform)
+        return draws.new_full((len(draws), 2), share), draws.new_full((len(draws), 2), centre)
 
 
 class Shift(Augment):
@@ -64,19 +67,16 @@ class Shift(Augment):
         self.by = check_share("by", by)
         self.flip = flip
 
-    def __call__(self, images: Tensor, draws: Tensor, transform: Transform) -> Tensor:
-        """Shift by whole pixels of the crop."""
-        steps = round(self.by * transform.crop)
-        whole = ((draws[:, :2] * (2 * steps + 1)).floor() - steps) / transform.crop
-        return super().__call__(images, torch.cat([whole, draws[:, 2:]], dim=1), transform)
-
-    def window(self, draws: Tensor, shown: float) -> tuple[Tensor, Tensor]:
-        """The test crop's size, about another centre."""
-        return draws.new_full((len(draws), 2), shown), draws[:, :2] * 2 * shown
+    def window(self, draws: Tensor, transform: Transform) -> tuple[Tensor, Tensor]:
+        """The test crop's size, its centre moved by whole pixels."""
+        share, centre = _centre_crop(transform)
+        most = round(self.by * transform.crop)
+        steps = (draws[:, :2] * (2 * most + 1)).floor() - most
+        return draws.new_full((len(draws), 2), share), centre + steps * (2 * share / transform.crop)
 
 
 class Crop(Augment):
-    """A random window of at least ``least`` of the area, with an aspect ratio of 3:4 to 4:3."""
+    """A random window of at least ``least`` of the area, with an aspect ratio of 3:4 to 4:3 where that fits."""
 
     name = "crop"
 
@@ -84,13 +84,21 @@ class Crop(Augment):
         self.least = check_positive("least", check_share("least", least))
         self.flip = flip
 
-    def window(self, draws: Tensor, shown: float) -> tuple[Tensor, Tensor]:
+    def window(self, draws: Tensor, transform: Transform) -> tuple[Tensor, Tensor]:
         """Area and the logarithm of the ratio are uniform; the place is, within the image."""
-        del shown
+        del transform
         area = self.least + draws[:, 2] * (1 - self.least)
-        ratio = ((2 * draws[:, 3] - 1) * math.log(4 / 3)).exp()
+        widest = torch.minimum(draws.new_tensor(math.log(4 / 3)), -area.log())
+        ratio = ((2 * draws[:, 3] - 1) * widest).exp()
         size = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()], dim=1).clamp(max=1)
         return size, (2 * draws[:, :2] - 1) * (1 - size)
+
+
+def _centre_crop(transform: Transform) -> tuple[float, float]:
+    """The test crop's side, in sides of the resized image, and its centre, in [-1, 1], both ways alike."""
+    whole = transform.resize or transform.crop
+    left = round((whole - transform.crop) / 2)  # as torchvision places it
+    return transform.crop / whole, (2 * left + transform.crop) / whole - 1
 
 
 AUGMENTS: dict[str, type[Augment]] = {cls.name: cls for cls in (Plain, Shift, Crop)}

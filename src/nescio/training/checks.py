@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
+import logging
 import os
 import platform
 from pathlib import Path
@@ -10,9 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from nescio.data.hashing import combine
 from nescio.data.sources import Source
 from nescio.errors import InputError, some
 from nescio.models.runs import RUN, Run
+
+log = logging.getLogger(__name__)
 
 
 def check_sources(train: Source, val: Source, batch_size: int) -> int:
@@ -42,6 +47,8 @@ def check_sources(train: Source, val: Source, batch_size: int) -> int:
         raise InputError(f"the training and validation images disagree about the classes ({differing})")
     if int(val.labels.max()) >= n:
         raise InputError(f"the validation images have labels up to {val.labels.max()}, the training images {n} classes")
+    if train.identity == val.identity:
+        log.warning("the validation images are the training images: they tell nothing about new ones")
     if len(train) < batch_size:
         raise InputError(f"{len(train):,} training images do not fill a batch of {batch_size}; lower --batch-size")
     return n
@@ -53,9 +60,13 @@ def check_same_run(out: Path, run: Run, *, resume: bool) -> Run:
     Raises:
         InputError: the folder holds another run, or one and nobody asked to resume it, or cannot be written to.
     """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; name a folder")
     if not (out / RUN).exists():
         if resume and out.exists() and any(out.iterdir()):
             raise InputError(f"{out} holds no run to resume: it has no {RUN}")
+        if resume:
+            log.info("%s holds no run yet: starting one", out)
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as e:
@@ -83,6 +94,11 @@ def made_with(device: torch.device) -> dict[str, str]:
     packages = ("nescio", "torch", "torchvision", "timm", "lightning-fabric")
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {"python": platform.python_version(), "device": where} | {p: importlib.metadata.version(p) for p in packages}
+
+
+def fingerprint(run: Run) -> str:
+    """A hash of all that a run follows from, but for the number of epochs."""
+    return combine(json.dumps({k: v for k, v in _flat(run).items() if k != "epochs"}, sort_keys=True))
 
 
 def _flat(run: Run) -> dict[str, object]:

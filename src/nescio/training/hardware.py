@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections.abc import Iterator
@@ -63,6 +64,10 @@ def make_fabric(hardware: Hardware, recipe: Recipe) -> Any:
     if kind == "auto":
         kind = "cuda" if torch.cuda.is_available() else "cpu"
     if number:
+        if kind == "cpu" or not number.isdecimal():
+            raise InputError(f"no device '{hardware.device}'; write cpu, cuda, or cuda:1")
+        if devices != 1:
+            raise InputError(f"device '{hardware.device}' is one device; drop --devices, or the number")
         devices = [int(number)]
     several = nodes > 1 or (devices if isinstance(devices, int) else 1) > 1
     if recipe.batch_size % (max(1, nodes) * (devices if isinstance(devices, int) else 1) * recipe.accumulate):
@@ -78,8 +83,10 @@ def make_fabric(hardware: Hardware, recipe: Recipe) -> Any:
             precision=PRECISIONS[recipe.precision],
             strategy=DDPStrategy() if several else "auto",
         )
-    except (RuntimeError, ValueError) as e:
+    except (RuntimeError, ValueError, TypeError) as e:
         raise InputError(f"device '{hardware.device}' cannot be used: {str(e).splitlines()[0]}") from None
+    for chatty in ("lightning", "lightning_fabric"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     fabric.launch()
     return fabric
 

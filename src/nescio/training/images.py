@@ -50,6 +50,7 @@ class Images:
         self.source, self.transform, self.device = source, transform, device
         self.workers, self.max_bad, self.title = hardware.workers, hardware.max_bad, title
         self.held: Tensor | None = None
+        self.bad: set[int] = set()
         size = len(source) * 3 * transform.crop**2
         if hardware.hold or (hardware.hold is None and size <= _room(device)):
             self._read_all(progress=progress)
@@ -68,20 +69,22 @@ class Images:
                 if batch.images is not None:
                     held[len(good) : len(good) + len(batch.good)] = batch.images.to(self.device)
                 good += [batch.start + int(i) for i in batch.good]
-                self._report(batch.start, batch.bad)
+                self._report([(batch.start + i, reason) for i, reason in batch.bad])
                 bar.advance(task, batch.size)
-        bad = len(self.source) - len(good)
-        if bad > self.max_bad * len(self.source) or not good:
-            raise InputError(
-                f"{bad:,} of {len(self.source):,} {self.title} cannot be read, more than the share {self.max_bad:g} "
-                "that may be (--max-bad)"
-            )
         self.held = held[: len(good)]
-        self.source = Rows(self.source, good) if bad else self.source
+        self.source = Rows(self.source, good) if self.bad else self.source
 
-    def _report(self, start: int, bad: Sequence[tuple[int, str]]) -> None:
+    def _report(self, bad: Sequence[tuple[int, str]]) -> None:
+        """Note images that cannot be read; too many are an error."""
         for i, reason in bad:
-            log.warning("left out of the %s: %s: %s", self.title, self.source.name(start + i), reason)
+            if i not in self.bad:
+                log.warning("left out of the %s: %s: %s", self.title, self.source.name(i), reason)
+        self.bad |= {i for i, _ in bad}
+        if len(self.bad) > self.max_bad * len(self.source):
+            raise InputError(
+                f"{len(self.bad):,} or more of {len(self.source):,} {self.title} cannot be read, more than the share "
+                f"{self.max_bad:g} that may be (--max-bad)"
+            )
 
     def batches(self, parts: Sequence[Sequence[int]]) -> Iterator[tuple[Tensor, Tensor]]:
         """Images ``(B, 3, S, S)`` uint8 and their numbers ``(B,)`` for each list of numbers, on the device.
@@ -100,8 +103,7 @@ class Images:
         size = max(map(len, parts), default=1)  # all are of one size but the last
         for batch in read_batches(Rows(self.source, flat), self.transform, 0, size, self.workers):
             chosen = flat[batch.start : batch.start + batch.size]
-            for i, reason in batch.bad:
-                log.warning("left out of the %s: %s: %s", self.title, self.source.name(chosen[i]), reason)
+            self._report([(chosen[i], reason) for i, reason in batch.bad])
             if batch.images is None:
                 raise InputError(
                     f"none of {batch.size} {self.title} in a row can be read; the first: {batch.bad[0][1]}"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from nescio.errors import InputError
 from nescio.files import write_whole
 
 METRICS = "metrics.jsonl"
@@ -17,17 +18,20 @@ class Log:
 
     Args:
         folder: the run's.
-        epochs: how many are done; later lines, of epochs that are run again, are dropped.
+        epochs: how many are done; what TensorBoard has of later ones, which are run again, is dropped.
         write: whether this process writes at all.
+
+    Raises:
+        InputError: TensorBoard is not installed.
     """
 
     def __init__(self, folder: Path, epochs: int, *, write: bool = True) -> None:
         self.path, self.board = folder / METRICS, None
         if write:
-            from torch.utils.tensorboard import SummaryWriter
-
-            lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
-            write_whole(self.path, "".join(line + "\n" for line in lines[:epochs]))
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise InputError("training needs an extra: pip install 'nescio[train]'") from None
             self.board = SummaryWriter(folder / "tensorboard", purge_step=epochs + 1)
 
     def __enter__(self) -> Self:
@@ -37,10 +41,12 @@ class Log:
         if self.board is not None:
             self.board.close()
 
-    def write(self, numbers: Mapping[str, Any]) -> None:
-        """Add an epoch."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(numbers) + "\n")
-        for name, value in numbers.items():
+    def write(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Write the lines of all epochs so far."""
+        write_whole(self.path, "".join(json.dumps(line) + "\n" for line in lines))
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        """Hand a new epoch's numbers to TensorBoard."""
+        for name, value in line.items():
             if self.board is not None and name not in ("epoch", "step"):
-                self.board.add_scalar(name, value, numbers["epoch"])
+                self.board.add_scalar(name, value, line["epoch"])

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nescio.detector import Detector
-from nescio.errors import InputError
+from nescio.errors import InputError, some
 from nescio.models import Classifier
 from nescio.models.runs import STATE, WEIGHTS, Run
 from nescio.objectives import Objective, View
@@ -26,7 +26,7 @@ from nescio.training.hardware import Interrupted, stop_on_signal
 from nescio.training.images import Images
 from nescio.training.log import Log
 from nescio.training.recipe import OPTIMIZERS, SCHEDULES, Recipe
-from nescio.training.state import State, save_tensors
+from nescio.training.state import WAY_OUT, State, save_tensors
 from nescio.training.validation import judge
 
 log = logging.getLogger(__name__)
@@ -74,16 +74,19 @@ class Loop:
         self.fabric, self.run, self.out, self.state, self.recipe = fabric, run, out, state, recipe
         self.images, self.val, self.watched = images, val, watched
         self.detector = Detector.parse(objective.detector)
+        state.classifier.probed(self.detector.probes())  # refuses a network that it cannot judge
+        self.size = recipe.batch_size
+        if len(images) < self.size:
+            raise InputError(f"{len(images):,} readable training images do not fill a batch of {self.size}")
+        self.per_epoch = len(images) // self.size
         trainee = _Trainee(state.classifier, objective)
-        state.optimizer = parse_named(recipe.optimizer, OPTIMIZERS).over(
-            [p for p in trainee.parameters() if p.requires_grad]
-        )
+        _try_step(trainee, state, self.size // (fabric.world_size * recipe.accumulate), fabric.device)
+        used = [p for p in trainee.parameters() if p.requires_grad]
+        state.optimizer = parse_named(recipe.optimizer, OPTIMIZERS).over(used)
         self.base_lr = state.optimizer.param_groups[0]["lr"]
         self.trainee, self.optimizer = fabric.setup(trainee, state.optimizer)
         self.schedule = parse_named(recipe.schedule, SCHEDULES)
         self.augment = parse_named(recipe.augment, AUGMENTS)
-        self.size = min(recipe.batch_size, len(images))
-        self.per_epoch = len(images) // self.size
         self.losses: list[Tensor] = []
         self.shown: dict[str, float] = {}
 
@@ -92,9 +95,11 @@ class Loop:
         alone = self.fabric.is_global_zero
         if resume:
             self.state.load(self.out / STATE)
-        elif alone:
-            self.run.write(self.out)
-        self.log = Log(self.out, self.state.step // self.per_epoch, write=alone)
+        self.log = Log(self.out, len(self.state.lines), write=alone)
+        if alone:
+            for left in self.out.glob(".*.partial"):  # of a killed process
+                left.unlink(missing_ok=True)
+            self._write_down()
         with stop_on_signal() as asked, progress_bar(show=progress and alone) as bar, self.log:
             task = bar.add_task("training", total=self.recipe.epochs * self.per_epoch * self.size)
             bar.advance(task, self.state.step * self.size)
@@ -145,7 +150,9 @@ class Loop:
                 self.fabric.backward(loss / parts)
             self._watch(watched, 1 / parts)
         if self.recipe.clip:
-            self.fabric.clip_gradients(self.trainee, self.optimizer, max_norm=self.recipe.clip)
+            self.fabric.clip_gradients(
+                self.trainee, self.optimizer, max_norm=self.recipe.clip, error_if_nonfinite=False
+            )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.state.advance()
@@ -169,8 +176,8 @@ class Loop:
                 step = first + i // self.recipe.accumulate
                 epoch, batch = divmod(step, self.per_epoch)
                 raise InputError(
-                    f"the loss is not finite ({values[0]}) at batch {batch} of epoch {epoch}; the last checkpoint "
-                    f"stays in {self.out}. A lower learning rate (--lr), --clip 1 or --precision 32 may help"
+                    f"the loss is not finite ({values[0]}) at batch {batch + 1} of epoch {epoch + 1}; the last "
+                    f"checkpoint stays in {self.out}; {WAY_OUT}"
                 )
             for name, value in zip(self.names, values, strict=True):
                 self.state.sums[name] = self.state.sums.get(name, 0.0) + value
@@ -193,13 +200,25 @@ class Loop:
     def _save(self) -> None:
         if self.fabric.is_global_zero:
             self.state.save(self.out / STATE)
+            self._write_down()
+
+    def _write_down(self) -> None:
+        """What people read follows from the checkpoint, so that the two agree whenever training was killed."""
+        try:
+            self.run.selected = self.state.selected or None
             self.run.write(self.out)
+            self.log.write(self.state.lines)
+        except OSError as e:
+            raise InputError(
+                f"{self.out} cannot be written to ({e}); --resume goes on from the last checkpoint"
+            ) from None
 
     def _end(self, epoch: int) -> None:
         """Judge, log and store; by one process, for all."""
         means = {f"train_{k}": v / self.per_epoch for k, v in self.state.sums.items()}
         self.state.sums = {}
         if self.fabric.is_global_zero:
+            self.state.check_finite()
             self.state.exchange()
             try:
                 judged = judge(self.state.classifier, self.detector, self.val, self.watched)
@@ -213,24 +232,47 @@ class Loop:
             if judged.ood:
                 fpr95 = sum(pair["fpr95"] for pair in judged.ood.values()) / len(judged.ood)
                 self._select("papers_choice", 1 - fpr95, PAPERS_CHOICE, numbers)
+            self.state.lines.append(numbers | {"lr": self.optimizer.param_groups[0]["lr"]})
             self._save()
-            self.log.write(numbers | {"lr": self.optimizer.param_groups[0]["lr"]})
+            self.log.add(self.state.lines[-1])
         self.fabric.barrier()
 
     def _warn(self, means: Mapping[str, float]) -> None:
-        absent = [kind for kind in ("id", "ood") if means.get(f"train_{kind}_share", 1.0) < 1e-3]
+        absent = [kind.upper() for kind in ("id", "ood") if means.get(f"train_{kind}_share", 1.0) < 1e-3]
         if absent:
-            log.warning(
-                "hardly any patch was labelled %s in this epoch: the OOD head learns from one kind alone",
-                " or ".join(kind.upper() for kind in absent),
-            )
+            learns = "from one kind alone" if len(absent) == 1 else "nothing"
+            log.warning("hardly any patch was labelled %s: the OOD head learns %s", " or ".join(absent), learns)
 
     def _select(self, by: str, value: float, file: str, numbers: Mapping[str, Any]) -> None:
         if value > self.state.best.get(by, -math.inf):
             self.state.best[by] = value
             save_tensors(self.out / file, self.state.weights())
-            chosen = {"by": _RULES[by], "value": value, **numbers}
-            self.run.selected = {**(self.run.selected or {}), by: chosen}
+            self.state.selected[by] = {"by": _RULES[by], "value": value, **numbers}
+
+
+def _try_step(trainee: _Trainee, state: State, n: int, device: torch.device) -> None:
+    """Take a step's loss and gradients on noise, and leave no trace but this: what has no gradient is not trained.
+
+    Raises:
+        InputError: the network cannot be run in training mode.
+    """
+    side, before = state.classifier.transform.crop, {k: t.clone() for k, t in state.tensors().items()}
+    try:
+        loss, _ = trainee(
+            torch.randn(n, 3, side, side, device=device), torch.zeros(n, dtype=torch.int64).to(device), 0.0
+        )
+        loss.backward()
+    except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as e:
+        raise InputError(f"{state.classifier.name} cannot be trained on {n} images at a time: {e}") from None
+    unused = [name for name, p in trainee.named_parameters() if p.requires_grad and p.grad is None]
+    for name in unused:
+        trainee.get_parameter(name).requires_grad = False
+    if unused:
+        log.warning("%d tensors take no part in the loss and stay as they are: %s", len(unused), some(unused))
+    trainee.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        for k, t in state.tensors().items():
+            t.copy_(before[k])
 
 
 _TOLD = (

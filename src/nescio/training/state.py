@@ -26,52 +26,77 @@ class State:
     Attributes:
         network: the library's network, whose keys the weights are stored under.
         classifier: the same parameters as a classifier, with the heads.
-        decay: of the averaged weights, per step; 0 for none.
+        decay: of the averaged weights, per step; 0 for none. Early steps are averaged over fewer: ``(1 + n)/(10 + n)``
+            where that is less.
+        settings: a hash of all that the run follows from; a file of another run is refused.
         optimizer: over all parameters, once there is one.
         step: steps of the optimiser so far.
         sums: running sums of what is watched in this epoch.
         best: the largest value by which a checkpoint was selected so far, of each kind.
-        average: the averaged weights.
+        selected: those checkpoints.
+        lines: the numbers of each epoch so far.
+        average: the averaged weights, each tensor under the first of its names.
     """
 
     network: nn.Module
     classifier: Classifier
     decay: float = 0.0
+    settings: str = ""
     optimizer: torch.optim.Optimizer = field(init=False)
     step: int = 0
     sums: dict[str, float] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=dict)
+    selected: dict[str, Any] = field(default_factory=dict)
+    lines: list[dict[str, Any]] = field(default_factory=list)
     average: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.decay:
-            self.average = {name: t.detach().clone() for name, t in self.tensors().items()}
+            self.average = {name: t.detach().clone() for name, t in self._distinct().items()}
 
     def tensors(self) -> dict[str, Tensor]:
         """The weights and statistics as they are, the heads under ``HEAD_PREFIX``."""
         return self.network.state_dict() | self.classifier.heads.state_dict(prefix=HEAD_PREFIX)
 
+    def _distinct(self) -> dict[str, Tensor]:
+        """The same, a tensor that has several names under the first of them."""
+        first: dict[tuple[Any, ...], str] = {}
+        tensors = self.tensors()
+        for name, t in tensors.items():
+            first.setdefault(_place(t), name)
+        return {name: tensors[name] for name in first.values()}
+
     def weights(self) -> dict[str, Tensor]:
         """What is judged and kept: the averaged weights, where there are some."""
-        return self.average or self.tensors()
+        if not self.average:
+            return self.tensors()
+        by_place = {_place(t): self.average[name] for name, t in self._distinct().items()}
+        return {name: by_place[_place(t)] for name, t in self.tensors().items()}
 
     @torch.no_grad()
     def advance(self) -> None:
         """Count a step of the optimiser and average the weights."""
         self.step += 1
-        for name, t in self.tensors().items() if self.average else ():
+        decay = min(self.decay, (1 + self.step) / (10 + self.step))
+        for name, t in self._distinct().items() if self.average else ():
             if t.is_floating_point():
-                self.average[name].lerp_(t, 1 - self.decay)
+                self.average[name].lerp_(t, 1 - decay)
             else:
                 self.average[name].copy_(t)
 
     @torch.no_grad()
     def exchange(self) -> None:
         """Put the averaged weights in the place of the others, and the other way round."""
-        for name, t in self.tensors().items() if self.average else ():
+        for name, t in self._distinct().items() if self.average else ():
             other = t.clone()
             t.copy_(self.average[name])
             self.average[name].copy_(other)
+
+    def check_finite(self) -> None:
+        """Raise InputError where a weight is not finite any more."""
+        for name, t in self.tensors().items():
+            if not bool(t.isfinite().all()):
+                raise InputError(f"the weights are not finite any more ('{name}'); {WAY_OUT}")
 
     def save(self, path: Path) -> None:
         """Write everything. Raises InputError where it cannot be written; what stood there before then stays."""
@@ -84,14 +109,13 @@ class State:
         }
         parts = {"model": self.tensors(), "average": self.average, "": inner}
         tensors = {f"{part}.{k}" if part else k: t for part, named in parts.items() for k, t in named.items()}
-        numbers = {"step": self.step, "sums": self.sums, "best": self.best}
-        save_tensors(path, tensors, {"nescio": json.dumps(numbers)})
+        save_tensors(path, tensors, {"nescio": json.dumps({name: getattr(self, name) for name in _NUMBERS})})
 
     def load(self, path: Path) -> None:
-        """Go on from a file that ``save`` wrote for the same network and optimiser.
+        """Go on from a file that ``save`` wrote for the same run.
 
         Raises:
-            InputError: the file is damaged, or another network's.
+            InputError: the file is damaged, or another run's.
         """
         try:
             with safe_open(path, "pt") as file:
@@ -99,6 +123,8 @@ class State:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e:
             raise InputError(f"{path} cannot be read as a checkpoint: {e}") from None
+        if numbers.get("settings") != self.settings:
+            raise InputError(f"{path} is the checkpoint of another run; move it away, or name another folder")
         for part, own in (("model", self.tensors()), ("average", self.average)):
             self._copy(path, own, {k.removeprefix(f"{part}."): t for k, t in tensors.items() if k.startswith(part)})
         stored: dict[int, dict[str, Any]] = {}
@@ -108,7 +134,8 @@ class State:
                 stored.setdefault(int(i), {})[name] = t
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": stored, "param_groups": groups})
-        self.step, self.sums, self.best = numbers["step"], numbers["sums"], numbers["best"]
+        for name in _NUMBERS:
+            setattr(self, name, numbers[name])
 
     @staticmethod
     def _copy(path: Path, own: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:
@@ -118,6 +145,15 @@ class State:
         with torch.no_grad():
             for name, t in own.items():
                 t.copy_(stored[name])
+
+
+_NUMBERS = ("settings", "step", "sums", "best", "selected", "lines")
+WAY_OUT = "a lower learning rate (--optimizer NAME:lr=…), --clip 1 or --precision 32 may help"
+
+
+def _place(t: Tensor) -> tuple[Any, ...]:
+    """Equal for two names of one tensor."""
+    return (t.data_ptr(), t.shape, t.stride()) if t.numel() else (id(t),)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:

@@ -6,14 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import nn
 
+from nescio.data.hashing import combine, hash_files
 from nescio.data.sources import Source, open_source
 from nescio.data.transforms import Transform
+from nescio.errors import InputError, check_at_least
 from nescio.models import Classifier
 from nescio.models.load import new_network
-from nescio.models.runs import STATE, Run
-from nescio.objectives import parse_objective
-from nescio.training.checks import check_same_run, check_sources, made_with
+from nescio.models.runs import STATE, WEIGHTS, Run
+from nescio.objectives import Objective, parse_objective
+from nescio.training.checks import check_same_run, check_sources, fingerprint, made_with
 from nescio.training.hardware import Hardware, make_fabric
 from nescio.training.images import Images, held_side
 from nescio.training.loop import Loop
@@ -73,32 +76,35 @@ def train(
     n_classes = check_sources(sources["train"], sources["val"], recipe.batch_size)
     watched = {name: _open(source) for name, source in (watch or {}).items()}
     goal = parse_objective(objective)
+    if not check_at_least("seed", seed, 0) < 1 << 62:
+        raise InputError(f"seed={seed} must be below 2^62")
     fabric = make_fabric(hardware, recipe)
     device = fabric.device
     torch.manual_seed(seed)
-    network, own_transform, name = new_network(model, n_classes, init=init, transform=transform, size=size)
+    made = new_network(model, n_classes, init=init, transform=transform, size=size)
     run = Run(
-        name,
+        made.name,
         n_classes,
         sources["train"].classes,
-        str(own_transform),
+        str(made.transform),
         repr(goal),
         {
             **recipe.settings(),
             "seed": seed,
-            "init": init,
+            "init": _identity(init),
             "train": sources["train"].identity,
             "val": sources["val"].identity,
+            "watch": {name: source.identity for name, source in watched.items()},
         },
         made_with=made_with(device),
     )
     run = check_same_run(out, run, resume=resume)
-    network.to(device).to(memory_format=torch.channels_last)
-    classifier = Classifier(network, own_transform, name=name, classes=run.classes)
+    network = made.network.to(device).to(memory_format=torch.channels_last)
+    classifier = Classifier(network, made.transform, name=made.name, classes=run.classes)
     torch.manual_seed(seed + 1)
-    classifier.heads.update(goal.heads(classifier))
-    side = held_side(sources["train"], own_transform)
-    square = Transform(crop=side, interpolation=own_transform.interpolation)
+    classifier.heads.update(_heads(goal, classifier, made.heads))
+    side = held_side(sources["train"], made.transform)
+    square = Transform(crop=side, interpolation=made.transform.interpolation)
 
     def images(source: Source, seen: Transform, title: str) -> Images:
         return Images(source, seen, device=device, hardware=hardware, title=f"{title} images", progress=progress)
@@ -107,16 +113,36 @@ def train(
         fabric,
         run,
         out,
-        State(network, classifier, recipe.ema),
+        State(network, classifier, recipe.ema, fingerprint(run)),
         goal,
         recipe,
         images(sources["train"], square, "training"),
-        images(sources["val"], own_transform, "validation"),
-        {n: images(s, own_transform, n) for n, s in watched.items()},
+        images(sources["val"], made.transform, "validation"),
+        {n: images(s, made.transform, n) for n, s in watched.items()},
         keep=keep,
     )
     loop.run_epochs(resume=resume and (out / STATE).exists(), progress=progress)
     return run
+
+
+def _heads(goal: Objective, classifier: Classifier, given: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """The objective's heads, with the weights that the initial file brings for them."""
+    heads = goal.heads(classifier)
+    for name, head in heads.items():
+        if name in given and given[name].state_dict().keys() == head.state_dict().keys():
+            head.load_state_dict(given[name].state_dict())
+    return heads
+
+
+def _identity(init: str) -> str:
+    """What initial weights are: a word, or a hash of their file."""
+    if init in ("scratch", "pretrained"):
+        return init
+    path = Path(init).expanduser()
+    path = path / WEIGHTS if path.is_dir() else path
+    if not path.is_file():
+        raise InputError(f"no weights file {path}")
+    return combine(*hash_files([path]))
 
 
 def _open(source: AnySource) -> Source:

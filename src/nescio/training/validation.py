@@ -12,8 +12,10 @@ from torch import Tensor
 
 from nescio import metrics
 from nescio.detector import Detector
+from nescio.errors import InputError
 from nescio.models import Classifier
 from nescio.training.images import Images
+from nescio.training.state import WAY_OUT
 
 GRID = 4
 """The stand-in for OOD images: ID validation images cut into 4 × 4 tiles that are laid out anew."""
@@ -62,6 +64,8 @@ def judge(classifier: Classifier, detector: Detector, val: Images, watched: Mapp
         plain.append(values)
         shuffled.append(score(shuffle_tiles(pixels, draws))[0])
     own = torch.cat(plain).numpy()
+    if not np.isfinite(own).all():
+        raise InputError(f"scores of validation images are not finite any more; {WAY_OUT}")
     ood = {
         name: torch.cat([score(pixels)[0] for pixels, _ in images.batches(_parts(len(images)))]).numpy()
         for name, images in watched.items()
@@ -72,12 +76,13 @@ def judge(classifier: Classifier, detector: Detector, val: Images, watched: Mapp
 
 def shuffle_tiles(images: Tensor, draws: torch.Generator) -> Tensor:
     """Images ``(B, 3, H, W)`` with their 4 × 4 tiles in another order for each; a rest that fits no tile is cut off."""
-    high, wide = images.shape[2] // GRID, images.shape[3] // GRID
-    cut = images[:, :, : high * GRID, : wide * GRID].unfold(2, high, high).unfold(3, wide, wide)
+    grid = min(GRID, *images.shape[2:])
+    high, wide = images.shape[2] // grid, images.shape[3] // grid
+    cut = images[:, :, : high * grid, : wide * grid].unfold(2, high, high).unfold(3, wide, wide)
     tiles = cut.flatten(2, 3).transpose(1, 2)  # (B, 16, 3, h, w)
-    order = torch.rand(len(images), GRID * GRID, generator=draws).argsort(dim=1).to(images.device)
+    order = torch.rand(len(images), grid * grid, generator=draws).argsort(dim=1).to(images.device)
     tiles = tiles.gather(1, order[:, :, None, None, None].expand_as(tiles))
-    rows = tiles.reshape(-1, GRID, GRID, *tiles.shape[2:]).permute(0, 3, 1, 4, 2, 5)  # (B, 3, 4, h, 4, w)
+    rows = tiles.reshape(-1, grid, grid, *tiles.shape[2:]).permute(0, 3, 1, 4, 2, 5)  # (B, 3, 4, h, 4, w)
     whole: Tensor = rows.flatten(4, 5).flatten(2, 3)
     if whole.shape[2:] != images.shape[2:]:
         whole = torch.nn.functional.interpolate(whole, images.shape[2:], mode="nearest")
