@@ -108,6 +108,7 @@ def _needs(stage: type[Stage]) -> Iterator[str]:
             yield "training"
         if plain.probes():
             yield "probe"
+        yield from (f"{head} head" for head in sorted(plain.needs_heads()))
 
 
 def _gist(docstring: str) -> str:

@@ -212,6 +212,29 @@ def test_of_another_neck_on_constant_maps(name: str) -> None:
     torch.testing.assert_close(patches, pooled[:, None].expand_as(patches), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", [*LINEAR_NECK, *OTHER_NECK, "timm:mobilenetv3_large_100"])
+def test_every_backbone_of_the_paper_takes_a_step(name: str) -> None:
+    classifier, objective = published(name), parse_objective("ssod:gamma=0.55")
+    torch.manual_seed(0)
+    classifier.heads.update(objective.heads(classifier))
+    view = View(torch.randn(2, 3, 64, 64), torch.tensor([0, 3]), TrainingNetwork(classifier, maps=True), 0.0)
+    loss, watched = objective.loss(view, classifier.heads)
+    loss.backward()
+    first = next(p for p in classifier.body.parameters() if p.requires_grad)
+    assert loss.isfinite()
+    assert first.grad.abs().max() > 0
+    assert classifier.heads["ood"].weight.grad is not None
+    assert 0 <= watched["id_share"] + watched["ood_share"] <= 1
+
+
+def test_concerns() -> None:
+    objective = parse_objective("ssod")
+    assert objective.concern({"id_share": 0.2, "ood_share": 0.3}) is None
+    assert "labelled ID; the OOD head learns from one kind" in objective.concern({"id_share": 0, "ood_share": 0.3})
+    assert "ID or OOD; the OOD head learns nothing" in objective.concern({"id_share": 0, "ood_share": 0})
+    assert parse_objective("ce").concern({}) is None
+
+
 @pytest.mark.parametrize("name", ["timm:vit_tiny_patch16_224", "torchvision:mobilenet_v3_large", "timm:resnet18"])
 def test_training_mode_runs_the_whole_network(name: str) -> None:
     """The parts in training mode give what the network gives in training mode, and share its statistics."""

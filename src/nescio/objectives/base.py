@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -101,6 +102,8 @@ class Objective(Optioned, nn.Module):
     """The detector that belongs to it, as a spec string."""
     needs_maps: ClassVar[bool] = False
     """Whether it reads feature maps."""
+    told: ClassVar[Mapping[str, str]] = {}
+    """What the progress bar says of the numbers to be logged, as format strings."""
 
     def __init_subclass__(cls, name: str | None = None) -> None:
         super().__init_subclass__()
@@ -116,6 +119,11 @@ class Objective(Optioned, nn.Module):
         """
         del classifier
         return {}
+
+    def concern(self, means: Mapping[str, float]) -> str | None:
+        """What a user should be warned of after an epoch, from the means of the numbers that were logged."""
+        del means
+        return None
 
     @abstractmethod
     def loss(self, view: View, heads: nn.ModuleDict) -> tuple[Tensor, dict[str, Tensor]]:

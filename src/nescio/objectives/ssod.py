@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -11,6 +13,8 @@ from nescio.models.heads import OODHead
 from nescio.objectives.base import Objective, View, processes, summed
 
 BALANCES = ("lwb", "dr", "lw")
+RARE = 1e-3
+"""Share of the patches below which a kind is said to hardly occur."""
 
 
 class SSOD(Objective, name="ssod"):
@@ -42,6 +46,7 @@ class SSOD(Objective, name="ssod"):
 
     detector = "ssod"
     needs_maps = True
+    told = {"id_share": "patches ID {:.0%}", "ood_share": "OOD {:.0%}"}  # noqa: RUF012 - as the base declares it
 
     def __init__(
         self, *, gamma: float = 0.95, alpha: float = 1.0, balance: str = "lwb", weight: float = 0.1, start: float = 0.0
@@ -77,6 +82,14 @@ class SSOD(Objective, name="ssod"):
     def read(self, head: nn.Module, view: View, is_id: Tensor, is_ood: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the OOD head is trained on: its logits at all positions (13), and their labels."""
         return head(view.fmap).flatten(1).float(), is_id, is_ood
+
+    def concern(self, means: Mapping[str, float]) -> str | None:
+        """That one kind of patch, or both, hardly occurs."""
+        absent = [kind for kind, name in (("ID", "id_share"), ("OOD", "ood_share")) if means[name] < RARE]
+        if not absent:
+            return None
+        learns = "nothing" if len(absent) > 1 else "from one kind alone"
+        return f"hardly any patch was labelled {' or '.join(absent)}; the OOD head learns {learns}"
 
     def loss(self, view: View, heads: nn.ModuleDict) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a batch."""

@@ -46,7 +46,7 @@ class _Trainee(nn.Module):
         self.heads, self.objective = classifier.heads, objective
 
     def forward(self, x: Tensor, labels: Tensor, epoch: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss, and what is watched: sums over the batch."""
+        """Loss, and what is watched: means over the batch."""
         view = View(x, labels, self.network, epoch)
         loss, watched = self.objective.loss(view, self.heads)
         right = (view.logits.detach().argmax(dim=1) == labels).float().mean()
@@ -72,7 +72,8 @@ class Loop:
     ) -> None:
         self.keep = keep
         self.fabric, self.run, self.out, self.state, self.recipe = fabric, run, out, state, recipe
-        self.images, self.val, self.watched = images, val, watched
+        self.images, self.val, self.watched, self.objective = images, val, watched, objective
+        self.labels = images.labels.to(fabric.device)
         self.detector = Detector.parse(objective.detector)
         state.classifier.probed(self.detector.probes())  # refuses a network that it cannot judge
         self.size = recipe.batch_size
@@ -80,7 +81,7 @@ class Loop:
             raise InputError(f"{len(images):,} readable training images do not fill a batch of {self.size}")
         self.per_epoch = len(images) // self.size
         trainee = _Trainee(state.classifier, objective)
-        _try_step(trainee, state, self.size // (fabric.world_size * recipe.accumulate), fabric.device)
+        _try_step(fabric, trainee, state, min(2, self.size // (fabric.world_size * recipe.accumulate)))
         used = [p for p in trainee.parameters() if p.requires_grad]
         state.optimizer = parse_named(recipe.optimizer, OPTIMIZERS).over(used)
         self.base_lr = state.optimizer.param_groups[0]["lr"]
@@ -144,9 +145,8 @@ class Loop:
             pixels, numbers = next(feed)
             shown = self.augment(pixels, windows[numbers], transform)
             x = transform.normalise(shown).contiguous(memory_format=torch.channels_last)
-            labels = self.images.labels[numbers.cpu()].to(x.device)
             with self.fabric.no_backward_sync(self.trainee, enabled=part < parts - 1):
-                loss, watched = self.trainee(x, labels, epoch)
+                loss, watched = self.trainee(x, self.labels[numbers], epoch)
                 self.fabric.backward(loss / parts)
             self._watch(watched, 1 / parts)
         if self.recipe.clip:
@@ -194,7 +194,8 @@ class Loop:
 
     def _told(self, epoch: int) -> str:
         parts = [f"epoch {epoch + 1}/{self.recipe.epochs}"]
-        parts += [f"{label} {self.shown[name]:{form}}" for name, label, form in _TOLD if name in self.shown]
+        told = {"loss": "loss {:.3f}", "accuracy": "accuracy {:.0%}", **self.objective.told}
+        parts += [text.format(self.shown[name]) for name, text in told.items() if name in self.shown]
         return "  ".join(parts)
 
     def _save(self) -> None:
@@ -215,7 +216,7 @@ class Loop:
 
     def _end(self, epoch: int) -> None:
         """Judge, log and store; by one process, for all."""
-        means = {f"train_{k}": v / self.per_epoch for k, v in self.state.sums.items()}
+        means = {k: v / self.per_epoch for k, v in self.state.sums.items()}
         self.state.sums = {}
         if self.fabric.is_global_zero:
             self.state.check_finite()
@@ -224,8 +225,9 @@ class Loop:
                 judged = judge(self.state.classifier, self.detector, self.val, self.watched)
             finally:
                 self.state.exchange()
-            numbers = {"epoch": epoch + 1, "step": self.state.step, **means, **judged.numbers()}
-            self._warn(means)
+            numbers = {"epoch": epoch + 1, "step": self.state.step, **_of_training(means), **judged.numbers()}
+            if concern := self.objective.concern(means):
+                log.warning("epoch %d: %s", epoch + 1, concern)
             if self.keep:
                 save_tensors(self.out / f"epoch-{epoch + 1}.safetensors", self.state.weights())
             self._select("value", judged.value, WEIGHTS, numbers)
@@ -237,12 +239,6 @@ class Loop:
             self.log.add(self.state.lines[-1])
         self.fabric.barrier()
 
-    def _warn(self, means: Mapping[str, float]) -> None:
-        absent = [kind.upper() for kind in ("id", "ood") if means.get(f"train_{kind}_share", 1.0) < 1e-3]
-        if absent:
-            learns = "from one kind alone" if len(absent) == 1 else "nothing"
-            log.warning("hardly any patch was labelled %s: the OOD head learns %s", " or ".join(absent), learns)
-
     def _select(self, by: str, value: float, file: str, numbers: Mapping[str, Any]) -> None:
         if value > self.state.best.get(by, -math.inf):
             self.state.best[by] = value
@@ -250,7 +246,11 @@ class Loop:
             self.state.selected[by] = {"by": _RULES[by], "value": value, **numbers}
 
 
-def _try_step(trainee: _Trainee, state: State, n: int, device: torch.device) -> None:
+def _of_training(means: Mapping[str, float]) -> dict[str, float]:
+    return {f"train_{name}": value for name, value in means.items()}
+
+
+def _try_step(fabric: Any, trainee: _Trainee, state: State, n: int) -> None:
     """Take a step's loss and gradients on noise, and leave no trace but this: what has no gradient is not trained.
 
     Raises:
@@ -258,9 +258,9 @@ def _try_step(trainee: _Trainee, state: State, n: int, device: torch.device) -> 
     """
     side, before = state.classifier.transform.crop, {k: t.clone() for k, t in state.tensors().items()}
     try:
-        loss, _ = trainee(
-            torch.randn(n, 3, side, side, device=device), torch.zeros(n, dtype=torch.int64).to(device), 0.0
-        )
+        x = torch.randn(n, 3, side, side, device=fabric.device)
+        with fabric.autocast():
+            loss, _ = trainee(x, torch.zeros(n, dtype=torch.int64, device=fabric.device), 0.0)
         loss.backward()
     except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as e:
         raise InputError(f"{state.classifier.name} cannot be trained on {n} images at a time: {e}") from None
@@ -275,12 +275,6 @@ def _try_step(trainee: _Trainee, state: State, n: int, device: torch.device) -> 
             t.copy_(before[k])
 
 
-_TOLD = (
-    ("loss", "loss", ".3f"),
-    ("accuracy", "accuracy", ".0%"),
-    ("id_share", "patches ID", ".0%"),
-    ("ood_share", "OOD", ".0%"),
-)
 _RULES = {
     "value": "mean of ID validation accuracy and AUROC against shuffled ID validation images; no OOD image was used",
     "papers_choice": "mean FPR95 on the watched OOD sets: this looks at the test, as the SSOD paper does",
