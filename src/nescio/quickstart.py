@@ -68,8 +68,10 @@ def quickstart(out: Path, *, epochs: int = 10, seed: int = 0, **options: Any) ->
         hardware=Hardware(workers=options.get("workers")),
         progress=options.get("progress", True),
     )
+    classifier = load_classifier(str(run))
+    classifier.name = "quickstart"  # for the report's title
     return bench(
-        load_classifier(str(run)),
+        classifier,
         train=sets["train"],
         id=sets["id"],
         ood={name: sets[name] for name in ("glyphs", "backdrops", "noise")},
