@@ -187,15 +187,21 @@ def judge_sampler(classifier: Classifier, test: str, gamma: float = 0.95) -> dic
     }
 
 
+def stored(name: str) -> dict[str, list[dict[str, Any]]]:
+    """The records of a study by objective, in the order of its plan."""
+    records: dict[str, list[dict[str, Any]]] = {objective: [] for objective, _ in PLANS[name][1]}
+    for path in sorted(STORED.glob(f"{name}-*.json")):
+        record = json.loads(path.read_text())
+        records[record["objective"]].append(record)
+    return {objective: same for objective, same in records.items() if same}
+
+
 def comparison(name: str) -> str:
     """Mean ± standard deviation over seeds: FPR95 / AUROC of every detector on every training."""
-    records = [json.loads(p.read_text()) for p in sorted(STORED.glob(f"{name}-*.json"))]
-    by_objective: dict[str, list[dict[str, Any]]] = {}
-    for record in records:
-        by_objective.setdefault(record["objective"], []).append(record)
-    oods = list(CIFAR10.ood if name != "tiny-imagenet" else TINY.ood)
-    lines = ["| training | seeds | ID accuracy | detector | " + " | ".join(oods) + " |", "|---" * (4 + len(oods)) + "|"]
-    for objective, same in by_objective.items():
+    oods = list(PLANS[name][0].ood)
+    heads = ["training", "seeds", "ID accuracy", "detector", *oods]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for objective, same in stored(name).items():
         tables = [r["results"]["ours"] for r in same]
         accuracy = spread([t["id_accuracy"] for t in tables])
         for detector in (d for d in tables[0] if d != "id_accuracy"):
@@ -206,6 +212,35 @@ def comparison(name: str) -> str:
             ]  # fmt: skip
             lines.append(f"| `{objective}` | {len(same)} | {accuracy} | `{detector}` | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def selection(name: str) -> str:
+    """Our choice of the epoch beside the paper's, by the objective's own detector, averaged over the OOD sets."""
+    lines = ["| training | choice | ID accuracy | FPR95 | AUROC |", "|---|---|---|---|---|"]
+    for objective, same in stored(name).items():
+        detector = "energy" if objective == "ce" else "ssod"
+        for choice in ("ours", "papers choice"):
+            tables = [r["results"][choice] for r in same]
+            means = [
+                spread([statistics.mean(pair[m] for pair in t[detector].values()) for t in tables])
+                for m in ("fpr95", "auroc")
+            ]
+            accuracy = spread([t["id_accuracy"] for t in tables])
+            lines.append(f"| `{objective}` | {choice} | {accuracy} | " + " | ".join(means) + " |")
+    return "\n".join(lines)
+
+
+def sampler(name: str) -> str:
+    """Where the sampled patches lie, by epoch, against the objects' boxes."""
+    columns = ("ood_share", "ood_outside", "id_share", "id_inside")
+    lines = ["| training | epoch | patches OOD | of these outside the box | patches ID | of these inside |"]
+    lines.append("|---|---|---|---|---|---|")
+    for objective, same in stored(name).items():
+        for at in (at for record in same for at in record.get("sampler", ())):
+            cells = " | ".join(f"{100 * at[c]:.1f}" for c in columns)
+            lines.append(f"| `{objective}` | {at['epoch']} | {cells} |")
+            base = at["base_outside"]
+    return "\n".join([*lines, f"base rates: {base:.1%} outside, {1 - base:.1%} inside"]) if len(lines) > 2 else ""
 
 
 def spread(values: list[float]) -> str:
@@ -240,8 +275,8 @@ def main(study: str) -> None:
     setup, plan = PLANS.get(study, (CIFAR10, []))
     for objective, seed in plan:
         run(setup, objective, seed, boxes=setup is TINY and seed == 0)
-    for name in ("cifar10", "tiny-imagenet", "ablations"):
-        print(f"\n{name}\n{comparison(name)}")
+    for name in (n for n in PLANS if stored(n)):
+        print(f"\n{name}\n{comparison(name)}\n\n{selection(name)}\n\n{sampler(name)}")
 
 
 if __name__ == "__main__":

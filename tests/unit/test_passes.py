@@ -273,3 +273,20 @@ def test_a_bank_with_probes_serves_those_who_want_fewer(classifier: Classifier, 
     assert set(g.aux) == {"rankfeat.0"}
     torch.testing.assert_close(f.h, g.h, rtol=1e-5, atol=1e-6)
     assert both.path.joinpath("gram2.0.npy").is_file()
+
+
+@pytest.mark.parametrize("name", ["timm:resnet10t", "torchvision:mobilenet_v3_small"])
+def test_truncated_batch_norms_under_probes(name: str) -> None:
+    """The features are those of the pass without probes."""
+    from nescio.models.load import new_network
+
+    made = new_network(name, 5, size=64)
+    classifier = Classifier(made.network, made.transform)
+    x = torch.randn(2, 3, 64, 64)
+    plain = run(unlabelled_fit("bats+energy", classifier), classifier, x)
+    network_pass = pass_of(unlabelled_fit("bats+energy", classifier))
+    body = classifier.changed(network_pass.prepare).optimised()
+    with torch.no_grad():
+        probed = network_pass.run(body.probed(Gram(orders=2).probes()), x)
+    torch.testing.assert_close(probed.h, plain.h, rtol=1e-4, atol=1e-5)
+    assert len(probed.aux) > 0

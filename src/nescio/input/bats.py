@@ -61,6 +61,8 @@ class _Truncated(nn.Module):
 
     low: Tensor
     high: Tensor
+    traced_whole = True
+    """Its shapes are none that tracing could follow."""
 
     def __init__(self, norm: _BatchNorm, lam: float) -> None:
         super().__init__()

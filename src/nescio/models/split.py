@@ -67,6 +67,7 @@ class _Tracer(fx.Tracer):
         """Whether a module is one operation."""
         # timm's batch norms with an activation call a function, which would keep the mode they were traced in
         whole = isinstance(m, nn.modules.batchnorm._BatchNorm) or not list(m.children())  # noqa: SLF001
+        whole = whole or getattr(m, "traced_whole", False)
         return whole or super().is_leaf_module(m, module_qualified_name)
 
 
