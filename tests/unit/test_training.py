@@ -213,15 +213,15 @@ def test_weights_to_start_from(sets: dict[str, Path], unbroken: Path, tmp_path: 
 
 
 def test_a_loss_that_is_not_finite_stops_at_the_batch(sets: dict[str, Path], tmp_path: Path, monkeypatch) -> None:
-    from nescio.training import loop
+    from nescio.training.trainee import Trainee
 
-    whole = loop._Trainee.forward
+    whole = Trainee.forward
 
     def broken(trainee, x, labels, epoch):
         loss, watched = whole(trainee, x, labels, epoch)
         return (loss, watched) if epoch < 1.6 else (loss * torch.nan, {**watched, "loss": loss * torch.nan})
 
-    monkeypatch.setattr(loop._Trainee, "forward", broken)
+    monkeypatch.setattr(Trainee, "forward", broken)
     with pytest.raises(InputError, match="not finite \\(nan\\) at batch 4 of epoch 2"):
         run(tmp_path / "run", sets)
     assert all(t.isfinite().all() for t in weights(tmp_path / "run").values())

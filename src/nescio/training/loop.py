@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nescio.detector import Detector
-from nescio.errors import InputError, some
-from nescio.models import Classifier
+from nescio.errors import InputError
 from nescio.models.runs import STATE, WEIGHTS, Run
-from nescio.objectives import Objective, View
-from nescio.objectives.base import TrainingNetwork
+from nescio.objectives import Objective
 from nescio.options import parse_named
 from nescio.progress import progress_bar
 from nescio.training.augment import AUGMENTS, DRAWS
@@ -27,6 +25,7 @@ from nescio.training.images import Images
 from nescio.training.log import Log
 from nescio.training.recipe import OPTIMIZERS, SCHEDULES, Recipe
 from nescio.training.state import WAY_OUT, State, save_tensors
+from nescio.training.trainee import Trainee, try_step
 from nescio.training.validation import judge
 
 log = logging.getLogger(__name__)
@@ -35,22 +34,6 @@ PAPERS_CHOICE = "papers-choice.safetensors"
 """The weights of the epoch that did best on the watched OOD sets: the SSOD paper's way to choose."""
 _LOOK = 20
 """Steps on a GPU after which losses are looked at: each look waits for the device."""
-
-
-class _Trainee(nn.Module):
-    """What is wrapped for several processes: one call gives the loss."""
-
-    def __init__(self, classifier: Classifier, objective: Objective) -> None:
-        super().__init__()
-        self.network = TrainingNetwork(classifier, maps=objective.needs_maps)
-        self.heads, self.objective = classifier.heads, objective
-
-    def forward(self, x: Tensor, labels: Tensor, epoch: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss, and what is watched: means over the batch."""
-        view = View(x, labels, self.network, epoch)
-        loss, watched = self.objective.loss(view, self.heads)
-        right = (view.logits.detach().argmax(dim=1) == labels).float().mean()
-        return loss, {"loss": loss.detach(), "accuracy": right, **watched}
 
 
 class Loop:
@@ -80,8 +63,8 @@ class Loop:
         if len(images) < self.size:
             raise InputError(f"{len(images):,} readable training images do not fill a batch of {self.size}")
         self.per_epoch = len(images) // self.size
-        trainee = _Trainee(state.classifier, objective)
-        _try_step(fabric, trainee, state, min(2, self.size // (fabric.world_size * recipe.accumulate)))
+        trainee = Trainee(state.classifier, objective)
+        try_step(fabric, trainee, state, min(2, self.size // (fabric.world_size * recipe.accumulate)))
         used = [p for p in trainee.parameters() if p.requires_grad]
         state.optimizer = parse_named(recipe.optimizer, OPTIMIZERS).over(used)
         self.base_lr = state.optimizer.param_groups[0]["lr"]
@@ -248,31 +231,6 @@ class Loop:
 
 def _of_training(means: Mapping[str, float]) -> dict[str, float]:
     return {f"train_{name}": value for name, value in means.items()}
-
-
-def _try_step(fabric: Any, trainee: _Trainee, state: State, n: int) -> None:
-    """Take a step's loss and gradients on noise, and leave no trace but this: what has no gradient is not trained.
-
-    Raises:
-        InputError: the network cannot be run in training mode.
-    """
-    side, before = state.classifier.transform.crop, {k: t.clone() for k, t in state.tensors().items()}
-    try:
-        x = torch.randn(n, 3, side, side, device=fabric.device)
-        with fabric.autocast():
-            loss, _ = trainee(x, torch.zeros(n, dtype=torch.int64, device=fabric.device), 0.0)
-        loss.backward()
-    except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as e:
-        raise InputError(f"{state.classifier.name} cannot be trained on {n} images at a time: {e}") from None
-    unused = [name for name, p in trainee.named_parameters() if p.requires_grad and p.grad is None]
-    for name in unused:
-        trainee.get_parameter(name).requires_grad = False
-    if unused:
-        log.warning("%d tensors take no part in the loss and stay as they are: %s", len(unused), some(unused))
-    trainee.zero_grad(set_to_none=True)
-    with torch.no_grad():
-        for k, t in state.tensors().items():
-            t.copy_(before[k])
 
 
 _RULES = {

@@ -79,25 +79,13 @@ def train(
     if not check_at_least("seed", seed, 0) < 1 << 62:
         raise InputError(f"seed={seed} must be below 2^62")
     fabric = make_fabric(hardware, recipe)
-    device = fabric.device
     torch.manual_seed(seed)
     made = new_network(model, n_classes, init=init, transform=transform, size=size)
-    run = Run(
-        made.name,
-        n_classes,
-        sources["train"].classes,
-        str(made.transform),
-        repr(goal),
-        {
-            **recipe.settings(),
-            "seed": seed,
-            "init": _identity(init),
-            "train": sources["train"].identity,
-            "val": sources["val"].identity,
-            "watch": {name: source.identity for name, source in watched.items()},
-        },
-        made_with=made_with(device),
-    )
+    weights = _identity(init)
+    follows_from = recipe.settings() | {"seed": seed, "init": weights} | {n: s.identity for n, s in sources.items()}
+    follows_from["watch"] = {name: source.identity for name, source in watched.items()}
+    classes, device = sources["train"].classes, fabric.device
+    run = Run(made.name, n_classes, classes, str(made.transform), repr(goal), follows_from, made_with=made_with(device))
     run = check_same_run(out, run, resume=resume)
     network = made.network.to(device).to(memory_format=torch.channels_last)
     classifier = Classifier(network, made.transform, name=made.name, classes=run.classes)

@@ -1,0 +1,58 @@
+"""Network, heads and objective as the one module that is trained."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nescio.errors import InputError, some
+from nescio.models import Classifier
+from nescio.objectives import Objective, View
+from nescio.objectives.base import TrainingNetwork
+from nescio.training.state import State
+
+log = logging.getLogger(__name__)
+
+
+class Trainee(nn.Module):
+    """What is wrapped for several processes: one call gives the loss."""
+
+    def __init__(self, classifier: Classifier, objective: Objective) -> None:
+        super().__init__()
+        self.network = TrainingNetwork(classifier, maps=objective.needs_maps)
+        self.heads, self.objective = classifier.heads, objective
+
+    def forward(self, x: Tensor, labels: Tensor, epoch: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss, and what is watched: means over the batch."""
+        view = View(x, labels, self.network, epoch)
+        loss, watched = self.objective.loss(view, self.heads)
+        right = (view.logits.detach().argmax(dim=1) == labels).float().mean()
+        return loss, {"loss": loss.detach(), "accuracy": right, **watched}
+
+
+def try_step(fabric: Any, trainee: Trainee, state: State, n: int) -> None:
+    """Take a step's loss and gradients on noise, and leave no trace but this: what has no gradient is not trained.
+
+    Raises:
+        InputError: the network cannot be run in training mode.
+    """
+    side, before = state.classifier.transform.crop, {k: t.clone() for k, t in state.tensors().items()}
+    try:
+        x = torch.randn(n, 3, side, side, device=fabric.device)
+        with fabric.autocast():
+            loss, _ = trainee(x, torch.zeros(n, dtype=torch.int64, device=fabric.device), 0.0)
+        loss.backward()
+    except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as e:
+        raise InputError(f"{state.classifier.name} cannot be trained on {n} images at a time: {e}") from None
+    unused = [name for name, p in trainee.named_parameters() if p.requires_grad and p.grad is None]
+    for name in unused:
+        trainee.get_parameter(name).requires_grad = False
+    if unused:
+        log.warning("%d tensors take no part in the loss and stay as they are: %s", len(unused), some(unused))
+    trainee.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        for k, t in state.tensors().items():
+            t.copy_(before[k])
