@@ -5,7 +5,7 @@ READY  := $(VENV)/.ready
 PYTHON ?= python3
 WORKERS ?= 2
 
-.PHONY: help quickstart test lint lock study-cifar10 study-imagenet-sample benchmark clean
+.PHONY: help quickstart test lint lock study-cifar10 study-imagenet-sample study-ssod benchmark clean
 
 help:
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -43,7 +43,10 @@ study-cifar10: $(READY)  ## the reference table on CIFAR-10 and a DenseNet (NESC
 study-imagenet-sample: $(READY)  ## EfficientNet-Lite0 on a sample of ImageNet, with one training image a class
 	$(BIN)/python studies/imagenet_sample.py
 
-benchmark: $(READY)  ## speed ratios (peer.py, imagenet_scale.py and costs.py by hand)
+study-ssod: $(READY)  ## SSOD against cross entropy, three seeds on a small network; studies/ssod.py has more
+	$(BIN)/python studies/ssod.py cifar10
+
+benchmark: $(READY)  ## speed ratios (peer.py, imagenet_scale.py, training.py and costs.py by hand)
 	$(BIN)/python benchmarks/one_pass.py
 	$(BIN)/python benchmarks/from_bank.py
 	$(BIN)/python benchmarks/metrics.py
