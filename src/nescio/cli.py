@@ -87,7 +87,7 @@ def _extraction_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--model",
     required=True,
-    help="densenet-bc-100-12, resnet18-cifar, timm:NAME, torchvision:NAME, hf:ID, or package.module:factory.",
+    help="A trained folder, densenet-bc-100-12, resnet18-cifar, timm:NAME, torchvision:NAME, hf:ID, or module:factory.",
 )
 @click.option(
     "--weights",
@@ -294,7 +294,7 @@ def explain(images: tuple[str, ...], model: tuple[str, ...], out: Path, **option
 
 def _told(selected: dict[str, dict[str, Any]], out: Path) -> str:
     lines = []
-    for name, file in (("value", "model.safetensors"), ("papers_choice", "papers-choice.safetensors")):
+    for name, file in (("kept", "model.safetensors"), ("papers_choice", "papers-choice.safetensors")):
         if name in selected:
             s = selected[name]
             lines.append(

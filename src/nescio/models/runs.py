@@ -31,7 +31,7 @@ class Run:
         transform: the test transform.
         objective: what was minimised, as a spec string.
         settings: everything else that the weights follow from: recipe, seed, hashes of the data, initial weights.
-        selected: which checkpoint ``model.safetensors`` is, and by what it was chosen; None before the first epoch.
+        selected: which epochs' weights are kept, and by what they were chosen; None before the first epoch.
         made_with: versions and machine; they do not bind.
     """
 

@@ -32,8 +32,7 @@ class State:
         optimizer: over all parameters, once there is one.
         step: steps of the optimiser so far.
         sums: running sums of what is watched in this epoch.
-        best: the largest value by which a checkpoint was selected so far, of each kind.
-        selected: those checkpoints.
+        selected: the epochs whose weights are kept, and by what they were chosen.
         lines: the numbers of each epoch so far.
         average: the averaged weights, each tensor under the first of its names.
     """
@@ -45,7 +44,6 @@ class State:
     optimizer: torch.optim.Optimizer = field(init=False)
     step: int = 0
     sums: dict[str, float] = field(default_factory=dict)
-    best: dict[str, float] = field(default_factory=dict)
     selected: dict[str, Any] = field(default_factory=dict)
     lines: list[dict[str, Any]] = field(default_factory=list)
     average: dict[str, Tensor] = field(default_factory=dict)
@@ -147,7 +145,7 @@ class State:
                 t.copy_(stored[name])
 
 
-_NUMBERS = ("settings", "step", "sums", "best", "selected", "lines")
+_NUMBERS = ("settings", "step", "sums", "selected", "lines")
 WAY_OUT = "a lower learning rate (--optimizer NAME:lr=…), --clip 1 or --precision 32 may help"
 
 

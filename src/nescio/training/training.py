@@ -46,8 +46,9 @@ def train(
 ) -> Run:
     """Train a classifier, with the heads of its objective, into a folder that ``load_classifier`` opens.
 
-    Of all epochs the weights are kept that are best by the mean of ID validation accuracy and the AUROC of the
-    objective's score against the validation images with their tiles shuffled. No OOD image takes part.
+    Of the epochs whose ID validation accuracy is within one standard error of the best so far, the weights are kept of
+    the one whose score has the highest AUROC against the validation images with their tiles shuffled. No OOD image
+    takes part.
 
     Args:
         out: the folder.

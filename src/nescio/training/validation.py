@@ -37,14 +37,34 @@ class Judgement:
     ood: dict[str, dict[str, float]]
 
     @property
-    def value(self) -> float:
-        """What a checkpoint is selected by: the mean of accuracy and AUROC."""
-        return (self.accuracy + self.shuffled_auroc) / 2
+    def mean_fpr95(self) -> float:
+        """What the SSOD paper selects by: it looks at the test."""
+        return sum(pair["fpr95"] for pair in self.ood.values()) / len(self.ood)
 
     def numbers(self) -> dict[str, Any]:
         """For the log."""
         watched = {f"ood/{name}/{k}": v for name, pair in self.ood.items() for k, v in pair.items()}
         return {"val_accuracy": self.accuracy, "val_shuffled_auroc": self.shuffled_auroc, **watched}
+
+
+def is_better(new: Mapping[str, Any], kept: Mapping[str, Any] | None, best: float, n: int) -> bool:
+    """Whether an epoch takes the place of the one that is kept: accuracy first, the stand-in for OOD second.
+
+    Its accuracy must be within one standard error of the best so far; and its AUROC against shuffled images higher than
+    the kept epoch's, unless that one's accuracy is no longer as good.
+
+    Args:
+        new: ``val_accuracy`` and ``val_shuffled_auroc`` of the epoch.
+        kept: those of the kept one; None where there is none yet.
+        best: the best accuracy so far, the new epoch's included.
+        n: number of validation images.
+    """
+    least = best - (best * (1 - best) / n) ** 0.5
+    if new["val_accuracy"] < least:
+        return False
+    if kept is None or kept["val_accuracy"] < least:
+        return True
+    return bool(new["val_shuffled_auroc"] > kept["val_shuffled_auroc"])
 
 
 @torch.no_grad()
