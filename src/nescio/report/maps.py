@@ -64,7 +64,11 @@ def draw_maps(images: Sequence[tuple[str, Sequence[Seen]]], models: Sequence[str
             label.set_in_layout(False)  # a long name must not push the columns apart
         figure.suptitle(" ", fontsize=18)  # room for these names
         bar = figure.colorbar(
-            mpl.cm.ScalarMappable(cmap="viridis"), ax=grid.ravel().tolist(), shrink=0.6, pad=0.01, aspect=30
+            mpl.cm.ScalarMappable(cmap="viridis"),
+            ax=grid.ravel().tolist(),
+            shrink=min(0.6, 2.5 / len(images)),
+            pad=0.01,
+            aspect=30,
         )
         bar.set_label("confidence on the class / the OOD head's probability of ID")
         figure.supxlabel(
