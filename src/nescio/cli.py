@@ -210,7 +210,9 @@ def quickstart(obj: dict[str, Any], /, out: Path, epochs: int, bank_dtype: str, 
 @click.option("--ema", type=float, help="Decay per step of averaged weights, e.g. 0.999.")
 @click.option("--precision", type=click.Choice(["32", "bf16"]), help="bf16: mixed precision.")
 @click.option(
-    "--init", default="scratch", help="scratch, pretrained, or a file of weights; the last layer fits itself."
+    "--init",
+    default="scratch",
+    help="scratch, pretrained, a file of weights, or a trained folder. The last layer fits itself.",
 )
 @click.option(
     "--size", type=click.IntRange(1), help="Side of the images that the network sees.  [default: the model's]"
@@ -218,7 +220,7 @@ def quickstart(obj: dict[str, Any], /, out: Path, epochs: int, bank_dtype: str, 
 @click.option("--transform", help="Replaces parts of the model's test transform: resize=256,crop=224,mean=0.5,std=0.5.")
 @click.option("--seed", type=int, default=0, help="Of all that is drawn.")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint; the other options stay as they were.")
-@click.option("--watch", multiple=True, metavar="NAME=SET", help="OOD set to log after each epoch. Selects nothing.")
+@click.option("--watch", multiple=True, metavar="NAME=SET", help="OOD set to log after each epoch. It chooses nothing.")
 @click.option("--keep", is_flag=True, help="Store the weights of every epoch, too.")
 @click.option("--device", default="auto", help="cpu, cuda, cuda:1, …")
 @click.option(
