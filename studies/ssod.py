@@ -98,10 +98,15 @@ TINY = Setup(
 )
 
 
+def file_of(setup: Setup, objective: str, seed: int) -> Path:
+    """Where a run's results are."""
+    return STORED / f"{setup.name}-{objective.replace(':', '-').replace(',', '-')}-{seed}.json"
+
+
 def run(setup: Setup, objective: str, seed: int, *, boxes: bool = False) -> None:
     """Train, bench, and store one JSON."""
-    name = f"{setup.name}-{objective.replace(':', '-').replace(',', '-')}-{seed}"
-    stored = STORED / f"{name}.json"
+    stored = file_of(setup, objective, seed)
+    name = stored.stem
     if stored.exists():
         return
     print(name, flush=True)
@@ -189,11 +194,13 @@ def judge_sampler(classifier: Classifier, test: str, gamma: float = 0.95) -> dic
 
 def stored(name: str) -> dict[str, list[dict[str, Any]]]:
     """The records of a study by objective, in the order of its plan."""
-    records: dict[str, list[dict[str, Any]]] = {objective: [] for objective, _ in PLANS[name][1]}
-    for path in sorted(STORED.glob(f"{name}-*.json")):
-        record = json.loads(path.read_text())
-        records[record["objective"]].append(record)
-    return {objective: same for objective, same in records.items() if same}
+    setup, plan = PLANS[name]
+    records: dict[str, list[dict[str, Any]]] = {}
+    for objective, seed in plan:
+        path = file_of(setup, objective, seed)
+        if path.exists():
+            records.setdefault(objective, []).append(json.loads(path.read_text()))
+    return records
 
 
 def comparison(name: str) -> str:
@@ -265,7 +272,10 @@ PLANS = {
     "tiny-imagenet": (TINY, [(o, seed) for seed in SEEDS for o in ("ce", "ssod")]),
     "ablations": (ABLATION, [(o, 0) for o in ("ce", "ssod", "ssod:start=3", *(f"ssod:start=3,{v}" for v in VARIANTS))]),
     "cifar10-paper": (PAPER, [(o, seed) for seed in SEEDS for o in ("ce", "ssod")]),
-    "candidates": (ABLATION, [(f"{o}:start=3", 0) for o in ("ssod-correct", "ssod-detached", "ssod-pooled")]),
+    "candidates": (
+        ABLATION,
+        [("ssod:start=3", 0), *((f"{o}:start=3", 0) for o in ("ssod-correct", "ssod-detached", "ssod-pooled"))],
+    ),
 }
 
 
