@@ -16,6 +16,7 @@ from nescio.data.sources import Labels, Source
 from nescio.errors import BadImage, InputError, nearest
 from nescio.files import whole
 from nescio.models import Classifier
+from nescio.objectives.ssod import check_gamma, sample, true_class_confidence
 from nescio.report.maps import Seen, draw_maps
 
 MOST = 24
@@ -42,9 +43,8 @@ class PatchMaps:
 
     def sampled(self, gamma: float) -> Tensor:
         """What SSOD takes each position for ``(B, h, w)``: 1 ID, -1 OOD, 0 neither (its equation 12)."""
-        if not 0.5 < gamma < 1:
-            raise InputError(f"gamma={gamma:g} must lie in (0.5, 1)")
-        return (self.confidence >= gamma).int() - (self.confidence < 1 - gamma).int()
+        is_id, is_ood = sample(self.confidence, check_gamma(gamma))
+        return is_id.int() - is_ood.int()
 
 
 @torch.no_grad()
@@ -54,20 +54,19 @@ def patch_maps(classifier: Classifier, images: Tensor, labels: Tensor | None = N
     Args:
         classifier: any whose feature map can be found.
         images: uint8 ``(B, 3, S, S)``, as the transform's geometry leaves them.
-        labels: classes ``(B,)`` to show the confidence of; the predicted ones where None.
+        labels: classes ``(B,)`` to show the confidence of; the predicted one where -1, everywhere where None.
 
     Raises:
         InputError: the network has no feature map, or does not pool it by the mean.
     """
     split, x = classifier.split, classifier.transform.normalise(images.to(classifier.device))
     fmap = split.backbone(x)
-    if not torch.allclose(split.pool(fmap).flatten(1), fmap.mean(dim=(2, 3)), rtol=1e-3, atol=1e-3):
+    if not split.averages(fmap):
         raise InputError(f"{classifier.name} does not pool its feature map by the mean: its positions are no patches")
-    head = classifier.head
-    logits = head.linear(split.neck(split.pool(fmap)).flatten(1))
-    labels = logits.argmax(dim=1) if labels is None else labels.to(logits.device)
-    at_positions = head.linear(split.at_positions(fmap)).softmax(dim=2)
-    confidence = at_positions.gather(2, labels[:, None, None].expand(-1, at_positions.shape[1], 1))[..., 0]
+    logits = classifier.head.linear(split.neck(split.pool(fmap)).flatten(1))
+    asked = logits.new_full((len(x),), -1).long() if labels is None else labels.to(logits.device)
+    labels = torch.where(asked >= 0, asked, logits.argmax(dim=1))
+    confidence = true_class_confidence(classifier.logits_at_positions(fmap), labels)
     z = classifier.heads["ood"](fmap)[:, 0] if "ood" in classifier.heads else None
     return PatchMaps(
         logits.softmax(dim=1),
@@ -112,10 +111,8 @@ def explain(
     for name, classifier in classifiers.items():
         pixels = torch.stack([_pixels(classifier, source, i) for source, i in places])
         wanted = [_labels(classifier, source, label) for source in sources]
-        maps = patch_maps(classifier, pixels)
-        known = torch.cat([torch.from_numpy(w) for w in wanted]).to(maps.labels.device)
-        if bool((known >= 0).any()):
-            maps = patch_maps(classifier, pixels, torch.where(known >= 0, known, maps.labels))
+        known = torch.cat([torch.from_numpy(w) for w in wanted])
+        maps = patch_maps(classifier, pixels, known)
         sampled = maps.sampled(gamma)
         for i, row in enumerate(rows):
             what = "asked" if label is not None else "true" if known[i] >= 0 else "predicted"

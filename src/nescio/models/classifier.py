@@ -168,6 +168,10 @@ class Classifier(nn.Module):
         """
         return split_backbone(self.body, self.noise(), self.name)
 
+    def logits_at_positions(self, fmap: Tensor) -> Tensor:
+        """The head at every position of a feature map: ``(B, K, h, w) -> (B, h · w, C)``, linear ∘ neck, no dropout."""
+        return self.head.linear(self.split.at_positions(fmap))
+
     def training_body(self, *, split: bool) -> list[nn.Module]:
         """The body in training mode, which shares all parameters and buffers: whole, or as the three parts of a split.
 

@@ -19,7 +19,7 @@ from nescio.models.cifar import CIFAR_MODELS, CIFAR_TRANSFORM
 
 
 @dataclass
-class Recipe:
+class Architecture:
     """How to make a network: ``build(classes, pretrained)``, and what is known of it."""
 
     name: str
@@ -29,7 +29,7 @@ class Recipe:
     class_names: Callable[[nn.Module], list[str] | None] = lambda _: None
 
 
-def recipe_of(model: str) -> Recipe:
+def architecture_of(model: str) -> Architecture:
     """How to make the network of this name.
 
     Raises:
@@ -46,7 +46,7 @@ def recipe_of(model: str) -> Recipe:
         return _factory(library, rest)
     if model in CIFAR_MODELS:
         build = CIFAR_MODELS[model]
-        return Recipe(model, lambda c, _: build(c or 10), lambda _: CIFAR_TRANSFORM, has_pretrained=False)
+        return Architecture(model, lambda c, _: build(c or 10), lambda _: CIFAR_TRANSFORM, has_pretrained=False)
     if model == "efficientnet-lite0":
         return _lite0()
     import timm
@@ -72,7 +72,7 @@ def _downloaded(make: Callable[[], nn.Module], name: str) -> nn.Module:
         ) from None
 
 
-def _lite0() -> Recipe:
+def _lite0() -> Architecture:
     import timm
 
     from nescio.models.lite0 import LITE0_TRANSFORM, efficientnet_lite0
@@ -84,10 +84,10 @@ def _lite0() -> Recipe:
         made: nn.Module = timm.create_model("tf_efficientnet_lite0", pretrained=False, **options)
         return made
 
-    return Recipe("efficientnet-lite0", build, lambda _: LITE0_TRANSFORM)
+    return Architecture("efficientnet-lite0", build, lambda _: LITE0_TRANSFORM)
 
 
-def _timm(text: str) -> Recipe:
+def _timm(text: str) -> Architecture:
     import timm
 
     name, _, given = text.partition(":")
@@ -102,7 +102,7 @@ def _timm(text: str) -> Recipe:
         except TypeError as e:  # an option that this architecture lacks
             raise InputError(f"model 'timm:{text}': {e}") from None
 
-    return Recipe(f"timm:{text}", build, _timm_transform)
+    return Architecture(f"timm:{text}", build, _timm_transform)
 
 
 def _literals(text: str, name: str) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def _timm_transform(network: nn.Module) -> Transform | None:
     )
 
 
-def _torchvision(name: str) -> Recipe:
+def _torchvision(name: str) -> Architecture:
     import torchvision
 
     known = torchvision.models.list_models(module=torchvision.models)
@@ -162,7 +162,7 @@ def _torchvision(name: str) -> Recipe:
             std=tuple(t.std),
         )
 
-    return Recipe(f"torchvision:{name}", build, transform)
+    return Architecture(f"torchvision:{name}", build, transform)
 
 
 def drop_auxiliary(network: nn.Module) -> None:
@@ -174,7 +174,7 @@ def drop_auxiliary(network: nn.Module) -> None:
                 setattr(network, name, None)
 
 
-def _hugging_face(name: str) -> Recipe:
+def _hugging_face(name: str) -> Architecture:
     try:
         import transformers
     except ImportError:
@@ -208,10 +208,10 @@ def _hugging_face(name: str) -> Recipe:
         labels: dict[int, str] = network.config.id2label  # type: ignore[assignment,union-attr]
         return [str(labels[i]) for i in range(len(labels))]
 
-    return Recipe(f"hf:{name}", build, transform, class_names=class_names)
+    return Architecture(f"hf:{name}", build, transform, class_names=class_names)
 
 
-def _factory(module: str, attribute: str) -> Recipe:
+def _factory(module: str, attribute: str) -> Architecture:
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # the user's own module stands where they call from
     try:
@@ -229,4 +229,4 @@ def _factory(module: str, attribute: str) -> Recipe:
             raise InputError(f"{module}:{attribute} returned {type(network).__name__}, not an nn.Module")
         return network
 
-    return Recipe(f"{module}:{attribute}", build, _timm_transform)
+    return Architecture(f"{module}:{attribute}", build, _timm_transform)

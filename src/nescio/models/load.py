@@ -12,7 +12,7 @@ from nescio.data.transforms import Transform
 from nescio.errors import InputError, some
 from nescio.models.classifier import Classifier
 from nescio.models.heads import restore_heads
-from nescio.models.libraries import Recipe, drop_auxiliary, recipe_of
+from nescio.models.libraries import Architecture, architecture_of, drop_auxiliary
 from nescio.models.runs import RUN, WEIGHTS, Run, split_heads
 from nescio.models.weights import read_weights, strip_prefixes
 
@@ -55,17 +55,17 @@ def load_classifier(
         )
         weights = weights or folder / WEIGHTS
         classes = classes or run.n_classes
-    recipe = recipe_of(model)
-    if weights is None and not recipe.has_pretrained:
+    architecture = architecture_of(model)
+    if weights is None and not architecture.has_pretrained:
         raise InputError(f"model '{model}' has no pretrained weights; give a file of them (--weights FILE)")
     # pretrained weights bring their own classes: a head of another size would be a random one
-    network = recipe.build(None if weights is None else classes, weights is None)
-    own = _chosen_transform(network, recipe, transform)
+    network = architecture.build(None if weights is None else classes, weights is None)
+    own = _chosen_transform(network, architecture, transform)
     heads: dict[str, Tensor] = {}
     if weights is not None:
-        network, heads = _load_weights(network, recipe, Path(weights), classes, head, own)
-    names = run.classes if run else recipe.class_names(network)
-    classifier = Classifier(network, own, name=recipe.name, head=head, classes=names, heads=restore_heads(heads))
+        network, heads = _load_weights(network, architecture, Path(weights), classes, head, own)
+    names = run.classes if run else architecture.class_names(network)
+    classifier = Classifier(network, own, name=architecture.name, head=head, classes=names, heads=restore_heads(heads))
     if classes is not None and classifier.head.n_classes != classes:
         raise InputError(f"model '{model}' has {classifier.head.n_classes} classes, not {classes}")
     if device == "auto":
@@ -76,15 +76,15 @@ def load_classifier(
         raise InputError(f"device '{device}' cannot be used: {str(e).splitlines()[0]}") from None
 
 
-def _chosen_transform(network: nn.Module, recipe: Recipe, given: str | Transform | None) -> Transform:
+def _chosen_transform(network: nn.Module, architecture: Architecture, given: str | Transform | None) -> Transform:
     if isinstance(given, Transform):
         return given
-    own = recipe.transform(network)
+    own = architecture.transform(network)
     if given is not None:
         return Transform.parse(given, own)
     if own is None:
         raise InputError(
-            f"model '{recipe.name}' brings no test transform; "
+            f"model '{architecture.name}' brings no test transform; "
             "give one, e.g. --transform resize=256,crop=224,mean=0.5,std=0.5"
         )
     return own
@@ -92,7 +92,7 @@ def _chosen_transform(network: nn.Module, recipe: Recipe, given: str | Transform
 
 def _load_weights(
     network: nn.Module,
-    recipe: Recipe,
+    architecture: Architecture,
     path: Path,
     classes: int | None,
     head: str | None,
@@ -102,7 +102,7 @@ def _load_weights(
     own = network.state_dict()
     state, heads = split_heads(read_weights(path / WEIGHTS if (path / RUN).is_file() else path))
     state = strip_prefixes(state, own)
-    layer = Classifier(network, transform, name=recipe.name, head=head).head_name
+    layer = Classifier(network, transform, name=architecture.name, head=head).head_name
     key = f"{layer}.weight" if layer else "weight"
     rows, built = state.get(key), own[key]
     if rows is not None and rows.ndim and len(rows) != len(built):
@@ -110,7 +110,7 @@ def _load_weights(
             raise InputError(
                 f"{path} has {len(rows)} classes (rows of '{key}'), not {classes}; drop --classes or give {len(rows)}"
             )
-        network = recipe.build(len(rows), False)
+        network = architecture.build(len(rows), False)
         if len(network.state_dict()[key]) != len(rows):  # a factory makes what it makes
             resize_head(network, layer, len(rows))
     if not any(k.lower().startswith("aux") for k in state):
@@ -130,7 +130,7 @@ def _load_weights(
             for what, keys in (("missing", missing), ("not in the model", unexpected), ("other shape", wrong))
             if keys
         ]
-        raise InputError(f"{path} does not fit model '{recipe.name}' ({'; '.join(told)})")
+        raise InputError(f"{path} does not fit model '{architecture.name}' ({'; '.join(told)})")
     network.load_state_dict(state, strict=False)
     return network, heads
 
@@ -160,11 +160,11 @@ def new_network(
     Raises:
         InputError: the name is not known, the weights do not fit, or there is no linear head.
     """
-    recipe = recipe_of(model)
-    if init == "pretrained" and not recipe.has_pretrained:
+    architecture = architecture_of(model)
+    if init == "pretrained" and not architecture.has_pretrained:
         raise InputError(f"model '{model}' has no pretrained weights; start from scratch (--init scratch) or a file")
-    network = recipe.build(None if init == "pretrained" else n_classes, init == "pretrained")
-    own = recipe.transform(network)
+    network = architecture.build(None if init == "pretrained" else n_classes, init == "pretrained")
+    own = architecture.transform(network)
     if size is not None:
         own = own.at(size) if own else Transform(crop=size)
     own = Transform.parse(transform, own) if transform else own
@@ -172,12 +172,12 @@ def new_network(
         raise InputError(f"model '{model}' brings no test transform; give its size, e.g. --size 224")
     heads: dict[str, Tensor] = {}
     if init not in ("scratch", "pretrained"):
-        network, heads = _load_weights(network, recipe, Path(init).expanduser(), None, None, own)
+        network, heads = _load_weights(network, architecture, Path(init).expanduser(), None, None, own)
     drop_auxiliary(network)
-    with_head = Classifier(network, own, name=recipe.name)
+    with_head = Classifier(network, own, name=architecture.name)
     if with_head.head.n_classes != n_classes:
         resize_head(network, with_head.head_name, n_classes)
-    return NewNetwork(network, own, recipe.name, restore_heads(heads))
+    return NewNetwork(network, own, architecture.name, restore_heads(heads))
 
 
 def resize_head(network: nn.Module, name: str, n_classes: int) -> None:

@@ -50,6 +50,11 @@ class Split:
     neck: nn.Module
     pooled: tuple[int, ...]
 
+    def averages(self, fmap: Tensor) -> bool:
+        """Whether the pooling is the mean, by this feature map ``(B, K, h, w)``: only then are positions patches."""
+        pooled: Tensor = self.pool(fmap)
+        return torch.allclose(pooled.flatten(1), fmap.mean(dim=(2, 3)), rtol=1e-3, atol=1e-3)
+
     def at_positions(self, fmap: Tensor) -> Tensor:
         """Penultimate features ``(B, h · w, L)`` of each position, as if it were the whole of a feature map.
 

@@ -64,8 +64,7 @@ class TrainingNetwork(nn.Module):
         self.trailing = (1, 1) if isinstance(self.last, nn.Conv2d) else ()
         parts = classifier.training_body(split=maps)
         self.body = nn.ModuleList(parts)
-        if maps:
-            self.at_rest = [classifier.split]  # in a list: its parameters are those of the body
+        self.at_rest = [classifier]  # in a list: its parameters are those of the body
 
     @property
     def backbone(self) -> nn.Module:
@@ -84,10 +83,8 @@ class TrainingNetwork(nn.Module):
 
     @torch.no_grad()
     def logits_at_positions(self, fmap: Tensor) -> Tensor:
-        """``f_cls`` at every position of a feature map ``(B, K, H, W) -> (B, H·W, C)``: linear ∘ neck, no dropout."""
-        h = self.at_rest[0].at_positions(fmap.detach())
-        logits: Tensor = self.last(h.flatten(0, 1).reshape(-1, h.shape[2], *self.trailing))
-        return logits.reshape(*h.shape[:2], -1)
+        """As the classifier's, which is in evaluation mode, without gradient."""
+        return self.at_rest[0].logits_at_positions(fmap)
 
 
 class Objective(Optioned, nn.Module):

@@ -52,9 +52,7 @@ class SSOD(Objective, name="ssod"):
         self, *, gamma: float = 0.95, alpha: float = 1.0, balance: str = "lwb", weight: float = 0.1, start: float = 0.0
     ) -> None:
         super().__init__()
-        if not 0.5 < gamma < 1:
-            raise InputError(f"gamma={gamma:g} must lie in (0.5, 1): 1-gamma is the threshold for OOD positions")
-        self.gamma = gamma
+        self.gamma = check_gamma(gamma)
         self.alpha = check_positive("alpha", alpha)
         self.balance = check_choice("balance", balance, BALANCES)
         self.weight = check_positive("weight", weight)
@@ -69,15 +67,15 @@ class SSOD(Objective, name="ssod"):
         split, noise = classifier.split, classifier.noise()
         with torch.no_grad():
             fmap = split.backbone(noise)
-            pooled, mean = split.pool(fmap).flatten(1), fmap.mean(dim=(2, 3))
-        if not torch.allclose(pooled, mean, rtol=1e-3, atol=1e-4):
+            averages = split.averages(fmap)
+        if not averages:
             raise InputError(f"{classifier.name} does not pool its feature map by the mean, which ssod is made for")
         return {"ood": OODHead(fmap.shape[1]).to(classifier.device)}
 
     def label(self, view: View) -> tuple[Tensor, Tensor]:
         """Which positions are ID and which OOD, from their confidence on the true class (12): ``(B, H·W)`` each."""
         confidence = true_class_confidence(view.network.logits_at_positions(view.fmap), view.labels)
-        return confidence >= self.gamma, confidence < 1 - self.gamma
+        return sample(confidence, self.gamma)
 
     def read(self, head: nn.Module, view: View, is_id: Tensor, is_ood: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the OOD head is trained on: its logits at all positions (13), and their labels."""
@@ -116,6 +114,18 @@ class SSOD(Objective, name="ssod"):
             factors = sums.new_tensor([1, self.weight if self.balance == "lw" else 1])
             term = (sums * factors).sum() / counts.sum().clamp(min=1)
         return term * processes()
+
+
+def check_gamma(gamma: float) -> float:
+    """A threshold within (0.5, 1)."""
+    if not 0.5 < gamma < 1:
+        raise InputError(f"gamma={gamma:g} must lie in (0.5, 1): 1-gamma is the threshold for OOD positions")
+    return gamma
+
+
+def sample(confidence: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
+    """Which positions are ID and which OOD, by their confidence on the true class (12)."""
+    return confidence >= gamma, confidence < 1 - gamma
 
 
 def true_class_confidence(logits: Tensor, labels: Tensor) -> Tensor:

@@ -32,8 +32,7 @@ class Hardware:
 
     Attributes:
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
-        devices: processes on this machine, one per device.
-        nodes: machines; each runs the same command, started by ``torchrun``.
+        devices: processes on this machine, one per device; on several machines, those that ``torchrun`` starts.
         workers: decoding processes; one per core where None.
         hold: keep the decoded images in memory; by default where they fit.
         max_bad: share of the images, in [0, 1], that may be unreadable.
@@ -41,7 +40,6 @@ class Hardware:
 
     device: str = "auto"
     devices: int = 1
-    nodes: int = 1
     workers: int | None = None
     hold: bool | None = None
     max_bad: float = 0.01
@@ -56,7 +54,7 @@ def make_fabric(hardware: Hardware, recipe: Recipe) -> Any:
     except ImportError:
         raise InputError("training needs an extra: pip install 'nescio[train]'") from None
     devices: Any = hardware.devices
-    nodes = hardware.nodes
+    nodes = 1
     if TorchElasticEnvironment.detect():  # torchrun has started the processes
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
         nodes = int(os.environ["WORLD_SIZE"]) // devices
@@ -70,7 +68,7 @@ def make_fabric(hardware: Hardware, recipe: Recipe) -> Any:
             raise InputError(f"device '{hardware.device}' is one device; drop --devices, or the number")
         devices = [int(number)]
     several = nodes > 1 or (devices if isinstance(devices, int) else 1) > 1
-    if recipe.batch_size % (max(1, nodes) * (devices if isinstance(devices, int) else 1) * recipe.accumulate):
+    if recipe.batch_size % (nodes * (devices if isinstance(devices, int) else 1) * recipe.accumulate):
         raise InputError(
             f"batch_size={recipe.batch_size} does not divide into {nodes} × {devices} processes × "
             f"{recipe.accumulate} parts"
