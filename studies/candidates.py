@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
+from nescio.models import Classifier
 from nescio.objectives import View
-from nescio.objectives.ssod import SSOD
+from nescio.objectives.ssod import SSOD, sample, true_class_confidence
 
 
 class Correct(SSOD, name="ssod-correct"):
@@ -37,3 +40,23 @@ class Pooled(SSOD, name="ssod-pooled"):
         has_id, has_ood = is_id.any(dim=1), is_ood.any(dim=1)
         none = torch.zeros_like(has_id)
         return torch.stack(means, dim=1), torch.stack([has_id, none], dim=1), torch.stack([none, has_ood], dim=1)
+
+
+class Teacher(SSOD, name="ssod-teacher"):
+    """An average of the classifier over the steps (decay 0.99) labels the patches: steadier than the classifier itself.
+
+    The average begins anew where a run is resumed.
+    """
+
+    def label(self, view: View) -> tuple[Tensor, Tensor]:
+        """Labels by the average, which first takes a step towards the classifier."""
+        classifier = view.network.at_rest[0]
+        if not hasattr(self, "average"):
+            self.average: list[Classifier] = [copy.deepcopy(classifier)]  # in a list: no part of the objective's state
+        teacher = self.average[0]
+        with torch.no_grad():
+            ours, theirs = teacher.state_dict(), classifier.state_dict()
+            for name, tensor in ours.items():
+                tensor.lerp_(theirs[name], 0.01) if tensor.is_floating_point() else tensor.copy_(theirs[name])
+            logits = teacher.logits_at_positions(teacher.split.backbone(view.x))
+        return sample(true_class_confidence(logits, view.labels), self.gamma)

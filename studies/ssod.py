@@ -5,6 +5,7 @@
     python studies/ssod.py ablations        α, the balance, γ and the start of the OOD head, on the small network
     python studies/ssod.py cifar10-paper    the paper's CIFAR-10 protocol: ResNet-18 at 224 px; needs a GPU
     python studies/ssod.py candidates       changes of ours (studies/candidates.py), as the ablations
+    python studies/ssod.py strong           two epochs more for a DenseNet that already reads 94.5 % of CIFAR-10 right
     python studies/ssod.py tables           all tables, from what is stored
 
 Every run leaves one JSON in studies/ssod/ (command, seed, seconds, machine, results) and is not run again while that is
@@ -96,6 +97,13 @@ TINY = Setup(
     Recipe.named("ssod", epochs=3, batch_size=64),
     {"model": "efficientnet-lite0", "init": "pretrained", "size": 128},
 )
+
+
+STRONG = Setup(
+    "strong", data("cifar10/train") + "[:10000]", CIFAR10.val, CIFAR10.test, CIFAR10.ood,
+    Recipe.named("cosine", epochs=2, schedule="cosine", optimizer="sgd:lr=0.01,weight_decay=5e-4,nesterov=true"),
+    {"model": "densenet-bc-100-12", "init": str(SHARED.parent / "models/densenet100_cifar10.safetensors"), "size": 32},
+)  # fmt: skip
 
 
 def file_of(setup: Setup, objective: str, seed: int) -> Path:
@@ -267,6 +275,7 @@ VARIANTS = (
     *("balance=lw", "balance=dr"),
     *(f"gamma={g}" for g in (0.8, 0.9, 0.99)),
 )
+CANDIDATES = ("ssod-correct", "ssod-detached", "ssod-pooled", "ssod-teacher")
 PLANS = {
     "cifar10": (CIFAR10, [(o, seed) for seed in SEEDS for o in ("ce", "ssod", "ssod:start=4")]),
     "tiny-imagenet": (TINY, [(o, seed) for seed in SEEDS for o in ("ce", "ssod")]),
@@ -274,8 +283,9 @@ PLANS = {
     "cifar10-paper": (PAPER, [(o, seed) for seed in SEEDS for o in ("ce", "ssod")]),
     "candidates": (
         ABLATION,
-        [("ssod:start=3", 0), *((f"{o}:start=3", 0) for o in ("ssod-correct", "ssod-detached", "ssod-pooled"))],
+        [("ssod:start=3", 0), *((f"{o}:start=3", 0) for o in CANDIDATES)],
     ),
+    "strong": (STRONG, [("ce", 0), ("ssod", 0), *((o, 0) for o in CANDIDATES)]),
 }
 
 
