@@ -22,6 +22,7 @@ from nescio.extraction import PLAIN, Pass, check_model, extract, pass_of, traini
 from nescio.features import TrainingData
 from nescio.grammar import all_specs, names_preset
 from nescio.models import Classifier
+from nescio.progress import Clock
 from nescio.results import Results, Row, Scored
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,8 @@ def bench(
     train: AnySource | None = None,
     calibrate: AnySource | None = None,
     resamples: int = 0,
+    equal: bool = False,
+    clock: Clock | None = None,
     **extraction: Any,
 ) -> Results:
     """Fit detectors on training features and judge them on ID against OOD images.
@@ -52,11 +55,14 @@ def bench(
         calibrate: ID images that are neither of these, for ensembles and a fitted temperature; else a share of the
             training images is kept apart for them.
         resamples: of the bootstrap, for 95 % intervals; 0 for none.
+        equal: judge each OOD set against as many ID images as it has, drawn once and for all, where there are more.
+        clock: counts where the time goes.
         **extraction: options of ``extract`` (cache, batch_size, workers, dtype, max_bad, progress).
 
     Raises:
         InputError: an input does not fit the others; the message names it and the way out.
     """
+    clock = clock or Clock()
     train_source, held_source = (None if given is None else _open(given) for given in (train, calibrate))
     id_source, ood_sources = _open(id), {name: _open(source) for name, source in ood.items()}
     fitted = _parse([detectors] if isinstance(detectors, str) else detectors, classifier)
@@ -69,7 +75,9 @@ def bench(
 
     def bank_of(name: str, source: Source, network_pass: Pass, readers: Iterable[Detector]) -> Bank:
         probes = {name: probe for d in readers for name, probe in d.probes().items()}
-        bank = extract(classifier, source, network_pass=network_pass, probes=probes, title=name, **extraction)
+        bank = extract(
+            classifier, source, network_pass=network_pass, probes=probes, title=name, clock=clock, **extraction
+        )
         banks.append((name, bank))
         return bank
 
@@ -87,15 +95,18 @@ def bench(
             train_bank.chunks if train_bank else None,
             held_bank.chunks if held_bank else None,
         )
-        fit_seconds |= zip(group, fit_all(members, training), strict=True)
+        with clock("fit"):
+            fit_seconds |= zip(group, fit_all(members, training), strict=True)
 
     id_set, ood_sets = Scored("id", id_source, {}, {}), [Scored(n, s, {}, {}) for n, s in ood_sources.items()]
+    test_sources = {"id": id_source, **ood_sources}
     seconds: dict[tuple[str, str], float] = {}
     for network_pass, group in _grouped(fitted, lambda detector: pass_of(detector, classifier.device)):
         members = [fitted[given] for given in group]
         for scored in (id_set, *ood_sets):
-            bank = bank_of(scored.name, scored.source, network_pass, members)
-            scores, spent = score_all(members, bank.chunks())
+            bank = bank_of(scored.name, test_sources[scored.name], network_pass, members)
+            with clock("score"):
+                scores, spent = score_all(members, bank.chunks())
             for given, values, time in zip(group, scores, spent, strict=True):
                 scored.scores[given], scored.rows[given] = values.numpy(), bank.rows
                 seconds[given, scored.name] = time
@@ -103,20 +114,23 @@ def bench(
     id_bank = bank_of("id", id_source, PLAIN, [])  # its own prediction, whatever the detectors' passes are
     correct = np.zeros(len(id_source), dtype=bool)
     correct[id_bank.rows] = id_bank.pred == id_bank.labels
-    rows = [
-        _row(given, id_set, scored, correct, id_bank.accuracy, resamples)
-        | {"seconds": fit_seconds[given] + seconds[given, "id"] + seconds[given, scored.name]}
-        for given in fitted
-        for scored in ood_sets
-    ]
+    with clock("metrics"):
+        rows = [
+            _row(given, id_set, scored, id_source.labels, correct, id_bank.accuracy, resamples, equal=equal)
+            | {"seconds": fit_seconds[given] + seconds[given, "id"] + seconds[given, scored.name]}
+            for given in fitted
+            for scored in ood_sets
+        ]
     skipped = sorted({(name, *s) for name, bank in banks for s in bank.skipped})
     for name, _, image, reason in skipped[:5]:
         log.warning("skipped an image of %s: %s: %s", name, image, reason)
     if skipped:
         log.warning("%d images were skipped; the results' skipped.csv lists them", len(skipped))
     sources = {"train": train_source, "calibrate": held_source, "id": id_source, **ood_sources}
-    manifest = _manifest(classifier, fitted, sources, banks)
-    return Results([Row(**r) for r in rows], manifest, id_set, ood_sets, skipped)
+    opened = {"train": train, "calibrate": calibrate, "id": id, **ood}
+    manifest = _manifest(classifier, fitted, sources, banks, opened) | {"equal": equal}
+    labelled = correct if (id_source.labels >= 0).any() else None
+    return Results([Row(**r) for r in rows], manifest, id_set, ood_sets, skipped, labelled)
 
 
 def _open(source: AnySource) -> Source:
@@ -201,21 +215,23 @@ def _row(
     given: str,
     id_set: Scored,
     ood: Scored,
+    labels: npt.NDArray[np.int64],
     correct: npt.NDArray[np.bool_],
     accuracy: float,
     resamples: int,
+    *,
+    equal: bool,
 ) -> dict[str, Any]:
-    pair = (id_set.scores[given], ood.scores[given])
+    picked = _picked(len(id_set.scores[given]), len(ood.scores[given]), equal=equal)
+    pair = (id_set.scores[given][picked], ood.scores[given])
     try:
         values: dict[str, Any] = {name: metric(*pair) for name, metric in metrics.METRICS.items()}
     except InputError as e:
         raise InputError(f"detector '{given}' on '{ood.name}': {e}") from None
     if resamples:
-        values["intervals"] = {
-            name: metrics.bootstrap(metrics.METRICS[name], *pair, resamples=resamples) for name in ("fpr95", "auroc")
-        }
-    rows = id_set.rows[given]
-    known = id_set.source.labels[rows] >= 0
+        values["intervals"] = metrics.intervals(*pair, resamples=resamples)
+    rows = id_set.rows[given][picked]
+    known = labels[rows] >= 0
     return values | {
         "detector": given,
         "ood": ood.name,
@@ -226,11 +242,19 @@ def _row(
     }
 
 
+def _picked(n_id: int, n_ood: int, *, equal: bool) -> npt.NDArray[np.int64]:
+    """The ID images that an OOD set is judged against: all, or as many as it has."""
+    if not equal or n_id <= n_ood:
+        return np.arange(n_id)
+    return np.sort(np.random.default_rng(0).choice(n_id, n_ood, replace=False))
+
+
 def _manifest(
     classifier: Classifier,
     detectors: Mapping[str, Detector],
     sources: Mapping[str, Source | None],
     banks: Sequence[tuple[str, Bank]],
+    opened: Mapping[str, AnySource | None],
 ) -> dict[str, Any]:
     packages = ("nescio", "torch", "torchvision", "timm", "numpy", "pillow")
     skipped = {name: len(bank.skipped) for name, bank in banks}
@@ -249,6 +273,7 @@ def _manifest(
                 "images": len(s),
                 "skipped": skipped.get(name, 0),
                 "first": s.name(0),
+                "opened": str(opened[name]) if isinstance(opened[name], str | Path) else None,
             }
             for name, s in sources.items()
             if s is not None

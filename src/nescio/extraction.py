@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from nescio.bank import BAD, DONE, DTYPES, Bank, BankKey, BankWriter
-from nescio.data.batches import read_batches
+from nescio.data.batches import Batch, read_batches
 from nescio.data.hashing import cache_root
 from nescio.data.sources import Source
 from nescio.detector import Detector
 from nescio.errors import InputError, check_share, nearest
 from nescio.features import Features
 from nescio.models import Classifier
-from nescio.progress import progress_bar
+from nescio.progress import Clock, progress_bar
 from nescio.stage import Network, Probe
 
 CPU_BATCH, GPU_BATCH = 32, 256
@@ -94,6 +94,7 @@ def extract(
     max_bad: float = 0.01,
     title: str = "images",
     progress: bool = True,
+    clock: Clock | None = None,
 ) -> Bank:
     """Features of every image of a source, from the bank where they are known, else from one pass of the network.
 
@@ -112,6 +113,7 @@ def extract(
         max_bad: share of the images, in [0, 1], that may be bad.
         title: what the progress bar calls them.
         progress: show a bar on a terminal.
+        clock: counts the time that this process waited for decoded images, ran the network, and wrote.
 
     Raises:
         InputError: more than ``max_bad`` of the images are bad, or all of them; the bank and its list stay.
@@ -133,7 +135,7 @@ def extract(
                 seen = network_pass.run(network, classifier.noise())
             widths = {name: column.shape[1] for name, column in seen.aux.items()}
             start, size = writer.begin(len(source), classifier.head, reaction, size, widths)
-            _fill(writer, network, classifier, source, network_pass, start, size, workers, title, progress)
+            _fill(writer, network, classifier, source, network_pass, start, size, workers, title, progress, clock)
             bank = writer.finish()
     _check_bad(bank, source, max_bad, title)
     return bank
@@ -162,10 +164,13 @@ def _fill(
     workers: int | None,
     title: str,
     progress: bool,
+    clock: Clock | None,
 ) -> None:
+    clock = clock or Clock()
     with progress_bar(show=progress) as bar:
         task = bar.add_task(title, total=len(source) - start)
-        for batch in read_batches(source, classifier.transform, start, batch_size, workers):
+        batches = read_batches(source, classifier.transform, start, batch_size, workers)
+        while batch := _next(batches, clock):
             status = np.full(batch.size, BAD, dtype=np.uint8)
             values: dict[str, Any] = {
                 "status": status,
@@ -176,17 +181,24 @@ def _fill(
                 values[name] = np.zeros((batch.size, width), DTYPES[writer.key.dtype])
             if batch.images is not None:
                 x = classifier.transform.normalise(batch.images.to(classifier.device, non_blocking=True))
-                f = network_pass.run(network, x.contiguous(memory_format=torch.channels_last))
-                floats = {"h": f.h, **f.aux}
-                finite = torch.stack([t.isfinite().all(dim=1) for t in floats.values()]).all(dim=0).cpu().numpy()
+                with clock("network"):
+                    f = network_pass.run(network, x.contiguous(memory_format=torch.channels_last))
+                    floats = {"h": f.h, **f.aux}
+                    finite = torch.stack([t.isfinite().all(dim=1) for t in floats.values()]).all(dim=0).cpu().numpy()
                 status[batch.good[finite]] = DONE
                 values["pred"][batch.good] = f.pred.cpu().numpy()
                 for name, t in floats.items():
                     values[name][batch.good] = _stored(t.cpu().numpy(), writer.key.dtype)
                 batch.bad += [(int(i), "the network's features are not finite") for i in batch.good[~finite]]
             skipped = [(batch.start + i, source.name(batch.start + i), reason) for i, reason in sorted(batch.bad)]
-            writer.write(batch.start, values, skipped)
+            with clock("write"):
+                writer.write(batch.start, values, skipped)
             bar.advance(task, batch.size)
+
+
+def _next(batches: Iterator[Batch], clock: Clock) -> Batch | None:
+    with clock("decode"):
+        return next(batches, None)
 
 
 def _stored(h: Any, dtype: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import re
 import tomllib
 from collections.abc import Iterator
@@ -20,6 +21,11 @@ FAMILIES = (input_stages, shape, modulate, score)  # importing them fills the re
 
 _STAGE = re.compile(r"(?P<name>[a-z][a-z0-9_-]*)(:(?P<options>.+))?", re.DOTALL)
 _ENSEMBLE = re.compile(r"(?P<name>[a-z][a-z0-9_-]*)\((?P<members>.*)\)", re.DOTALL)
+_RANGE = re.compile(r"(?P<low>-?[\d.]*\d(e-?\d+)?)\.\.(?P<high>-?[\d.]*\d(e-?\d+)?)(/(?P<steps>\d+))?")
+_STEPS = 9
+"""Values that a range stands for: 0.1..0.9 for the nine that the FM + LS paper tries."""
+_VALUE = re.compile(r"(?<==)[^,+()]*(?:\.\.|\|)[^,+()]*")
+MOST = 10_000
 _OPTION = re.compile(r"\s*[A-Za-z_]\w*=")
 
 
@@ -162,3 +168,44 @@ def all_specs() -> list[str]:
     stages = sorted(REGISTRY.values(), key=lambda s: (-PLACES.index(s.place), s.name))
     complete = [s for s in stages if all(p.default is not p.empty for p in inspect.signature(s).parameters.values())]
     return [s.name + ends[s.place] for s in complete] + [name for name in presets() if "@" not in name]
+
+
+def search_space(spec: str) -> list[str]:
+    """Every spec that one with ranges stands for.
+
+    ``p=0.1..0.9`` is nine values from the one to the other, ``q=0.8..0.99/20`` twenty, ``k=10|50|200`` those three.
+    Between whole numbers the values are whole.
+
+    >>> search_space("fm:p=0.1..0.3/3+energy")
+    ['fm:p=0.1+energy', 'fm:p=0.2+energy', 'fm:p=0.3+energy']
+
+    Raises:
+        InputError: a range cannot be read, or there are more than 10,000 combinations.
+    """
+    pieces, at, count = [], 0, 1
+    for match in _VALUE.finditer(spec):
+        pieces.append([spec[at : match.start()]])
+        pieces.append(_values(match[0], spec))
+        count *= len(pieces[-1])
+        at = match.end()
+    if count > MOST:
+        raise InputError(
+            f"'{spec}' stands for {count:,} detectors, more than {MOST:,}; make its ranges coarser (LOW..HIGH/STEPS)"
+        )
+    return ["".join(parts) for parts in itertools.product(*pieces, [spec[at:]])]
+
+
+def _values(text: str, spec: str) -> list[str]:
+    values: list[str] = []
+    for part in text.split("|"):
+        match = _RANGE.fullmatch(part)
+        if match is None and ".." in part:
+            raise InputError(f"cannot read the range '{part}' in '{spec}'; write LOW..HIGH or LOW..HIGH/STEPS")
+        if match is None:
+            values.append(part)
+            continue
+        low, high, steps = float(match["low"]), float(match["high"]), int(match["steps"] or _STEPS)
+        whole = "." not in match["low"] + match["high"]
+        between = [low + (high - low) * i / max(1, steps - 1) for i in range(max(1, steps))]
+        values += [f"{round(v)}" if whole else f"{v:.6g}" for v in between]
+    return list(dict.fromkeys(values))

@@ -7,7 +7,8 @@ when ``score >= threshold``. All results are shares in [0, 1], computed in float
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -125,26 +126,130 @@ METRICS: dict[str, Callable[[npt.ArrayLike, npt.ArrayLike], float]] = {
 """What a table reports for each OOD set."""
 
 
-def bootstrap(
-    metric: Callable[[npt.ArrayLike, npt.ArrayLike], float],
-    id_scores: npt.ArrayLike,
-    ood_scores: npt.ArrayLike,
+Counts = npt.NDArray[np.int64]
+Pair = tuple[float, float]
+RESAMPLED = ("fpr95", "auroc")
+"""What ``Resampled`` gives, by the names of ``METRICS``."""
+
+
+class Resampled:
+    """FPR95 and AUROC of one pair of score arrays under any number of copies of each image: sorted once, read often."""
+
+    def __init__(self, id_scores: npt.ArrayLike, ood_scores: npt.ArrayLike) -> None:
+        ids, oods = _scores("ID", id_scores), _scores("OOD", ood_scores)
+        self._id_order, self._ood_order = np.argsort(ids, kind="stable"), np.argsort(oods, kind="stable")
+        ids, oods = ids[self._id_order], oods[self._ood_order]
+        self._below, self._up_to = np.searchsorted(oods, ids, "left"), np.searchsorted(oods, ids, "right")
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """How many ID and how many OOD images."""
+        return len(self._id_order), len(self._ood_order)
+
+    @property
+    def exact(self) -> Scores:
+        """FPR95 and AUROC of the images as they are."""
+        ids, oods = (np.ones(n, dtype=np.int64) for n in self.sizes)
+        return np.asarray(self(ids, oods), dtype=np.float64)
+
+    def __call__(self, id_copies: Counts, ood_copies: Counts, tpr: float = 0.95) -> Pair:
+        """FPR95 and AUROC where ID image i occurs ``id_copies[i]`` times and OOD image j ``ood_copies[j]`` times."""
+        w = id_copies[self._id_order]
+        v = np.concatenate([[0], np.cumsum(ood_copies[self._ood_order])])
+        n, m = int(w.sum()), int(v[-1])
+        may_be_rejected = n - max(1, math.ceil(tpr * n - 1e-9))
+        threshold = int(np.searchsorted(np.cumsum(w), may_be_rejected, "right"))
+        area = float((w * (v[self._below] + v[self._up_to])).sum()) / 2 / (n * m)
+        return 1 - float(v[self._below[threshold]]) / m, area
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much higher a metric is for the second of two detectors: the difference, its interval, and a p-value."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+
+
+def intervals(
+    id_scores: npt.ArrayLike, ood_scores: npt.ArrayLike, *, resamples: int = 1000, level: float = 0.95, seed: int = 0
+) -> dict[str, Pair]:
+    """Percentile bootstrap intervals of FPR95 and AUROC; ID and OOD images are resampled separately.
+
+    Returns:
+        by metric the lower and upper end of the interval that holds a share ``level`` of the resampled values.
+    """
+    resampled = Resampled(id_scores, ood_scores)
+    values = np.array([resampled(w, v) for w, v in _copies(*resampled.sizes, resamples, seed)])
+    low, high = np.quantile(values, _tails(level), axis=0)
+    return {name: (float(low[i]), float(high[i])) for i, name in enumerate(RESAMPLED)}
+
+
+def paired(
+    first: tuple[npt.ArrayLike, npt.ArrayLike],
+    second: tuple[npt.ArrayLike, npt.ArrayLike],
     *,
     resamples: int = 1000,
     level: float = 0.95,
     seed: int = 0,
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of a metric; ID and OOD images are resampled separately.
+) -> dict[str, Difference]:
+    """Paired bootstrap of two detectors on the same images: what the second gains or loses, and how surely.
 
-    Returns:
-        the lower and upper end of the interval that holds a share ``level`` of the resampled values.
+    Each draw of images is judged by both, so what makes an image hard for both does not count. The p-value is twice
+    the smaller share of draws on either side of zero (counting one draw more, so it is never 0).
+
+    Args:
+        first: ID and OOD scores of one detector.
+        second: those of the other, image by image in the same order.
+        resamples: draws.
+        level: share of them that the interval holds.
+        seed: of the draws.
+
+    Raises:
+        InputError: the two were not scored on the same number of images.
     """
-    ids, oods = _scores("ID", id_scores), _scores("OOD", ood_scores)
+    (ids, oods), (ids2, oods2) = ((_scores("ID", i), _scores("OOD", o)) for i, o in (first, second))
+    if len(ids) != len(ids2) or len(oods) != len(oods2):
+        raise InputError("the two detectors were not scored on the same images: they cannot be paired")
+    a, b = Resampled(ids, oods), Resampled(ids2, oods2)
+    drawn = _copies(*a.sizes, resamples, seed)
+    return _differences(b.exact - a.exact, [np.subtract(b(w, v), a(w, v)) for w, v in drawn], level)
+
+
+def unpaired(
+    first: tuple[npt.ArrayLike, npt.ArrayLike],
+    second: tuple[npt.ArrayLike, npt.ArrayLike],
+    *,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Difference]:
+    """As ``paired``, for detectors that were scored on different images: drawn for each by itself."""
+    a, b = Resampled(*first), Resampled(*second)
+    values = [[r(w, v) for w, v in _copies(*r.sizes, resamples, seed + i)] for i, r in enumerate((a, b))]
+    return _differences(b.exact - a.exact, list(np.subtract(values[1], values[0])), level)
+
+
+def _differences(exact: Scores, drawn: list[Scores], level: float) -> dict[str, Difference]:
+    values = np.array(drawn)
+    low, high = np.quantile(values, _tails(level), axis=0)
+    fewer = np.minimum((values <= 0).sum(axis=0), (values >= 0).sum(axis=0))
+    p = np.minimum(1, 2 * (fewer + 1) / (len(values) + 1))
+    return {n: Difference(*map(float, (exact[i], low[i], high[i], p[i]))) for i, n in enumerate(RESAMPLED)}
+
+
+def _tails(level: float) -> Pair:
     tail = (1 - check_share("level", level)) / 2
+    return tail, 1 - tail
+
+
+def _copies(n: int, m: int, resamples: int, seed: int) -> Iterator[tuple[Counts, Counts]]:
+    """How often each image occurs in each draw with replacement."""
     rng = np.random.default_rng(seed)
-    values = [
-        metric(ids[rng.integers(len(ids), size=len(ids))], oods[rng.integers(len(oods), size=len(oods))])
-        for _ in range(resamples)
-    ]
-    low, high = np.quantile(values, [tail, 1 - tail])
-    return float(low), float(high)
+    for _ in range(resamples):
+        yield (
+            np.bincount(rng.integers(n, size=n), minlength=n),
+            np.bincount(rng.integers(m, size=m), minlength=m),
+        )

@@ -1,16 +1,22 @@
-"""One look for every progress bar: what, how far, images per second, time left."""
+"""One look for every progress bar: what, how far, images per second, time left; and where the time went."""
 
 from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
     Task,
     TextColumn,
     TimeRemainingColumn,
+    TransferSpeedColumn,
 )
 from rich.text import Text
 
@@ -22,15 +28,41 @@ class _Rate(ProgressColumn):
         return Text("" if speed is None else f"{speed:,.0f} images/s", style="progress.data.speed")
 
 
-def progress_bar(*, show: bool = True) -> Progress:
-    """A bar on standard error; nothing at all where ``show`` is false or nobody watches."""
+def progress_bar(*, show: bool = True, of_bytes: bool = False) -> Progress:
+    """A bar on standard error; nothing at all where ``show`` is false or nobody watches. It counts images, or bytes."""
     console = Console(stderr=True)
+    counts = (DownloadColumn(), TransferSpeedColumn()) if of_bytes else (MofNCompleteColumn(), _Rate())
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=28),
-        MofNCompleteColumn(),
-        _Rate(),
+        *counts,
         TimeRemainingColumn(elapsed_when_finished=True),
         console=console,
         disable=not (show and console.is_terminal),
     )
+
+
+class Clock:
+    """Seconds of wall time by what they went to."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._begin = time.perf_counter()
+
+    @contextmanager
+    def __call__(self, what: str) -> Iterator[None]:
+        """Count the time within for ``what``."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - begin
+
+    def total(self) -> float:
+        """Seconds since the beginning."""
+        return time.perf_counter() - self._begin
+
+    def __str__(self) -> str:
+        total = self.total()
+        parts = self.seconds | {"other": max(0.0, total - sum(self.seconds.values()))}
+        return f"{total:,.1f} s: " + ", ".join(f"{what} {seconds:,.1f}" for what, seconds in parts.items())

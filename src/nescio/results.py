@@ -1,27 +1,33 @@
-"""What a bench run found: rows, a table to read, files to keep."""
+"""What a bench run found: rows, scores, and the files that keep them."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+import logging
 import math
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from rich.table import Table
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
-from nescio.data.sources import Source
-from nescio.files import write_whole
+from nescio.data.sources import Source, open_source
+from nescio.errors import InputError
+from nescio.files import whole, write_whole
 
 SHARES = ("fpr95", "auroc", "aupr_in", "aupr_out", "aurc", "id_accuracy")
 """The columns that are shares in [0, 1] here and percent in every file and table."""
-_NAME_WIDTH, _CELL_WIDTH = 16, 16
-"""Characters that a detector's name (folded where it is longer) and a cell take in a terminal."""
+AVERAGE = "average"
+"""What stands for the mean over the OOD sets where one of them is named."""
+FORMAT = "nescio-results/1"
+SCORES = "scores.safetensors"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,11 +64,23 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Published:
+    """What a paper prints for a detector on an OOD set (or on average): shares in [0, 1], and where."""
+
+    fpr95: float
+    auroc: float
+    where: str
+
+
+@dataclass(frozen=True)
 class Scored:
-    """A data set with every detector's ``scores``, and the ``rows`` of its ``source`` that they belong to."""
+    """A data set with every detector's ``scores``, and the ``rows`` of its ``source`` that they belong to.
+
+    ``source`` is None where results were read from their files and the images are not where they were.
+    """
 
     name: str
-    source: Source
+    source: Source | None
     rows: dict[str, npt.NDArray[np.int64]]
     scores: dict[str, npt.NDArray[np.float64]]
 
@@ -77,6 +95,10 @@ class Results:
     ood_sets: list[Scored]
     skipped: list[tuple[str, int, str, str]] = field(default_factory=list)
     """``(set, row, image, reason)`` of each image that could not be used."""
+    correct: npt.NDArray[np.bool_] | None = None
+    """Whether the classifier was right, by row of the ID set's source; None where no label is known."""
+    published: dict[tuple[str, str], Published] = field(default_factory=dict)
+    """By detector and OOD set, or ``average``."""
 
     @property
     def detectors(self) -> list[str]:
@@ -91,30 +113,9 @@ class Results:
         """The row of one detector and OOD set."""
         return next(r for r in self.rows if (r.detector, r.ood) == (detector, ood))
 
-    def tables(self, width: int) -> Iterator[Table]:
-        """FPR95 / AUROC in percent per OOD set and on average, for a terminal of ``width`` columns.
-
-        One table where it fits, else several below each other. The best of each column is bold.
-        """
-        columns = {s.name: [(r.fpr95, r.auroc) for r in self.rows if r.ood == s.name] for s in self.ood_sets}
-        columns["average"] = [(self.average(d, "fpr95"), self.average(d, "auroc")) for d in self.detectors]
-        at_once = max(1, (width - _NAME_WIDTH) // _CELL_WIDTH)
-        for start in range(0, len(columns), at_once):
-            names = list(columns)[start : start + at_once]
-            table = Table(title="FPR95 ↓ / AUROC ↑ in %", title_justify="left")
-            table.add_column("detector", overflow="fold")
-            cells = []
-            for name in names:
-                table.add_column(name, justify="right", no_wrap=True)
-                lowest, highest = min(f for f, _ in columns[name]), max(a for _, a in columns[name])
-                cells.append([f"{_bold(f, f == lowest)} / {_bold(a, a == highest)}" for f, a in columns[name]])
-            for detector, *shown in zip(self.detectors, *cells, strict=True):
-                table.add_row(detector, *shown)
-            yield table
-
     def to_csv(self) -> str:
         """One line per row; metrics in percent."""
-        lines = [r.printable() for r in self.rows]
+        lines = [r.printable() | self._beside(r) for r in self.rows]
         names = list(
             dict.fromkeys([f.name for f in fields(Row) if f.name != "intervals"] + [k for r in lines for k in r])
         )
@@ -124,21 +125,39 @@ class Results:
         writer.writerows(lines)
         return out.getvalue()
 
+    def _beside(self, row: Row) -> dict[str, Any]:
+        published = self.published.get((row.detector, row.ood))
+        if published is None:
+            return {}
+        return {f"published_{m}": round(getattr(published, m) * 100, 4) for m in ("fpr95", "auroc")}
+
     def to_json(self) -> str:
-        """Manifest, rows and averages; metrics in percent."""
+        """Manifest, rows, averages and published values; metrics in percent."""
         averages = [
             {"detector": d} | {m: round(self.average(d, m) * 100, 4) for m in ("fpr95", "auroc", "aupr_in", "aupr_out")}
             for d in self.detectors
         ]
+        published = [
+            {
+                "detector": d,
+                "ood": o,
+                "fpr95": round(p.fpr95 * 100, 4),
+                "auroc": round(p.auroc * 100, 4),
+                "where": p.where,
+            }
+            for (d, o), p in self.published.items()
+        ]
         content = {"manifest": self.manifest, "rows": [r.printable() for r in self.rows], "average": averages}
-        return json.dumps(content, indent=1, ensure_ascii=False)
+        return json.dumps(content | {"published": published}, indent=1, ensure_ascii=False)
 
     def save(self, folder: str | Path) -> None:
-        """Write ``results.csv``, ``results.json`` and, where images were skipped, ``skipped.csv``; each whole."""
+        """Write ``results.csv``, ``results.json``, all scores and, where there are any, ``skipped.csv``; each whole."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "report.html").unlink(missing_ok=True)  # it would show other results
         write_whole(folder / "results.csv", self.to_csv())
+        with whole(folder / SCORES) as partial:
+            save_file(self._scores(), partial, {"format": FORMAT})
         write_whole(folder / "results.json", self.to_json())
         if self.skipped:
             out = io.StringIO()
@@ -147,7 +166,75 @@ class Results:
         else:
             (folder / "skipped.csv").unlink(missing_ok=True)
 
+    def _scores(self) -> dict[str, npt.NDArray[Any]]:
+        """All scores and rows as ``SET/DETECTOR``, by their numbers, and whether the classifier was right."""
+        found: dict[str, npt.NDArray[Any]] = {}
+        for s, scored in enumerate((self.id_set, *self.ood_sets)):
+            for d, detector in enumerate(self.detectors):
+                found[f"{s}/{d}/scores"] = scored.scores[detector]
+                found[f"{s}/{d}/rows"] = scored.rows[detector].astype(np.int32)
+        if self.correct is not None:
+            found["correct"] = self.correct.astype(np.uint8)
+        return found
 
-def _bold(share: float, best: bool) -> str:
-    text = f"{share * 100:5.2f}"
-    return f"[bold]{text}[/bold]" if best else text
+    @classmethod
+    def load(cls, folder: str | Path) -> Results:
+        """Results from the files that ``save`` wrote, with the images where they still are what they were.
+
+        Raises:
+            InputError: a file is missing, or not what ``save`` writes.
+        """
+        folder = Path(folder)
+        try:
+            content = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+            with safe_open(folder / SCORES, framework="np") as file:
+                if (file.metadata() or {}).get("format") != FORMAT:
+                    raise InputError(f"{folder / SCORES} is of another version; run nescio bench --out {folder} again")
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+            rows = [_row(r) for r in content["rows"]]
+            detectors = list(dict.fromkeys(r.detector for r in rows))
+            sets = [
+                Scored(
+                    name,
+                    _reopened(name, content["manifest"]["data"][name]),
+                    {d: tensors[f"{s}/{i}/rows"].astype(np.int64) for i, d in enumerate(detectors)},
+                    {d: tensors[f"{s}/{i}/scores"] for i, d in enumerate(detectors)},
+                )
+                for s, name in enumerate(["id", *dict.fromkeys(r.ood for r in rows)])
+            ]
+            published = {
+                (p["detector"], p["ood"]): Published(p["fpr95"] / 100, p["auroc"] / 100, p["where"])
+                for p in content["published"]
+            }
+        except FileNotFoundError as e:
+            raise InputError(f"no results in {folder}: {Path(e.filename or SCORES).name} is missing") from None
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as e:
+            if isinstance(e, InputError):
+                raise
+            raise InputError(f"{folder} does not hold results: {type(e).__name__}: {e}") from None
+        correct = tensors["correct"].astype(bool) if "correct" in tensors else None
+        return cls(rows, content["manifest"], sets[0], sets[1:], [], correct, published)
+
+
+def _row(printed: dict[str, Any]) -> Row:
+    """The row that ``printable`` made these entries of."""
+    values = {f.name: printed[f.name] for f in fields(Row) if f.name != "intervals"}
+    for name in SHARES:
+        values[name] = float("nan") if values[name] is None else values[name] / 100
+    bounds = [k.removesuffix("_low") for k in printed if k.endswith("_low")]
+    return Row(**values, intervals={k: (printed[f"{k}_low"] / 100, printed[f"{k}_high"] / 100) for k in bounds})
+
+
+def _reopened(name: str, data: dict[str, Any]) -> Source | None:
+    spec = data.get("opened")
+    if spec is None:
+        return None
+    try:
+        source = open_source(spec)
+        if source.identity == data["identity"]:
+            return source
+        reason = f"{spec} holds other images now"
+    except InputError as e:
+        reason = str(e)
+    log.info("the images of '%s' cannot be shown: %s", name, reason)
+    return None

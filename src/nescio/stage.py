@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
 
-from nescio.features import Features, TrainingData
+from nescio.features import Features, Head, TrainingData
 from nescio.options import Optioned
 
 PLACES = ("input", "shape", "modulate", "score")
@@ -25,11 +25,13 @@ class Maps:
         layers: feature maps ``(B, K_i, H_i, W_i)`` by depth: the last one of each resolution through which all later
             ones are computed. The very last is the one that the network pools.
         rest: the network from that last feature map on: ``(B, K, H, W)`` to penultimate features ``(B, L)``.
+        head: the classification head.
         heads: the heads that the network was trained with beside the classification head, by name.
     """
 
     layers: Sequence[Tensor]
     rest: Callable[[Tensor], Tensor]
+    head: Head
     heads: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
 
 

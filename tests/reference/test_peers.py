@@ -58,7 +58,7 @@ def features(h: str, y: str | None = None) -> Features:
     head = Head(torch.from_numpy(STORED["weight"]), torch.from_numpy(STORED["bias"]))
     labels = None if y is None else torch.from_numpy(STORED[y])
     fmap = values.unflatten(1, (6, 2, 2))
-    maps = Maps([fmap, fmap.relu()], lambda m: m.flatten(1))
+    maps = Maps([fmap, fmap.relu()], lambda m: m.flatten(1), head)
     probes = Gram(orders=3).probes() | RankFeat().probes() | {"mean": lambda _: [fmap.mean((2, 3)), values]}
     columns = {f"{name}.{i}": column for name, probe in probes.items() for i, column in enumerate(probe(maps))}
     return Features(values, head, head.linear(values).argmax(1), labels, Columns.of(columns))

@@ -73,11 +73,39 @@ def test_bootstrap_covers_the_truth_about_as_often_as_it_says() -> None:
     truth = 0.760249938906524  # Phi(1 / sqrt 2)
     hits = 0
     for seed in range(60):
-        low, high = metrics.bootstrap(
-            metrics.auroc, rng.normal(1, 1, 150), rng.normal(0, 1, 150), resamples=200, seed=seed
-        )
+        low, high = metrics.intervals(rng.normal(1, 1, 150), rng.normal(0, 1, 150), resamples=200, seed=seed)["auroc"]
         hits += low <= truth <= high
     assert 51 <= hits <= 60  # 57 expected; 51 is three standard deviations below
+
+
+def test_resampled_metrics_are_those_of_the_copied_images() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        ids, oods = (
+            rng.normal(1, 1, rng.integers(3, 60)).round(1),
+            rng.normal(0, 1, rng.integers(2, 50)).round(1),
+        )  # ties
+        w, v = (np.bincount(rng.integers(len(s), size=len(s)), minlength=len(s)) for s in (ids, oods))
+        fpr95, auroc = metrics.Resampled(ids, oods)(w, v)
+        copied = np.repeat(ids, w), np.repeat(oods, v)
+        assert fpr95 == pytest.approx(metrics.fpr_at_tpr(*copied), abs=1e-12)
+        assert auroc == pytest.approx(metrics.auroc(*copied), abs=1e-12)
+
+
+def test_a_paired_comparison_sees_what_two_intervals_cannot() -> None:
+    rng = np.random.default_rng(0)
+    ids, oods = rng.normal(1, 1, 400), rng.normal(0, 1, 400)
+    better = ids + 0.05  # the same images, each a little higher
+    one, two = (metrics.intervals(i, oods)["auroc"] for i in (ids, better))
+    assert one[1] > two[0]  # the intervals overlap
+    found = metrics.paired((ids, oods), (better, oods))["auroc"]
+    assert found.value == pytest.approx(metrics.auroc(better, oods) - metrics.auroc(ids, oods))
+    assert 0 < found.low < found.value < found.high
+    assert found.p < 0.01
+    same = metrics.paired((ids, oods), (ids, oods))
+    assert all((d.value, d.low, d.high, d.p) == (0, 0, 0, 1) for d in same.values())
+    with pytest.raises(InputError, match="cannot be paired"):
+        metrics.paired((ids, oods), (ids[:-1], oods))
 
 
 @pytest.mark.parametrize("metric", [*metrics.METRICS.values(), metrics.fpr_at_tpr_ood_positive])

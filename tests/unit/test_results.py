@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from nescio.results import Results, Row, Scored
+from nescio.tables import terminal
 
 SETS = [f"set{i}" for i in range(7)]
 
@@ -24,7 +25,7 @@ def results() -> Results:
 @pytest.mark.parametrize(("width", "tables"), [(200, 1), (80, 2), (40, 8)])
 def test_no_number_is_cut_at_any_width(results: Results, width: int, tables: int) -> None:
     console = Console(width=width, record=True, file=io.StringIO())
-    printed = list(results.tables(width))
+    printed = list(terminal(results, width))
     for table in printed:
         console.print(table)
     text = console.export_text()

@@ -19,6 +19,7 @@ import nescio
 from conftest import coloured
 from nescio import metrics
 from nescio.data import Transform, open_source
+from nescio.data.changed import shuffle_tiles
 from nescio.errors import InputError
 from nescio.models import load_classifier
 from nescio.options import parse_named
@@ -27,7 +28,7 @@ from nescio.training.augment import AUGMENTS
 from nescio.training.images import Images, held_side
 from nescio.training.loop import Loop
 from nescio.training.recipe import SCHEDULES
-from nescio.training.validation import is_better, shuffle_tiles
+from nescio.training.validation import is_better
 
 QUICK = Recipe(3, 24, "adamw:lr=3e-3", "cosine:warmup=0.5", "shift:by=0.125")
 CPU = Hardware(device="cpu", workers=0)

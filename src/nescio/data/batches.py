@@ -56,6 +56,11 @@ class _Images(Dataset[Batch]):
         return Batch(start, size, torch.stack(images) if images else None, np.array(good, dtype=np.int64), bad)
 
 
+def default_workers() -> int:
+    """Decoding processes: one per core, at most 8."""
+    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8)
+
+
 def read_batches(
     source: Source, transform: Transform, start: int, batch_size: int, workers: int | None
 ) -> Iterator[Batch]:
@@ -71,8 +76,7 @@ def read_batches(
         workers: decoding processes; one per core, at most 8, where None. 0 decodes in this process.
     """
     images = _Images(source, transform, start, batch_size)
-    if workers is None:
-        workers = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8)
+    workers = default_workers() if workers is None else workers
     # a generator of its own: whoever reads images keeps the random numbers of whoever trains as they are
     own = torch.Generator()
     return iter(DataLoader(images, batch_size=None, num_workers=min(workers, len(images)), generator=own))

@@ -41,6 +41,7 @@ IMAGE_SUFFIXES = frozenset(
     ]
 )
 _SLICE = re.compile(r"(?P<base>.+)\[(?P<start>\d*):(?P<stop>\d*)\]")
+_DRAW = re.compile(r"(?P<base>.+)\[~(?P<count>\d+)\]")
 _SPLITS = {"train", "test", "val", "validation"}
 _UNLABELLED = -1
 
@@ -166,6 +167,15 @@ class Concatenated:
         return combine(*(p.identity for p in self.parts))
 
 
+def draw(base: Source, count: int) -> Source:
+    """That many images of a source in its order, drawn once and for all; the source itself where it has no more."""
+    if count < 1:
+        raise InputError(f"{count} images cannot be drawn; take one or more")
+    if count >= len(base):
+        return base
+    return Rows(base, np.sort(np.random.default_rng(0).choice(len(base), count, replace=False)).tolist())
+
+
 def class_folders(relative: Sequence[Sequence[str]], n: int) -> tuple[list[str] | None, Labels]:
     """Class names and labels from relative paths: the first folder names the class, if every file lies in one."""
     if relative and all(len(parts) > 1 for parts in relative):
@@ -188,8 +198,9 @@ def open_source(spec: str | Path) -> Source:
     Args:
         spec: a folder of images (class sub-folders or flat) or of parquet shards; a ``.zip``, ``.tar``, ``.tar.gz`` or
             ``.tgz`` of one; a ``.parquet`` file in the Hugging Face image schema; a glob over any of these;
-            ``torchvision:CIFAR10/test``, a torchvision data set (downloaded where it can be). ``[:2000]`` at the end
-            takes the first 2,000 images.
+            ``torchvision:CIFAR10/test``, a torchvision data set (downloaded where it can be); ``noise:gaussian`` or
+            ``noise:uniform`` with options, images that are drawn. ``[:2000]`` at the end takes the first 2,000 images,
+            ``[~2000]`` any 2,000, always the same ones (all, where there are no more).
 
     Raises:
         InputError: there is nothing there, it holds no images, or its kind is not known.
@@ -202,6 +213,13 @@ def open_source(spec: str | Path) -> Source:
         if not rows:
             raise InputError(f"'{text}' takes no images: {match['base']} has {len(base):,}")
         return Rows(base, rows)
+    if match := _DRAW.fullmatch(text):
+        base = open_source(match["base"])
+        return draw(base, int(match["count"]))
+    if text.startswith("noise:"):
+        from nescio.data.noise import NoiseSource
+
+        return NoiseSource.parse(text.removeprefix("noise:"))
     if text.startswith("torchvision:"):
         from nescio.data.datasets import torchvision_source
 

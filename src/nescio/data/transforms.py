@@ -21,6 +21,13 @@ INTERPOLATIONS = {
 Triple = tuple[float, float, float]
 
 
+def triple(text: str) -> Triple:
+    """One number for all channels, or three as ``r/g/b``. Raises ValueError where it is neither."""
+    numbers = [float(v) for v in text.split("/")]
+    r, g, b = numbers * 3 if len(numbers) == 1 else numbers
+    return r, g, b
+
+
 @dataclass(frozen=True)
 class Transform:
     """Resize the short side, crop the centre, scale to [0, 1], normalise by channel.
@@ -101,9 +108,7 @@ class Transform:
                 if key in ("crop", "resize"):
                     changes[key] = int(value)
                 elif key in ("mean", "std"):
-                    numbers = [float(v) for v in value.split("/")]
-                    r, g, b = numbers * 3 if len(numbers) == 1 else numbers
-                    changes[key] = (r, g, b)
+                    changes[key] = triple(value)
                 else:
                     changes[key] = value
             except ValueError:

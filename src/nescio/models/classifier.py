@@ -248,7 +248,7 @@ class Probed(nn.Module):
             return _tensor_of(self.rest(fmap), "the network").flatten(1)
 
         h = rest(maps[-1])
-        seen = Maps(maps, rest, dict(self.heads.items()))
+        seen = Maps(maps, rest, self.head, dict(self.heads.items()))
         columns = {
             f"{name}.{i}": column.flatten(1)
             for name, probe in self.probes.items()

@@ -12,6 +12,7 @@ import numpy as np
 
 from nescio import metrics
 from nescio.data.decode import decode
+from nescio.data.sources import Source
 from nescio.files import write_whole
 from nescio.report import figures
 from nescio.results import Results, Scored
@@ -47,16 +48,18 @@ def write_report(results: Results, path: Path) -> None:
 
 
 def _examples(scored: Scored, detector: str, *, highest: bool, results: Results) -> list[Example]:
-    """The images of a set on the wrong side of the 95 % threshold, the worst first."""
-    scores, rows = scored.scores[detector], scored.rows[detector]
+    """The images of a set on the wrong side of the 95 % threshold, the worst first; none where they are not at hand."""
+    scores, rows, source = scored.scores[detector], scored.rows[detector], scored.source
+    if source is None:
+        return []
     threshold = metrics.threshold_at_tpr(results.id_set.scores[detector])
     order = np.argsort(-scores if highest else scores, kind="stable")[:_SHOWN]
     wrong = [i for i in order if (scores[i] >= threshold) == highest]
-    return [Example(_picture(scored, int(rows[i])), scored.source.name(int(rows[i])), float(scores[i])) for i in wrong]
+    return [Example(_picture(source, int(rows[i])), source.name(int(rows[i])), float(scores[i])) for i in wrong]
 
 
-def _picture(scored: Scored, row: int) -> str:
-    image = decode(scored.source.read(row))
+def _picture(source: Source, row: int) -> str:
+    image = decode(source.read(row))
     image.thumbnail((_SIDE, _SIDE))
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=80)

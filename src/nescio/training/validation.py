@@ -11,14 +11,13 @@ import torch
 from torch import Tensor
 
 from nescio import metrics
+from nescio.data.changed import shuffle_tiles
 from nescio.detector import Detector
 from nescio.errors import InputError
 from nescio.models import Classifier
 from nescio.training.images import Images
 from nescio.training.state import WAY_OUT
 
-GRID = 4
-"""The stand-in for OOD images: ID validation images cut into 4 × 4 tiles that are laid out anew."""
 _BATCH = 128
 
 
@@ -92,21 +91,6 @@ def judge(classifier: Classifier, detector: Detector, val: Images, watched: Mapp
     }
     against = {name: {"fpr95": metrics.fpr_at_tpr(own, v), "auroc": metrics.auroc(own, v)} for name, v in ood.items()}
     return Judgement(right / len(own), metrics.auroc(own, torch.cat(shuffled).numpy()), against)
-
-
-def shuffle_tiles(images: Tensor, draws: torch.Generator) -> Tensor:
-    """Images ``(B, 3, H, W)`` with their 4 × 4 tiles in another order for each; a rest that fits no tile is cut off."""
-    grid = min(GRID, *images.shape[2:])
-    high, wide = images.shape[2] // grid, images.shape[3] // grid
-    cut = images[:, :, : high * grid, : wide * grid].unfold(2, high, high).unfold(3, wide, wide)
-    tiles = cut.flatten(2, 3).transpose(1, 2)  # (B, 16, 3, h, w)
-    order = torch.rand(len(images), grid * grid, generator=draws).argsort(dim=1).to(images.device)
-    tiles = tiles.gather(1, order[:, :, None, None, None].expand_as(tiles))
-    rows = tiles.reshape(-1, grid, grid, *tiles.shape[2:]).permute(0, 3, 1, 4, 2, 5)  # (B, 3, 4, h, 4, w)
-    whole: Tensor = rows.flatten(4, 5).flatten(2, 3)
-    if whole.shape[2:] != images.shape[2:]:
-        whole = torch.nn.functional.interpolate(whole, images.shape[2:], mode="nearest")
-    return whole.contiguous()
 
 
 def _parts(n: int) -> list[list[int]]:

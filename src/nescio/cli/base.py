@@ -1,0 +1,175 @@
+"""What the commands share: how errors end, where results go, and options that several of them take."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nescio.errors import InputError, nearest
+from nescio.progress import Clock
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from nescio.results import Results
+
+EXIT_BAD_INPUT = 2
+
+
+class Group(click.Group):
+    """Turns what the user got wrong into one line and exit code 2, unless ``--debug`` asks for the traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run, and end in a line and an exit code where that fails."""
+        try:
+            return super().invoke(ctx)
+        except InputError as e:
+            if ctx.params.get("debug"):
+                raise
+            click.echo(f"nescio: {e}", err=True)
+            ctx.exit(EXIT_BAD_INPUT)
+        except KeyboardInterrupt as e:
+            resumes = getattr(e, "way_out", "the same command goes on where it stopped")
+            click.echo(f"nescio: interrupted; {resumes}", err=True)
+            ctx.exit(128 + getattr(e, "signal", signal.SIGINT))
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """Find the command, or say which one may be meant."""
+        if args and not args[0].startswith("-") and args[0] not in self.commands:
+            raise click.UsageError(f"no command '{args[0]}'{nearest(args[0], self.commands)}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+def taking(*options: Callable[..., Any]) -> Callable[..., Any]:
+    """A decorator that gives a command several options at once, in this order."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+model_options = taking(
+    click.option(
+        "--weights",
+        type=click.Path(path_type=Path),
+        help="safetensors file or checkpoint.  [default: the library's]",
+    ),
+    click.option("--classes", type=click.IntRange(1), help="Number of classes.  [default: that of the weights]"),
+    click.option("--head", help="Name of the last linear layer, where it cannot be found."),
+    click.option(
+        "--transform", help="Replaces parts of the model's test transform: resize=256,crop=224,mean=0.5,std=0.5."
+    ),
+    click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, …"),
+)
+MODEL = ("weights", "classes", "head", "transform", "device")
+"""What ``model_options`` gives, as ``load_classifier`` takes it."""
+
+
+extraction_options = taking(
+    click.option("--cache", type=click.Path(path_type=Path), help="Folder of banks.  [default: the user's cache]"),
+    click.option(
+        "--bank-dtype",
+        default="float32",
+        show_default=True,
+        help="float32, or float16 for half the disk.",
+    ),
+    click.option("--batch-size", type=click.IntRange(1), help="Images per step.  [default: 32; on a GPU 256]"),
+    click.option("--workers", type=click.IntRange(0), help="Decoding processes.  [default: one per core]"),
+    click.option("--max-bad", default=0.01, show_default=True, help="Share of images that may be unreadable."),
+)
+
+
+def present(results: Results, out: Path | None, *, report: bool, clock: Clock | None = None) -> None:
+    """Print the tables, write the files to ``out``, and say where the time went."""
+    from nescio import tables
+
+    screen, clock = console(), clock or Clock()
+    for table in tables.terminal(results, screen.width):
+        screen.print(table)
+    rows = results.rows
+    if rows[0].id_accuracy == rows[0].id_accuracy:  # not NaN
+        screen.print(f"ID accuracy {rows[0].id_accuracy:.2%} on {rows[0].n_id:,} images")
+    if out is not None:
+        results.save(out)
+        tables.save_tables(results, out)
+        written = ["results.csv", "results.json", "results.md", "results.tex"]
+        if report:
+            write_report_to(results, out, clock)
+            written.append("report.html")
+        screen.print(f"wrote {', '.join(written)} to {out}/", highlight=False, markup=False)
+    logging.getLogger("nescio").info("%s", clock)
+
+
+def write_report_to(results: Results, folder: Path, clock: Clock) -> None:
+    """Write the report page beside the results."""
+    from nescio.report import write_report
+
+    with clock("report"):
+        write_report(results, folder / "report.html")
+
+
+def use_cache(folder: Path | None) -> None:
+    """Banks and remembered hashes go to ``folder`` instead of the user's cache."""
+    if folder is not None:
+        os.environ["NESCIO_CACHE"] = str(folder.expanduser())
+
+
+def check_writable(folder: Path | None) -> None:
+    """Refuse a folder that results could not be written to, before the work is done."""
+    if folder is None:
+        return
+    existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    taken = [n for n in ("results.csv", "results.json", "skipped.csv", "report.html") if (folder / n).is_dir()]
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK) or taken:
+        raise InputError(
+            f"results cannot be written to {folder}: {existing} is in the way or not writable; name another"
+        )
+
+
+def console() -> Console:
+    """Where results are printed."""
+    from rich.console import Console
+
+    # a file or pipe gets the whole table; a terminal its own width
+    return Console() if sys.stdout.isatty() else Console(width=200)
+
+
+def detector_specs(given: tuple[str, ...], file: Path | None) -> list[str]:
+    """The detectors that are named by option and in a file, a line each."""
+    specs = list(given)
+    if file is not None:
+        if not file.is_file():
+            raise InputError(f"no file {file}; it should hold one detector a line")
+        try:
+            text = file.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as e:
+            raise InputError(f"{file} cannot be read as text: {e}") from None
+        lines = (line.partition("#")[0].strip() for line in text.splitlines())
+        found = [line for line in lines if line]
+        if not found:
+            raise InputError(f"{file} names no detector; write one a line, e.g. energy")
+        specs += found
+    return specs
+
+
+def named(sets: tuple[str, ...], option: str = "--ood") -> dict[str, str]:
+    """``NAME=SET`` of each, by name."""
+    found: dict[str, str] = {}
+    for text in sets:
+        name, equals, spec = text.partition("=")
+        if not (equals and name and spec):
+            raise InputError(f"{option} {text} has no name; write {option} {Path(text).stem or 'name'}={text}")
+        if name in found:
+            raise InputError(f"two OOD sets are called '{name}'; give each its own name")
+        found[name] = spec
+    return found

@@ -1,0 +1,234 @@
+"""Commands that judge detectors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nescio.cli.base import (
+    MODEL,
+    check_writable,
+    console,
+    detector_specs,
+    extraction_options,
+    model_options,
+    named,
+    present,
+    use_cache,
+    write_report_to,
+)
+from nescio.errors import InputError
+from nescio.progress import Clock
+
+if TYPE_CHECKING:
+    from nescio.data.suites import Suite
+
+
+@click.command()
+@click.option(
+    "--model",
+    help="A trained folder, densenet-bc-100-12, resnet18-cifar, timm:NAME, torchvision:NAME, hf:ID, or module:factory.",
+)
+@model_options
+@click.option("--suite", help="A published benchmark: cifar10, imagenet, …; nescio data list shows them all.")
+@click.option("--data-root", default=".", show_default=True, help="Folder with the suite's data sets.")
+@click.option("--strict", is_flag=True, help="Refuse to run where a set of the suite is missing.")
+@click.option(
+    "--train",
+    help="The classifier's training images: a folder, .zip, .tar, .parquet, glob or torchvision:NAME/SPLIT.",
+)
+@click.option(
+    "--calibrate", help="ID images apart from the others, for ensembles.  [default: a fifth of the training images]"
+)
+@click.option(
+    "--id", "id_", help="ID test images. SET[:1000] takes the first 1,000 and SET[~1000] any, here and elsewhere."
+)
+@click.option("--ood", multiple=True, metavar="NAME=SET", help="An OOD set. Repeatable.")
+@click.option(
+    "--detector",
+    multiple=True,
+    metavar="SPEC",
+    help="e.g. energy, fmls, fm:p=0.6+react:clip=1.6+ls+energy, 'mean(fmls,knn)'; or all. Repeatable.",
+)
+@click.option("--detectors", type=click.Path(path_type=Path), help="File with one detector a line; # starts a comment.")
+@click.option("--equal", is_flag=True, help="Judge each OOD set against as many ID images as it has.")
+@click.option(
+    "--intervals",
+    type=click.IntRange(0),
+    default=0,
+    metavar="N",
+    help="Bootstrap 95 % intervals from N resamples.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for the results: .csv, .json, .md, .tex and all scores.",
+)
+@click.option("--report", is_flag=True, help="Write report.html there too: histograms, ROC curves, examples.")
+@extraction_options
+@click.pass_obj
+def bench(obj: dict[str, Any], /, **options: Any) -> None:
+    """Judge detectors on ID against OOD images, from one pass of the network over each.
+
+    \b
+    nescio bench --model densenet-bc-100-12 --weights cifar10.safetensors \\
+        --train cifar10/train --id cifar10/test --ood textures=dtd/ \\
+        --detector msp --detector energy --detector fmls --out results
+    nescio bench --suite cifar10 --data-root data --model densenet-bc-100-12 --weights cifar10.safetensors
+    """  # noqa: D301 - click reads the backslashes
+    if options["report"] and not options["out"]:
+        raise InputError("--report needs a folder to be written to; add --out DIR")
+    check_writable(options["out"])
+    use_cache(options.pop("cache"))
+    specs = detector_specs(options["detector"], options["detectors"])
+    oods = named(options["ood"])
+    clock = Clock()
+    common = {
+        "detectors": specs,
+        "calibrate": options["calibrate"],
+        "resamples": options["intervals"],
+        "batch_size": options["batch_size"],
+        "workers": options["workers"],
+        "dtype": options["bank_dtype"],
+        "max_bad": options["max_bad"],
+        "progress": not obj["quiet"],
+        "clock": clock,
+    }
+    run = _bench_suite if options["suite"] else _bench
+    present(run(options, oods, common), options["out"], report=options["report"], clock=clock)
+
+
+def _bench(options: dict[str, Any], oods: dict[str, str], common: dict[str, Any]) -> Any:
+    from nescio.benchmark import DEFAULT_DETECTORS
+    from nescio.benchmark import bench as run
+    from nescio.models import load_classifier
+
+    missing = [f"--{name.rstrip('_')}" for name in ("model", "id_", "ood") if not options[name]]
+    if missing:
+        raise InputError(f"{missing[0]} is missing; give it, or name a published benchmark (--suite cifar10)")
+    classifier = load_classifier(options["model"], **{k: options[k] for k in MODEL})
+    common["detectors"] = common["detectors"] or DEFAULT_DETECTORS
+    return run(classifier, id=options["id_"], ood=oods, train=options["train"], equal=options["equal"], **common)
+
+
+def _bench_suite(options: dict[str, Any], oods: dict[str, str], common: dict[str, Any]) -> Any:
+    from nescio.data.suites import open_suite
+    from nescio.models import load_classifier
+    from nescio.models.runs import RUN
+    from nescio.published import bench_suite
+
+    suite = open_suite(options["suite"])
+    model = options["model"] or _own_model(suite)
+    trained = (Path(model) / RUN).is_file()  # a run knows how its images are prepared
+    loading = {k: options[k] for k in MODEL}
+    loading["transform"] = loading["transform"] or (None if trained else suite.transform)
+    given = {"id": options["id_"], "train": options["train"]} | {n: s for n, s in oods.items() if n in suite.ood}
+    return bench_suite(
+        suite,
+        load_classifier(model, **loading),
+        data_root=options["data_root"],
+        given={role: spec for role, spec in given.items() if spec},
+        ood={n: s for n, s in oods.items() if n not in suite.ood},
+        strict=options["strict"],
+        **common,
+    )
+
+
+def _own_model(suite: Suite) -> str:
+    """The suite's model whose weights need not be given."""
+    for model in suite.models:
+        if model.weights == "library":
+            return model.name
+    names = " or ".join(f"--model {m.name} --weights FILE" for m in suite.models) or "--model"
+    raise InputError(f"suite '{suite.name}' brings no weights; give {names}")
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default="quickstart", show_default=True)
+@click.option(
+    "--epochs",
+    type=click.IntRange(1),
+    default=10,
+    show_default=True,
+    help="How long to train the small network.",
+)
+@extraction_options
+@click.pass_obj
+def quickstart(obj: dict[str, Any], /, out: Path, epochs: int, bank_dtype: str, **options: Any) -> None:
+    """Run the main job on embedded images: train a small classifier, compare detectors, write a report."""
+    check_writable(out)
+    use_cache(options.pop("cache"))
+    from nescio.quickstart import quickstart as run
+
+    clock = Clock()
+    results = run(out, epochs=epochs, dtype=bank_dtype, progress=not obj["quiet"], clock=clock, **options)
+    present(results, out, report=True, clock=clock)
+
+
+@click.command()
+@click.argument("results", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder of the page.  [default: RESULTS]")
+def report(results: Path, out: Path | None) -> None:
+    """Write report.html again from the folder RESULTS that bench --out wrote."""
+    from nescio.results import Results
+
+    folder = out or results
+    check_writable(folder)
+    loaded = Results.load(results)
+    folder.mkdir(parents=True, exist_ok=True)
+    clock = Clock()
+    write_report_to(loaded, folder, clock)
+    console().print(f"wrote {folder / 'report.html'} in {clock.total():.1f} s", highlight=False, markup=False)
+
+
+@click.command()
+@click.argument("old", type=click.Path(path_type=Path))
+@click.argument("new", type=click.Path(path_type=Path), required=False)
+@click.option(
+    "--between",
+    nargs=2,
+    metavar="A B",
+    help="Compare detector B (of NEW, or of the same run) with detector A of OLD.",
+)
+@click.option(
+    "--tolerance",
+    default=0.1,
+    show_default=True,
+    help="Percentage points up to which a change counts as none.",
+)
+@click.option("--resamples", type=click.IntRange(100), default=1000, show_default=True, help="Of the bootstrap.")
+@click.pass_context
+def compare(
+    ctx: click.Context,
+    old: Path,
+    new: Path | None,
+    between: tuple[str, str] | None,
+    tolerance: float,
+    resamples: int,
+) -> None:
+    """Compare two runs of bench --out, image by image where they scored the same ones. Ends with 1 if NEW is worse.
+
+    Worse is an FPR95 that rose, or an AUROC that fell, by more than --tolerance and beyond its 95 % interval.
+    """
+    from nescio.comparison import compare as run
+    from nescio.comparison import tables
+    from nescio.results import Results
+
+    if new is None and not between:
+        raise InputError("give the folder of a second run, or two detectors of this one (--between msp fmls)")
+    before = Results.load(old)
+    changes = run(
+        before,
+        Results.load(new) if new else before,
+        pairs=dict([between]) if between else None,
+        tolerance=tolerance / 100,
+        resamples=resamples,
+    )
+    for table in tables(changes):
+        console().print(table)
+    worse = [c for c in changes if c.verdict == "worse"]
+    if worse:
+        click.echo(f"{len(worse)} of {len(changes)} numbers got worse", err=True)
+        ctx.exit(1)

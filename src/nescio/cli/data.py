@@ -1,0 +1,183 @@
+"""Commands about data sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from nescio.cli.base import console, named, taking
+from nescio.errors import InputError, some
+
+if TYPE_CHECKING:
+    from nescio.data.check import Checked
+    from nescio.data.suites import Need
+
+_root = taking(
+    click.option(
+        "--data-root",
+        type=click.Path(path_type=Path, file_okay=False),
+        default=".",
+        show_default=True,
+        help="Folder with the data sets.",
+    )
+)
+
+
+@click.group()
+def data() -> None:
+    """List, fetch and check the data sets of the published benchmarks."""
+
+
+@data.command("list")
+@click.argument("suite", required=False)
+@_root
+def list_(suite: str | None, data_root: Path) -> None:
+    """List the suites; of one SUITE, what it needs, what is where, and how to get what is missing."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    from nescio.data.suites import open_suite, suites
+
+    if suite is None:
+        table = Table(box=SIMPLE_HEAD, pad_edge=False)
+        for name in ("suite", "ID", "OOD", "models"):
+            table.add_column(name, overflow="fold")
+        for s in suites().values():
+            table.add_row(s.name, s.id, ", ".join(s.ood), ", ".join(m.name for m in s.models))
+        console().print(table)
+        return
+    chosen = open_suite(suite)
+    needs = chosen.needs(data_root)
+    screen = console()
+    screen.print(f"{chosen.title}: {chosen.about}", highlight=False, markup=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("role", "images", "found"):
+        table.add_column(name, overflow="fold")
+    for need in needs:
+        table.add_row(
+            need.role, f"{need.images:,}" if need.images else "", need.found or "[bold red]missing[/bold red]"
+        )
+    screen.print(table)
+    for need in (n for n in needs if n.found is None):
+        screen.print(_way(need, data_root), highlight=False, markup=False)
+
+
+def _way(need: Need, root: Path) -> str:
+    part = need.data.splits[need.split]
+    facts = [need.data.title, need.data.about, part.size, f"licence: {need.data.licence}" if need.data.licence else ""]
+    get = f"nescio data fetch {need.data.name}/{need.split} --data-root {root}"
+    put = f"put it at {root / need.data.name / need.split}" + (
+        f", from {need.data.address}" if need.data.address else ""
+    )
+    return f"{need.role}: {'; '.join(f for f in facts if f)}\n  {get if part.fetch else put}"
+
+
+@data.command()
+@click.argument("names", nargs=-1, required=True)
+@_root
+@click.pass_obj
+def fetch(obj: dict[str, bool], names: tuple[str, ...], data_root: Path) -> None:
+    """Fetch data sets to --data-root: those that a suite lacks, or one by its name (svhn, cifar10/train).
+
+    Goes on where it stopped, checks what comes, and leaves what is there.
+    """
+    from nescio.data.fetch import fetch as run
+    from nescio.data.sets import known_set
+    from nescio.data.suites import open_suite, suites
+
+    wanted: list[tuple[str, str]] = []
+    for name in names:
+        if name in suites():
+            wanted += [(n.data.name, n.split) for n in open_suite(name).needs(data_root) if n.found is None]
+        else:
+            base, _, split = name.partition("/")
+            if (split or "test") not in known_set(base).splits:
+                raise InputError(f"data set '{base}' has no split '{split}'; it has {some(known_set(base).splits)}")
+            wanted.append((base, split or "test"))
+    failed = []
+    for base, split in dict.fromkeys(wanted):
+        dataset = known_set(base)
+        if there := dataset.find(split, data_root):
+            console().print(f"{base}/{split} is at {there}", highlight=False, markup=False)
+            continue
+        try:
+            came = run(dataset, split, data_root, progress=not obj["quiet"])
+        except InputError as e:  # the others are fetched all the same
+            failed.append(str(e))
+        else:
+            console().print(f"fetched {base}/{split} to {came}", highlight=False, markup=False)
+    if failed:
+        raise InputError("\n".join(failed))
+
+
+@data.command()
+@click.argument("suite", required=False)
+@_root
+@click.option("--id", "id_", help="ID test images, where there is no suite.")
+@click.option("--train", help="Training images.")
+@click.option("--ood", multiple=True, metavar="NAME=SET", help="An OOD set. Repeatable.")
+@click.option("--workers", type=click.IntRange(0), help="Decoding processes.  [default: one per core]")
+@click.pass_context
+def check(
+    ctx: click.Context,
+    suite: str | None,
+    data_root: Path,
+    id_: str | None,
+    train: str | None,
+    ood: tuple[str, ...],
+    workers: int | None,
+) -> None:
+    """Decode every image: counts, bad and repeated ones, ID among OOD, what gives OOD away. Ends with 1 if any.
+
+    What gives them away is not on the images: another size, shape, file format or compression than the ID images'.
+    """
+    from nescio.data.check import check_sets, warnings
+    from nescio.data.sources import open_source
+    from nescio.data.suites import open_suite
+
+    places = {"id": id_, "train": train} | named(ood)
+    given = {role: spec for role, spec in places.items() if spec}
+    expected: dict[str, int | None] = {}
+    if suite:
+        chosen = open_suite(suite)
+        needs = chosen.needs(data_root, {r: s for r, s in given.items() if r in ("id", "train", *chosen.ood)})
+        given |= {n.role: n.found for n in needs if n.found}
+        expected = {n.role: n.images for n in needs}
+    if not given:
+        raise InputError("nothing to check: name a suite whose sets lie below --data-root, or give --id and --ood")
+    found = check_sets(
+        {name: open_source(spec) for name, spec in given.items()},
+        expected=expected,
+        workers=workers,
+        progress=not ctx.obj["quiet"],
+    )
+    _show(found)
+    told = warnings(found)
+    for line in told:
+        console().print(f"- {line}", highlight=False, markup=False)
+    if told:
+        ctx.exit(1)
+
+
+def _show(found: list[Checked]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("set", "images", "expected", "bad", "repeated", "short side px", "shape", "format", "JPEG quality"):
+        table.add_column(name, justify="left" if name in ("set", "format") else "right", no_wrap=True)
+    for c in found:
+        table.add_row(
+            c.name,
+            f"{c.images:,}",
+            f"{c.expected:,}" if c.expected else "",
+            f"{len(c.bad):,}",
+            f"{c.repeats:,}",
+            f"{c.short[1]} ({c.short[0]}–{c.short[2]})",
+            f"{c.aspect:.2f} : 1",
+            ", ".join(f"{name} {share:.0%}" if share < 1 else name for name, share in c.formats.items()),
+            str(c.quality or ""),
+        )
+    console().print(table)

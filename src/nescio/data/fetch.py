@@ -1,0 +1,137 @@
+"""Getting the data sets of a suite: archives with resumption and checksums, Hugging Face files, torchvision's sets."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import shutil
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nescio.data.decode import decode
+from nescio.data.sets import SUFFIXES, DataSet
+from nescio.data.sources import open_source
+from nescio.errors import InputError
+from nescio.files import whole, write_whole
+from nescio.progress import progress_bar
+
+log = logging.getLogger(__name__)
+
+_BLOCK = 1 << 20
+_TIMEOUT = 60
+
+
+def fetch(data: DataSet, split: str, root: Path, *, progress: bool = True) -> Path:
+    """Get a split of a data set to where a suite looks for it.
+
+    Returns:
+        its folder or file, ``NAME/SPLIT…`` below ``root``.
+
+    Raises:
+        InputError: no program may get it (the message says where a person can), the transfer fails, or what came is
+            not what was announced. What has come of an archive stays, and the next call goes on from there.
+    """
+    part = data.splits[split]
+    if not part.fetch:
+        way_out = f"get it from {data.address}" if data.address else "get it from its authors"
+        raise InputError(
+            f"{data.title} cannot be fetched by a program: {way_out} and put it at {root / data.name / split}"
+        )
+    folder = root / data.name
+    folder.mkdir(parents=True, exist_ok=True)
+    kind, _, rest = part.fetch.partition(":")
+    try:
+        if kind == "torchvision":
+            return _from_torchvision(part.fetch, folder / f"{split}.parquet")
+        if kind == "hf":
+            return _from_hugging_face(rest, folder / split)
+        suffix = next(s for s in sorted(SUFFIXES, key=len, reverse=True) if part.fetch.lower().endswith(s))
+        return _download(part.fetch, folder / f"{split}{suffix}", part.sha256, progress=progress)
+    except OSError as e:
+        raise InputError(f"{data.title} could not be fetched: {e}; the same command goes on where it stopped") from None
+
+
+def _from_torchvision(spec: str, path: Path) -> Path:
+    """A torchvision set as one parquet file: the form that every other reader takes, too."""
+    source = open_source(spec)
+    images = []
+    for i in range(len(source)):
+        buffer = io.BytesIO()
+        decode(source.read(i)).save(buffer, "PNG")
+        images.append({"bytes": buffer.getvalue(), "path": None})
+    columns = {
+        "image": pa.array(images, pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        "label": pa.array(source.labels, pa.int64()),
+    }
+    table = pa.table(columns)
+    if source.classes:
+        features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": source.classes}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    with whole(path) as partial:
+        pq.write_table(table, partial, row_group_size=1000)
+    return path
+
+
+def _from_hugging_face(text: str, folder: Path) -> Path:
+    """The parquet files of a repository that match a pattern; the hub's client resumes and checks them."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    repository, _, pattern = text.partition(":")
+    try:
+        # what has come stays here until all has; then it is moved to where a suite finds it
+        staging = folder.with_name(f".{folder.name}.partial")
+        came = snapshot_download(repository, repo_type="dataset", allow_patterns=pattern, local_dir=staging)
+    except HfHubHTTPError as e:
+        raise InputError(
+            f"{repository} could not be fetched: {str(e).splitlines()[0]}; if it asks for consent, give it on its page "
+            "and log in with 'hf auth login'"
+        ) from None
+    files = sorted(Path(came).glob(pattern))
+    if not files:
+        raise InputError(f"the data set {repository} has no files {pattern} any more")
+    folder.mkdir(exist_ok=True)
+    for file in files:
+        file.replace(folder / file.name)
+    shutil.rmtree(staging)
+    return folder
+
+
+def _download(address: str, path: Path, sha256: str, *, progress: bool) -> Path:
+    """An archive, from where an earlier call stopped. Its checksum is checked, or written down where none is known."""
+    partial = path.with_name(path.name + ".partial")
+    done = partial.stat().st_size if partial.exists() else 0
+    request = urllib.request.Request(address, headers={"Range": f"bytes={done}-"} if done else {})  # noqa: S310
+    try:
+        response = urllib.request.urlopen(request, timeout=_TIMEOUT)  # noqa: S310 - addresses come from the data file
+    except urllib.error.HTTPError as e:
+        if e.code != 416:  # the part is the whole: nothing is left to ask for
+            raise
+    else:
+        with response, progress_bar(show=progress, of_bytes=True) as bar:
+            if done and response.status != 206:  # a server that cannot go on begins anew
+                done = 0
+            announced = int(response.headers.get("Content-Length") or 0)
+            task = bar.add_task(path.name, total=(announced + done) or None, completed=done)
+            with partial.open("ab" if done else "wb") as file:
+                while block := response.read(_BLOCK):
+                    file.write(block)
+                    bar.advance(task, len(block))
+            if announced and partial.stat().st_size != announced + done:
+                raise OSError(f"{address} ended after {partial.stat().st_size:,} of {announced + done:,} bytes")
+    with partial.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if sha256 and digest != sha256:
+        partial.unlink()
+        raise InputError(f"{address} has the checksum {digest}, not {sha256}: it is not the archive that was meant")
+    if not sha256:
+        log.info("%s has the SHA-256 %s; none is published to compare with", path.name, digest)
+    write_whole(path.with_name(path.name + ".sha256"), f"{digest}  {path.name}\n")
+    partial.replace(path)
+    return path

@@ -1,0 +1,192 @@
+"""The published benchmarks as data: which sets, models and detectors, and the numbers that the papers print."""
+
+from __future__ import annotations
+
+import functools
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from nescio.data.sets import DataSet, known_set
+from nescio.errors import InputError, nearest
+
+AVERAGE = "average"
+"""What a published table calls the mean over its OOD sets."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network that a suite is run with. ``weights``: ``library`` downloads them, ``user`` must bring them."""
+
+    name: str
+    title: str = ""
+    weights: str = "user"
+    recipe: str = ""
+
+
+@dataclass(frozen=True)
+class PublishedRow:
+    """A line of a published table.
+
+    Attributes:
+        paper, table: where it stands.
+        model: the network's name here; empty for one that nescio does not name (``backbone`` says which).
+        method: as the paper calls it.
+        detector: what it is here; empty where there is none.
+        values: FPR95 and AUROC, shares in [0, 1], by OOD set or ``average``.
+        id_accuracy: a share in [0, 1], where it is printed.
+        training: the objective, where the line is about one.
+    """
+
+    paper: str
+    table: str
+    model: str
+    method: str
+    detector: str = ""
+    values: dict[str, tuple[float, float]] = field(default_factory=dict)
+    id_accuracy: float | None = None
+    backbone: str = ""
+    training: str = ""
+
+
+@dataclass(frozen=True)
+class Need:
+    """A data set that a suite needs: its role (``id``, ``train`` or the OOD set's name), and where it was found."""
+
+    role: str
+    data: DataSet
+    split: str
+    images: int | None
+    found: str | None
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A benchmark.
+
+    Attributes:
+        id, train: names of data sets; their splits ``test`` and ``train`` are meant.
+        ood: names of the OOD sets; ``near`` says which of them are near.
+        transform: replaces parts of the model's own.
+        equal: draw at most this many images of each OOD set, and as many ID images.
+        counts: images of a set where they are not those of the full set.
+        detectors: those of the published tables.
+        errata: what the papers print wrong, and what is taken here.
+    """
+
+    name: str
+    title: str
+    about: str
+    id: str
+    train: str | None
+    ood: tuple[str, ...]
+    near: tuple[str, ...] = ()
+    transform: str | None = None
+    equal: int | None = None
+    counts: dict[str, int] = field(default_factory=dict)
+    detectors: tuple[str, ...] = ()
+    models: tuple[Model, ...] = ()
+    published: tuple[PublishedRow, ...] = ()
+    errata: tuple[dict[str, str], ...] = ()
+
+    def needs(self, root: Path, given: Mapping[str, str] | None = None, *, size: int | None = None) -> list[Need]:
+        """What it needs, and where each set is: as given by role, else below the data root.
+
+        Args:
+            root: the data root.
+            given: specs for ``open_source`` by role.
+            size: side of the images that are made, in pixels.
+
+        Raises:
+            InputError: something is given for a role that the suite does not have.
+        """
+        given = given or {}
+        roles = {"id": (self.id, "test")} | ({"train": (self.train, "train")} if self.train else {})
+        roles |= {name: (name, "test") for name in self.ood}
+        unknown = [role for role in given if role not in roles]
+        if unknown:
+            raise InputError(f"suite '{self.name}' has no set '{unknown[0]}'{nearest(unknown[0], roles)}")
+        needs = []
+        for role, (name, split) in roles.items():
+            data = known_set(name)
+            expected = (
+                data.splits[split].images if split == "train" else self.counts.get(name, data.splits[split].images)
+            )
+            found = given.get(role) or data.find(split, root)
+            if found and found == data.splits[split].open and size:
+                found += f":size={size}"
+            needs.append(Need(role, data, split, expected, found))
+        return needs
+
+
+@functools.cache
+def suites() -> dict[str, Suite]:
+    """The suites that come with the package, by name."""
+    folder = resources.files("nescio.data").joinpath("suites")
+    files = sorted((f for f in folder.iterdir() if f.name.endswith(".toml")), key=lambda f: f.name)
+    return {
+        f.name.removesuffix(".toml"): _suite(f.name.removesuffix(".toml"), f.read_text(encoding="utf-8")) for f in files
+    }
+
+
+def open_suite(name: str) -> Suite:
+    """A suite by its name, or from a file of the user's in the same form.
+
+    Raises:
+        InputError: there is none, or the file cannot be read.
+    """
+    if name in suites():
+        return suites()[name]
+    path = Path(name).expanduser()
+    if path.suffix != ".toml" or not path.is_file():
+        raise InputError(f"no suite '{name}'{nearest(name, suites())}; or give a .toml file of one")
+    try:
+        return _suite(path.stem, path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError, KeyError) as e:
+        raise InputError(f"{path} is not a suite: {e}; see those that come with nescio for the form") from None
+
+
+def _suite(name: str, text: str) -> Suite:
+    entry = tomllib.loads(text)
+    tables = entry.pop("published", [])
+    lists: dict[str, Any] = {key: tuple(entry.pop(key, ())) for key in ("ood", "near", "detectors", "errata")}
+    models = tuple(Model(**m) for m in entry.pop("models", ()))
+    suite = Suite(
+        name,
+        train=entry.pop("train", None),
+        about=" ".join(entry.pop("about", "").split()),
+        models=models,
+        published=tuple(row for table in tables for row in _rows(table)),
+        **lists,
+        **entry,
+    )
+    for needed in (suite.id, *suite.ood, *((suite.train,) if suite.train else ())):
+        known_set(needed)
+    return suite
+
+
+def _rows(table: dict[str, Any]) -> list[PublishedRow]:
+    rows = []
+    for row in table["rows"]:
+        numbers = [v / 100 for v in row["values"]]
+        if len(numbers) != 2 * len(table["sets"]):
+            raise ValueError(f"table {table['table']}: '{row['method']}' has {len(numbers)} values, not two per set")
+        pairs = zip(table["sets"], zip(numbers[::2], numbers[1::2], strict=True), strict=True)
+        rows.append(
+            PublishedRow(
+                table["paper"],
+                table["table"],
+                table.get("model", ""),
+                row["method"],
+                row.get("detector", ""),
+                {name: pair for name, pair in pairs if not any(map(math.isnan, pair))},
+                row["id_accuracy"] / 100 if "id_accuracy" in row else None,
+                row.get("backbone", ""),
+                row.get("training", ""),
+            )
+        )
+    return rows

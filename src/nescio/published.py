@@ -1,0 +1,127 @@
+"""The published benchmarks, run here, with what the papers print beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nescio.benchmark import bench
+from nescio.data.suites import AVERAGE, Need, PublishedRow, Suite
+from nescio.detector import Detector
+from nescio.errors import InputError, some
+from nescio.extraction import check_model
+from nescio.models import Classifier
+from nescio.results import Published, Results
+
+log = logging.getLogger(__name__)
+
+PAPERS = {"fmls": "FM + LS", "ssod": "SSOD", "reference": "reference"}
+
+
+def bench_suite(
+    suite: Suite,
+    classifier: Classifier,
+    *,
+    data_root: str | Path = ".",
+    given: Mapping[str, str] | None = None,
+    ood: Mapping[str, str] | None = None,
+    detectors: Sequence[str] = (),
+    strict: bool = False,
+    **options: Any,
+) -> Results:
+    """Run a suite with the sets that are there.
+
+    Args:
+        suite: the benchmark.
+        classifier: the network; its transform should be the suite's.
+        data_root: folder with the data sets.
+        given: sets that lie elsewhere, by role (``id``, ``train`` or an OOD set's name).
+        ood: further OOD sets by name.
+        detectors: the suite's own where none is given.
+        strict: refuse to run where a set is missing.
+        **options: of ``bench``.
+
+    Raises:
+        InputError: the ID images or all OOD sets are missing, or with ``strict`` any set; or as ``bench``.
+    """
+    needs = suite.needs(
+        Path(data_root).expanduser(), given, size=classifier.transform.resize or classifier.transform.crop
+    )
+    missing = [need for need in needs if need.found is None]
+    places = {need.role: need.found for need in needs if need.found is not None}
+    way_out = f"nescio data list {suite.name} --data-root {data_root} says what is missing and how to get it"
+    if "id" not in places or not set(suite.ood) & set(places) or (strict and missing):
+        raise InputError(f"suite '{suite.name}' lacks {some([need.role for need in missing])}; {way_out}")
+    for need in missing:
+        log.warning("suite '%s' goes without %s: not found below %s", suite.name, need.role, data_root)
+    oods = {name: _drawn(places[name], suite.equal) for name in suite.ood if name in places}
+    results = bench(
+        classifier,
+        id=places["id"],
+        train=places.get("train"),
+        ood=oods | dict(ood or {}),
+        detectors=detectors or _served(suite, classifier, trained="train" in places),
+        equal=suite.equal is not None,
+        **options,
+    )
+    results.manifest["suite"] = suite.name
+    _check_counts(needs, results)
+    return dataclasses.replace(results, published=beside(suite, classifier.name, results))
+
+
+def _drawn(spec: str, count: int | None) -> str:
+    return spec if count is None else f"{spec}[~{count}]"
+
+
+def _served(suite: Suite, classifier: Classifier, *, trained: bool) -> list[str]:
+    """The detectors published for this network, else the suite's own, as far as it and the data can serve them."""
+    published = dict.fromkeys(r.detector for r in suite.published if r.model == classifier.name and r.detector)
+    served = []
+    for spec in published or suite.detectors:
+        detector = Detector.parse(spec, classifier.name)
+        try:
+            check_model(detector, classifier)
+        except InputError as e:
+            log.info("leaving out %s: %s", spec, e)
+            continue
+        if trained or not (detector.needs_train or detector.needs_held_out):
+            served.append(spec)
+        else:
+            log.info("leaving out %s: there are no training images", spec)
+    return served
+
+
+def _check_counts(needs: Sequence[Need], results: Results) -> None:
+    found = results.manifest["data"]
+    for need in needs:
+        if need.role in found and need.images and "[" not in str(found[need.role]["opened"]):
+            there = found[need.role]["images"]
+            if there != need.images:
+                log.warning("%s has %s images where the suite expects %s", need.role, f"{there:,}", f"{need.images:,}")
+
+
+def beside(suite: Suite, model: str, results: Results) -> dict[tuple[str, str], Published]:
+    """What is published for this network's detectors on these sets; of several tables the first that prints it.
+
+    A published average stands beside ours only where ours is over the same sets.
+    """
+    specs = {d: results.manifest["detectors"][d]["spec"] for d in results.detectors}
+    sets = {s.name for s in results.ood_sets}
+    found: dict[tuple[str, str], Published] = {}
+    for row in (r for r in suite.published if r.model == model and r.detector and not r.training):
+        spec = repr(Detector.parse(row.detector, model))
+        over = _averaged(suite, row)
+        for given in (d for d, own in specs.items() if own == spec):
+            where = f"{PAPERS.get(row.paper, row.paper)}, Table {row.table}: {row.method}"
+            for name, (fpr95, auroc) in row.values.items():
+                if name in sets or (name == AVERAGE and over == sets):
+                    found.setdefault((given, name), Published(fpr95, auroc, where))
+    return found
+
+
+def _averaged(suite: Suite, row: PublishedRow) -> set[str]:
+    """The sets that a row's average is over: its own, or where it prints nothing else, all of the suite."""
+    return (set(row.values) - {AVERAGE}) or set(suite.ood)

@@ -1,0 +1,153 @@
+"""Results as tables: for a terminal, Markdown and LaTeX. FPR95 / AUROC in percent, the best of each column marked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+
+from nescio.files import write_whole
+from nescio.results import AVERAGE, Published, Results
+
+_NAME_WIDTH, _CELL_WIDTH = 16, 16
+"""Characters that a detector's name (folded where it is longer) and a cell take in a terminal."""
+OURS, INTERVAL, PUBLISHED, DIFFERENCE = "", "95 % interval", "published", "difference"
+_LATEX = str.maketrans({c: rf"\{c}" for c in "_%&#$"})
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Two numbers as text, and whether each is the best of its column."""
+
+    fpr95: str
+    auroc: str
+    best: tuple[bool, bool] = (False, False)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the table: a detector's own numbers, or what stands below them (``kind``)."""
+
+    detector: str
+    kind: str
+    cells: dict[str, Cell]
+
+
+def lines(results: Results) -> list[Line]:
+    """Every detector's numbers by OOD set and on average; below them what was published, the difference, intervals."""
+    columns = [*(s.name for s in results.ood_sets), AVERAGE]
+    ours = {(d, o): _measured(results, d, o) for d in results.detectors for o in columns}
+    lowest = {o: min(ours[d, o][0] for d in results.detectors) for o in columns}
+    highest = {o: max(ours[d, o][1] for d in results.detectors) for o in columns}
+    found = []
+    for d in results.detectors:
+        own = {o: ours[d, o] for o in columns}
+        cells = {o: Cell(_percent(f), _percent(a), (f == lowest[o], a == highest[o])) for o, (f, a) in own.items()}
+        found.append(Line(d, OURS, cells))
+        spans = {o: cell for o in columns if (cell := _interval(results, d, o))}
+        if spans:
+            found.append(Line(d, INTERVAL, spans))
+        beside = {o: p for o in columns if (p := results.published.get((d, o)))}
+        if beside:
+            found.append(Line(d, PUBLISHED, {o: Cell(_percent(p.fpr95), _percent(p.auroc)) for o, p in beside.items()}))
+            found.append(Line(d, DIFFERENCE, {o: _difference(own[o], p) for o, p in beside.items()}))
+    return found
+
+
+def _measured(results: Results, detector: str, ood: str) -> tuple[float, float]:
+    if ood == AVERAGE:
+        return results.average(detector, "fpr95"), results.average(detector, "auroc")
+    row = results.row(detector, ood)
+    return row.fpr95, row.auroc
+
+
+def _interval(results: Results, detector: str, ood: str) -> Cell | None:
+    spans = {} if ood == AVERAGE else results.row(detector, ood).intervals
+    if not spans:
+        return None
+    fpr95, auroc = (f"{low * 100:.1f}–{high * 100:.1f}" for low, high in (spans["fpr95"], spans["auroc"]))
+    return Cell(fpr95, auroc)
+
+
+def _difference(ours: tuple[float, float], published: Published) -> Cell:
+    return Cell(f"{(ours[0] - published.fpr95) * 100:+.2f}", f"{(ours[1] - published.auroc) * 100:+.2f}")
+
+
+def _percent(share: float) -> str:
+    return f"{share * 100:.2f}"
+
+
+def terminal(results: Results, width: int) -> Iterator[Table]:
+    """For a terminal of ``width`` columns: one table where it fits, else several below each other."""
+    columns = [*(s.name for s in results.ood_sets), AVERAGE]
+    at_once = max(1, (width - _NAME_WIDTH) // _CELL_WIDTH)
+    for start in range(0, len(columns), at_once):
+        names = columns[start : start + at_once]
+        table = Table(title="FPR95 ↓ / AUROC ↑ in %", title_justify="left")
+        table.add_column("detector", overflow="fold")
+        for name in names:
+            table.add_column(name, justify="right", no_wrap=True)
+        for line in lines(results):
+            shown = [_joined(line.cells.get(n), "[bold]{}[/bold]", width=5) for n in names]
+            if line.kind == OURS:
+                table.add_row(line.detector, *shown)
+            elif any(shown):
+                table.add_row(f"  {line.kind}", *shown, style="dim")
+        yield table
+
+
+def markdown(results: Results) -> str:
+    """For a README or an issue."""
+    columns = [*(s.name for s in results.ood_sets), AVERAGE]
+    rows = [["detector", *columns], ["---", *["---:"] * len(columns)]]
+    for line in lines(results):
+        name = f"`{line.detector}`" if line.kind == OURS else f"*{line.kind}*"
+        rows.append([name, *(_joined(line.cells.get(c), "**{}**") for c in columns)])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+
+
+def latex(results: Results) -> str:
+    """For a paper: a ``tabular`` that needs the package booktabs."""
+    columns = [*(s.name for s in results.ood_sets), AVERAGE]
+    heads = " & ".join(["detector", *(c.translate(_LATEX) for c in columns)])
+    body = [
+        " & ".join(
+            [
+                rf"\texttt{{{line.detector.translate(_LATEX)}}}"
+                if line.kind == OURS
+                else rf"\quad {line.kind.translate(_LATEX)}",
+                *(_joined(line.cells.get(c), r"\textbf{{{}}}") for c in columns),
+            ]
+        )
+        + r" \\"
+        for line in lines(results)
+    ]
+    return "\n".join(
+        [
+            r"% FPR95 / AUROC in percent; needs \usepackage{booktabs}",
+            rf"\begin{{tabular}}{{l{'r' * len(columns)}}}",
+            r"\toprule",
+            rf"{heads} \\",
+            r"\midrule",
+            *(row.replace("–", "--") for row in body),
+            r"\bottomrule",
+            r"\end{tabular}",
+            "",
+        ]
+    )
+
+
+def _joined(cell: Cell | None, bold: str, width: int = 0) -> str:
+    """Both numbers, each ``width`` characters wide without the marks of the best."""
+    if cell is None:
+        return ""
+    pairs = zip((cell.fpr95, cell.auroc), cell.best, strict=True)
+    return " / ".join(" " * (width - len(text)) + (bold.format(text) if best else text) for text, best in pairs)
+
+
+def save_tables(results: Results, folder: Path) -> None:
+    """Write ``results.md`` and ``results.tex``; each whole."""
+    write_whole(folder / "results.md", markdown(results))
+    write_whole(folder / "results.tex", latex(results))
