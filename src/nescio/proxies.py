@@ -31,7 +31,8 @@ from nescio.models import Classifier
 from nescio.objectives.ssod import sample, true_class_confidence
 from nescio.stage import Maps, Probe
 
-PROXIES = ("noise", *CHANGES, "background")
+BACKGROUND = "background"
+PROXIES = ("noise", *CHANGES, BACKGROUND)
 MIXED = "mixed"
 """All proxies that can be had, each counting the same."""
 GAMMA = 0.95
@@ -70,7 +71,7 @@ def proxy_features(
     Raises:
         InputError: the images do not have enough positions of both kinds (``background``).
     """
-    if proxy == "background":
+    if proxy == BACKGROUND:
         return _halves(bank)
     source = proxy_source(proxy, val, classifier)
     return bank.chunks, extract(classifier, source, title=proxy, **extraction).chunks

@@ -13,7 +13,7 @@ from nescio.results import AVERAGE, Published, Results
 
 _NAME_WIDTH, _CELL_WIDTH = 16, 16
 """Characters that a detector's name (folded where it is longer) and a cell take in a terminal."""
-OURS, INTERVAL, PUBLISHED, DIFFERENCE = "", "95 % interval", "published", "difference"
+OURS, INTERVAL, DIFFERENCE = "", "95 % interval", "difference"
 _LATEX = str.maketrans({c: rf"\{c}" for c in "_%&#$"})
 
 
@@ -51,7 +51,8 @@ def lines(results: Results) -> list[Line]:
             found.append(Line(d, INTERVAL, spans))
         beside = {o: p for o in columns if (p := results.published.get((d, o)))}
         if beside:
-            found.append(Line(d, PUBLISHED, {o: Cell(_percent(p.fpr95), _percent(p.auroc)) for o, p in beside.items()}))
+            where = next(iter(beside.values())).where.partition(", Table")[0]
+            found.append(Line(d, where, {o: Cell(_percent(p.fpr95), _percent(p.auroc)) for o, p in beside.items()}))
             found.append(Line(d, DIFFERENCE, {o: _difference(own[o], p) for o, p in beside.items()}))
     return found
 
@@ -72,7 +73,9 @@ def _interval(results: Results, detector: str, ood: str) -> Cell | None:
 
 
 def _difference(ours: tuple[float, float], published: Published) -> Cell:
-    return Cell(f"{(ours[0] - published.fpr95) * 100:+.2f}", f"{(ours[1] - published.auroc) * 100:+.2f}")
+    gaps = (ours[0] - published.fpr95, ours[1] - published.auroc)
+    fpr95, auroc = (f"{round(gap * 100, 2) + 0.0:+.2f}" for gap in gaps)  # adding zero turns -0 into 0
+    return Cell(fpr95, auroc)
 
 
 def _percent(share: float) -> str:

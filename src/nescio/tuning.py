@@ -12,14 +12,16 @@ import torch
 from rich.table import Table
 
 from nescio import metrics
+from nescio.calibration import Costs, OperatingPoint, operating_point
 from nescio.data.sources import Source
 from nescio.detector import Detector, fit_all, score_all
 from nescio.errors import InputError
 from nescio.extraction import check_model, extract
 from nescio.features import TrainingData
 from nescio.grammar import all_specs, search_space
+from nescio.metrics import Scores
 from nescio.models import Classifier
-from nescio.proxies import MIXED, Chunks, background_probe, named, proxy_features
+from nescio.proxies import BACKGROUND, MIXED, Chunks, background_probe, named, proxy_features
 
 log = logging.getLogger(__name__)
 
@@ -53,11 +55,37 @@ class Choice:
 
     candidates: list[Candidate]
     proxies: tuple[str, ...]
+    scores: dict[str, tuple[Scores, Scores]]
+    """Of the best one, by proxy: what should be accepted, and what should not."""
 
     @property
     def best(self) -> str:
         """The spec of the best one."""
         return self.candidates[0].detector
+
+    def operating_point(self, costs: Costs | None = None) -> OperatingPoint:
+        """The best one's threshold of least expected cost, all proxies together taken for the OOD images to come."""
+        ids, oods = (np.concatenate([pair[i] for pair in self._images()]) for i in (0, 1))
+        return operating_point(ids, oods, costs)
+
+    def _images(self) -> list[tuple[Scores, Scores]]:
+        """The pairs that are scores of images: those of pooled background lie on another scale."""
+        pairs = [pair for name, pair in self.scores.items() if name != BACKGROUND]
+        return [(pairs[0][0], pair[1]) if i == 0 else (pairs[0][0][:0], pair[1]) for i, pair in enumerate(pairs)]
+
+    def operating_lines(self, costs: Costs) -> Iterator[str]:
+        """What the operating point means, in words."""
+        if not self._images():
+            return
+        point = self.operating_point(costs)
+        low, high = point.threshold_interval
+        yield f"threshold of least expected cost: {point.threshold:.6g} (bootstrap, 95 %: {low:.6g} to {high:.6g})"
+        yield f"it rejects {point.reject_id:.1%} of the ID images and accepts {point.accept_ood:.1%} of the others"
+        low, high = point.cost_interval
+        yield (
+            f"expected cost of a new image like these: {point.new_cost:.4g} ({low:.4g} to {high:.4g}); "
+            f"of accepting or rejecting all, whichever is less: {point.trivial_cost:.4g}"
+        )
 
     def table(self, most: int = 10) -> Iterator[Table]:
         """The best candidates for a terminal."""
@@ -79,7 +107,8 @@ def tune(
     *,
     val: Source,
     train: Source | None = None,
-    proxy: str = MIXED,
+    examples: Source | None = None,
+    proxy: str | None = None,
     **extraction: Any,
 ) -> Choice:
     """Judge every detector of a search space by how well it tells ID validation images from a proxy of OOD ones.
@@ -93,7 +122,9 @@ def tune(
         space: spec strings with ranges (``fm:p=0.1..0.9+react:q=0.8..0.995+ls+energy``), or presets.
         val: ID images that the classifier was not trained on.
         train: its training images, with labels, for detectors that are fitted on them.
-        proxy: one of ``PROXIES``, or ``mixed`` for all that the network and the images can serve.
+        examples: OOD images of the user's own.
+        proxy: one of ``PROXIES``, or ``mixed`` for all that the network and the images can serve: the default, but with
+            examples these alone are.
         **extraction: options of ``extract``.
 
     Raises:
@@ -111,11 +142,17 @@ def tune(
             )
         if train is None and (detector.needs_train or detector.needs_held_out):
             raise InputError(f"detector '{spec}' is fitted on training images; give them (--train) or leave it out")
-    return _judged(classifier, detectors, val, train, proxy, extraction)
+    return _judged(classifier, detectors, val, train, examples, proxy, extraction)
 
 
 def recommend(
-    classifier: Classifier, *, val: Source, train: Source | None = None, proxy: str = MIXED, **extraction: Any
+    classifier: Classifier,
+    *,
+    val: Source,
+    train: Source | None = None,
+    examples: Source | None = None,
+    proxy: str | None = None,
+    **extraction: Any,
 ) -> Choice:
     """Judge one detector of every kind, and every preset, as ``tune`` does; those with a pass of their own apart.
 
@@ -123,6 +160,7 @@ def recommend(
         classifier: the network.
         val: ID images that the classifier was not trained on.
         train: its training images, with labels.
+        examples: as for ``tune``.
         proxy: as for ``tune``.
         **extraction: options of ``extract``.
     """
@@ -137,7 +175,7 @@ def recommend(
             continue
         if detector.input_stage is None and (train is not None or not needs):
             detectors[spec] = detector
-    return _judged(classifier, detectors, val, train, proxy, extraction)
+    return _judged(classifier, detectors, val, train, examples, proxy, extraction)
 
 
 def _judged(
@@ -145,48 +183,57 @@ def _judged(
     detectors: dict[str, Detector],
     val: Source,
     train: Source | None,
-    proxy: str,
+    examples: Source | None,
+    proxy: str | None,
     extraction: dict[str, Any],
 ) -> Choice:
-    wanted = named(proxy)
+    wanted = named(proxy or MIXED) if proxy or examples is None else ()
     probes = {name: p for d in detectors.values() for name, p in d.probes().items()}
-    background = background_probe() if _has_maps(classifier, wanted) else {}
+    background = background_probe() if BACKGROUND in wanted and _has_maps(classifier) else {}
+    chunks = None
     if train is not None:
-        bank = extract(classifier, train, probes=probes, title="train", **extraction)
-        fit_all(list(detectors.values()), TrainingData(classifier.head.cpu(), bank.chunks))
-    else:
-        fit_all(list(detectors.values()), TrainingData(classifier.head.cpu()))
+        chunks = extract(classifier, train, probes=probes, title="train", **extraction).chunks
+    fit_all(list(detectors.values()), TrainingData(classifier.head.cpu(), chunks))
     own = extract(classifier, val, probes=probes | background, title="validation", **extraction)
-    found: dict[str, dict[str, tuple[float, float, float]]] = {}
+    streams: dict[str, tuple[Chunks, Chunks]] = {}
+    if examples is not None:
+        streams["examples"] = (
+            own.chunks,
+            extract(classifier, examples, probes=probes, title="examples", **extraction).chunks,
+        )
     for name in wanted:
         try:
-            if name == "background" and not background:
-                raise InputError(f"{classifier.name} has no feature map, and so no background")
-            streams = proxy_features(name, val, classifier, own, probes=probes, **extraction)
+            if name == BACKGROUND and not background:
+                raise InputError(
+                    f"{classifier.name} has no feature map that it pools by the mean, and so no background"
+                )
+            streams[name] = proxy_features(name, val, classifier, own, probes=probes, **extraction)
         except InputError as e:
-            if proxy != MIXED:
+            if proxy not in (None, MIXED):
                 raise
             log.info("leaving out the proxy %s: %s", name, e)
-            continue
-        readers = {s: d for s, d in detectors.items() if name != "background" or not d.probes()}
-        found[name] = _against(readers, streams)
-    shared = {s for s in detectors if all(s in scores for scores in found.values())}
-    for spec in (s for s in detectors if s not in shared):
-        log.info("leaving out %s: it reads feature maps, which the proxy background does not have", spec)
+    if BACKGROUND in streams:
+        for spec in [s for s, d in detectors.items() if d.probes()]:
+            log.info("leaving out %s: it reads feature maps, which the proxy %s does not have", spec, BACKGROUND)
+            del detectors[spec]
+    if not detectors:
+        raise InputError("no detector is left to choose from; name another proxy (--proxy tiles)")
+    found = {name: _against(detectors, pair) for name, pair in streams.items()}
     proxies = tuple(found)
-    candidates = [
-        Candidate(spec, *({p: found[p][spec][i] for p in proxies} for i in range(3)))
-        for spec in detectors
-        if spec in shared
-    ]
+    candidates = [Candidate(s, *({p: found[p][s][i] for p in proxies} for i in range(3))) for s in detectors]
     candidates.sort(key=lambda c: (round(c.mean("auroc", proxies), DIGITS), c.mean("gap", proxies)), reverse=True)
-    return Choice(candidates, proxies)
+    best = detectors[candidates[0].detector]
+    scores = {name: (_scores(best, accept), _scores(best, refuse)) for name, (accept, refuse) in streams.items()}
+    return Choice(candidates, proxies, scores)
+
+
+def _scores(detector: Detector, chunks: Chunks) -> Scores:
+    scores: Scores = score_all([detector], chunks())[0][0].numpy()
+    return scores
 
 
 @torch.no_grad()
-def _has_maps(classifier: Classifier, wanted: Sequence[str]) -> bool:
-    if "background" not in wanted:
-        return False
+def _has_maps(classifier: Classifier) -> bool:
     try:
         return classifier.split.averages(classifier.split.backbone(classifier.noise()))
     except InputError:

@@ -11,6 +11,7 @@ from nescio.cli.base import Group, console
 from nescio.cli.bench import bench, compare, quickstart, report
 from nescio.cli.data import data
 from nescio.cli.train import explain, train
+from nescio.cli.tune import recommend, tune
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -51,5 +52,5 @@ def methods(name: str | None) -> None:
         console().print(table)
 
 
-for command in (bench, compare, data, explain, quickstart, report, train):
+for command in (bench, compare, data, explain, quickstart, recommend, report, train, tune):
     main.add_command(command)

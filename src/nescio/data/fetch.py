@@ -44,15 +44,16 @@ def fetch(data: DataSet, split: str, root: Path, *, progress: bool = True) -> Pa
             f"{data.title} cannot be fetched by a program: {way_out} and put it at {root / data.name / split}"
         )
     folder = root / data.name
-    folder.mkdir(parents=True, exist_ok=True)
+    staging = root / f".{data.name}-{split}.partial"  # where nobody looks for the data set
     kind, _, rest = part.fetch.partition(":")
     try:
+        root.mkdir(parents=True, exist_ok=True)
         if kind == "torchvision":
             return _from_torchvision(part.fetch, folder / f"{split}.parquet")
         if kind == "hf":
-            return _from_hugging_face(rest, folder / split)
+            return _from_hugging_face(rest, folder / split, staging)
         suffix = next(s for s in sorted(SUFFIXES, key=len, reverse=True) if part.fetch.lower().endswith(s))
-        return _download(part.fetch, folder / f"{split}{suffix}", part.sha256, progress=progress)
+        return _download(part.fetch, folder / f"{split}{suffix}", staging, part.sha256, progress=progress)
     except OSError as e:
         raise InputError(f"{data.title} could not be fetched: {e}; the same command goes on where it stopped") from None
 
@@ -73,20 +74,19 @@ def _from_torchvision(spec: str, path: Path) -> Path:
     if source.classes:
         features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": source.classes}}
         table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    path.parent.mkdir(exist_ok=True)
     with whole(path) as partial:
         pq.write_table(table, partial, row_group_size=1000)
     return path
 
 
-def _from_hugging_face(text: str, folder: Path) -> Path:
+def _from_hugging_face(text: str, folder: Path, staging: Path) -> Path:
     """The parquet files of a repository that match a pattern; the hub's client resumes and checks them."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
     repository, _, pattern = text.partition(":")
     try:
-        # what has come stays here until all has; then it is moved to where a suite finds it
-        staging = folder.with_name(f".{folder.name}.partial")
         came = snapshot_download(repository, repo_type="dataset", allow_patterns=pattern, local_dir=staging)
     except HfHubHTTPError as e:
         raise InputError(
@@ -96,16 +96,15 @@ def _from_hugging_face(text: str, folder: Path) -> Path:
     files = sorted(Path(came).glob(pattern))
     if not files:
         raise InputError(f"the data set {repository} has no files {pattern} any more")
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for file in files:
         file.replace(folder / file.name)
     shutil.rmtree(staging)
     return folder
 
 
-def _download(address: str, path: Path, sha256: str, *, progress: bool) -> Path:
+def _download(address: str, path: Path, partial: Path, sha256: str, *, progress: bool) -> Path:
     """An archive, from where an earlier call stopped. Its checksum is checked, or written down where none is known."""
-    partial = path.with_name(path.name + ".partial")
     done = partial.stat().st_size if partial.exists() else 0
     request = urllib.request.Request(address, headers={"Range": f"bytes={done}-"} if done else {})  # noqa: S310
     try:
@@ -132,6 +131,7 @@ def _download(address: str, path: Path, sha256: str, *, progress: bool) -> Path:
         raise InputError(f"{address} has the checksum {digest}, not {sha256}: it is not the archive that was meant")
     if not sha256:
         log.info("%s has the SHA-256 %s; none is published to compare with", path.name, digest)
+    path.parent.mkdir(exist_ok=True)
     write_whole(path.with_name(path.name + ".sha256"), f"{digest}  {path.name}\n")
     partial.replace(path)
     return path

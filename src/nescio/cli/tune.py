@@ -1,0 +1,113 @@
+"""Commands that choose a detector."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nescio.cli.base import MODEL, check_writable, console, extraction_options, model_options, taking, use_cache
+from nescio.files import write_whole
+
+if TYPE_CHECKING:
+    from nescio.tuning import Choice
+
+_options = taking(
+    click.option("--model", required=True, help="As for bench."),
+    model_options,
+    click.option("--train", help="The classifier's training images, for detectors that are fitted on them."),
+    click.option("--val", required=True, help="ID images that neither the classifier nor the table was made with."),
+    click.option(
+        "--proxy",
+        help="What stands for OOD images: noise, pixels, tiles, blur, corner, background, or mixed for all of them."
+        "  [default: mixed; with --ood-examples these alone]",
+    ),
+    click.option("--ood-examples", help="A few OOD images of yours; they take the proxies' place."),
+    click.option("--cost-accept", type=float, help="Cost of accepting an OOD image.  [default: 1]"),
+    click.option("--cost-reject", type=float, help="Cost of rejecting an ID image.  [default: 1]"),
+    click.option("--share-ood", type=float, help="Share of OOD images that you expect.  [default: 0.5]"),
+    click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="CSV file of all candidates."),
+    extraction_options,
+    click.pass_obj,
+)
+
+
+@click.command()
+@click.argument("space", nargs=-1, required=True)
+@_options
+def tune(obj: dict[str, Any], /, space: tuple[str, ...], **options: Any) -> None:
+    """Choose hyperparameters without OOD images: every detector that SPACE stands for, judged on proxies.
+
+    \b
+    nescio tune 'fm:p=0.1..0.9+react:q=0.8..0.995+ls+energy' --model … --train … --val …
+    A range is 9 values (LOW..HIGH/20: 20 of them); 10|50|200 is those three. One pass of the network serves them all.
+    """  # noqa: D301 - click reads the backslashes
+    from nescio.tuning import tune as run
+
+    _present(run, obj, options, space=space)
+
+
+@click.command()
+@_options
+def recommend(obj: dict[str, Any], /, **options: Any) -> None:
+    """Choose among all methods and presets, with their default settings, without OOD images."""
+    from nescio.tuning import recommend as run
+
+    _present(run, obj, options)
+
+
+def _present(run: Any, obj: dict[str, Any], options: dict[str, Any], **more: Any) -> None:
+    from nescio.calibration import Costs
+    from nescio.data.sources import open_source
+    from nescio.models import load_classifier
+
+    out: Path | None = options["out"]
+    check_writable(out.parent if out else None)
+    use_cache(options["cache"])
+    costs = {
+        "accept_ood": options["cost_accept"],
+        "reject_id": options["cost_reject"],
+        "share_ood": options["share_ood"],
+    }
+    given = Costs(**{name: value for name, value in costs.items() if value is not None})
+    sources = {name: options[name] and open_source(options[name]) for name in ("train", "val", "ood_examples")}
+    choice: Choice = run(
+        load_classifier(options["model"], **{k: options[k] for k in MODEL}),
+        val=sources["val"],
+        train=sources["train"],
+        examples=sources["ood_examples"],
+        proxy=options["proxy"],
+        batch_size=options["batch_size"],
+        workers=options["workers"],
+        dtype=options["bank_dtype"],
+        max_bad=options["max_bad"],
+        progress=not obj["quiet"],
+        **more,
+    )
+    screen = console()
+    for table in choice.table():
+        screen.print(table)
+    left = len(choice.candidates) - 10
+    if left > 0:
+        screen.print(f"and {left:,} more" + ("" if out else " (--out FILE.csv for all)"))
+    screen.print(f"best: {choice.best}", highlight=False, markup=False)
+    if options["ood_examples"] or any(value is not None for value in costs.values()):
+        for line in choice.operating_lines(given):
+            screen.print(line, highlight=False, markup=False)
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(out, _csv(choice))
+        screen.print(f"wrote {out}", highlight=False, markup=False)
+
+
+def _csv(choice: Choice) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["detector", *(f"{p}_{m}" for p in choice.proxies for m in ("fpr95", "auroc")), "gap"])
+    for c in choice.candidates:
+        numbers = [round(getattr(c, m)[p] * 100, 4) for p in choice.proxies for m in ("fpr95", "auroc")]
+        writer.writerow([c.detector, *numbers, round(c.mean("gap", choice.proxies), 4)])
+    return text.getvalue()

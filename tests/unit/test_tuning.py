@@ -1,0 +1,176 @@
+"""Search spaces, proxies, and the choice that they lead to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import TINY_TRANSFORM, coloured, tiny_net
+from nescio import metrics, proxies
+from nescio.data import open_source
+from nescio.data.sources import Source
+from nescio.detector import Detector
+from nescio.errors import InputError
+from nescio.extraction import extract
+from nescio.features import TrainingData
+from nescio.grammar import search_space
+from nescio.models import Classifier
+from nescio.proxies import PROXIES, background_probe, proxy_features, proxy_source
+from nescio.stage import Maps
+from nescio.tuning import recommend, tune
+
+
+@pytest.mark.parametrize(
+    ("spec", "first", "last", "count"),
+    [
+        ("fm:p=0.1..0.9+energy", "fm:p=0.1+energy", "fm:p=0.9+energy", 9),
+        ("react:q=0.8..0.99/20+energy", "react:q=0.8+energy", "react:q=0.99+energy", 20),
+        ("knn:k=10|50|200", "knn:k=10", "knn:k=200", 3),
+        ("knn:k=5..9/5", "knn:k=5", "knn:k=9", 5),
+        (
+            "fm:p=0.1..0.9+react:q=0.8..0.995+ls+energy",
+            "fm:p=0.1+react:q=0.8+ls+energy",
+            "fm:p=0.9+react:q=0.995+ls+energy",
+            81,
+        ),
+        ("mean(fm:p=0.2|0.4+energy,knn:k=5)", "mean(fm:p=0.2+energy,knn:k=5)", "mean(fm:p=0.4+energy,knn:k=5)", 2),
+        ("energy", "energy", "energy", 1),
+        ("odin:eps=1e-4..1e-3/2+msp", "odin:eps=0.0001+msp", "odin:eps=0.001+msp", 2),
+    ],
+)
+def test_a_search_space_is_its_specs(spec: str, first: str, last: str, count: int) -> None:
+    found = search_space(spec)
+    assert (found[0], found[-1], len(found), len(set(found))) == (first, last, count, count)
+    for s in found:
+        Detector.parse(s)
+
+
+def test_spaces_that_cannot_be_searched_are_refused() -> None:
+    with pytest.raises(InputError, match="cannot read the range"):
+        search_space("fm:p=0.1..+energy")
+    with pytest.raises(InputError, match="stands for 160,000 detectors"):
+        search_space("fm:p=0.1..0.9/400+react:q=0.1..0.9/400+energy")
+
+
+@pytest.fixture
+def val(tmp_path: Path) -> Source:
+    return open_source(coloured(tmp_path, "val", per_class=70, classes=4, side=8))
+
+
+def of(classifier: Classifier, source: Source) -> torch.Tensor:
+    t = classifier.transform
+    with torch.no_grad():
+        return t.normalise(torch.stack([t.geometry(source_image(source, i)) for i in range(len(source))]))
+
+
+def source_image(source: Source, i: int):
+    from nescio.data.decode import decode
+
+    return decode(source.read(i))
+
+
+@pytest.mark.parametrize("proxy", [p for p in PROXIES if p != "background"])
+def test_an_image_proxy_is_scored_as_images_are(classifier: Classifier, val: Source, proxy: str) -> None:
+    choice = tune(classifier, ["energy", "msp"], val=val, proxy=proxy, workers=0, progress=False)
+    detector = Detector.parse("energy").fit(TrainingData(classifier.head))
+    with torch.no_grad():
+        ids, oods = (
+            detector(classifier(of(classifier, s))).numpy() for s in (val, proxy_source(proxy, val, classifier))
+        )
+    found = next(c for c in choice.candidates if c.detector == "energy")
+    assert found.auroc[proxy] == pytest.approx(metrics.auroc(ids, oods), abs=1e-3)
+    assert choice.proxies == (proxy,)
+    assert choice.candidates[0].auroc[proxy] == max(c.auroc[proxy] for c in choice.candidates)
+    if choice.best == "energy":
+        assert np.allclose(choice.scores[proxy][0], ids, atol=1e-3)
+
+
+def test_the_background_probe_pools_as_many_sure_positions_as_unsure_ones() -> None:
+    # two classes, confidence by position chosen by hand; the network behind the map is its mean
+    head = Classifier(tiny_net(2), TINY_TRANSFORM).head
+    width = head.weight.shape[1]
+    direction = torch.linalg.lstsq(head.weight, torch.tensor([[4.0], [-4.0]])).solution[:, 0]
+    strengths = torch.tensor(
+        [[1.0, 0.9, -0.8, 0.0], [1.0, 1.0, 1.0, 1.0]]
+    )  # times 8: sure, sure that it is not, unsure
+    fmap = torch.einsum("bp,k->bkp", strengths, direction).view(2, width, 2, 2)
+    offset = torch.linalg.lstsq(head.weight, -head.bias[:, None]).solution[:, 0]
+    fmap = fmap + offset[None, :, None, None]
+    (probe,) = background_probe().values()
+    background, foreground, count = probe(Maps([fmap], lambda m: m.mean(dim=(2, 3)), head))
+    assert count[:, 0].tolist() == [1, 0]  # the second image has no background
+    assert torch.allclose(background[0], fmap[0, :, 1, 0], atol=1e-5)  # the third position
+    assert torch.allclose(foreground[0], fmap[0, :, 0, 0], atol=1e-5)  # the surest of two, not their mean
+
+
+def test_background_and_foreground_come_from_different_images(
+    classifier: Classifier, val: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    width = classifier.head.weight.shape[1]
+
+    def probe(maps: Maps) -> list[torch.Tensor]:
+        mean = maps.layers[-1].mean(dim=(2, 3))
+        return [mean, mean, torch.ones(len(mean), 1)]
+
+    bank = extract(classifier, val, probes={"patches-0.95": probe}, workers=0, progress=False)
+    whole = torch.cat([f.h for f in bank.chunks()])
+    right = torch.from_numpy(bank.pred == bank.labels)
+    monkeypatch.setattr(proxies, "LEAST", 1)
+    accept, refuse = (torch.cat([f.h for f in c()]) for c in proxy_features("background", val, classifier, bank))
+    assert accept.shape[1] == width
+    assert torch.allclose(accept, whole[::2][right[::2]], atol=1e-6)
+    assert torch.allclose(refuse, whole[1::2][right[1::2]], atol=1e-6)
+
+
+def test_too_few_images_with_a_background_say_so(classifier: Classifier, tmp_path: Path) -> None:
+    val = open_source(coloured(tmp_path, "few", per_class=10, classes=4, side=8))
+    with pytest.raises(InputError, match="another proxy"):
+        tune(classifier, "energy", val=val, proxy="background", workers=0, progress=False)
+    choice = tune(classifier, "energy", val=val, proxy="mixed", workers=0, progress=False)
+    assert choice.proxies == tuple(p for p in PROXIES if p != "background")
+
+
+def test_one_pass_serves_every_candidate(classifier: Classifier, val: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nescio import tuning
+
+    passes = []
+    monkeypatch.setattr(tuning, "extract", lambda *a, **k: passes.append(k["title"]) or extract(*a, **k))
+    choice = tune(
+        classifier,
+        "fm:p=0.1..0.9+react:q=0.5..0.9+energy",
+        val=val,
+        train=val,
+        proxy="tiles",
+        workers=0,
+        progress=False,
+    )
+    assert len(choice.candidates) == 81
+    assert passes == ["train", "validation"]
+    best = choice.candidates[0].mean("auroc", choice.proxies)
+    assert all(best >= c.mean("auroc", choice.proxies) - 1e-4 for c in choice.candidates)
+
+
+def test_examples_take_the_place_of_proxies(classifier: Classifier, val: Source, tmp_path: Path) -> None:
+    examples = open_source(coloured(tmp_path, "mine", per_class=5, classes=3, side=8, seed=9))
+    choice = recommend(classifier, val=val, train=val, examples=examples, workers=0, progress=False)
+    assert choice.proxies == ("examples",)
+    assert len(choice.candidates) > 20
+    assert len(choice.scores["examples"][1]) == len(examples)
+    point = choice.operating_point()
+    assert point.cost <= point.trivial_cost
+
+
+def test_recommend_without_training_images_leaves_out_what_is_fitted_on_them(
+    classifier: Classifier, val: Source
+) -> None:
+    choice = recommend(classifier, val=val, proxy="tiles", workers=0, progress=False)
+    specs = {c.detector for c in choice.candidates}
+    assert {"msp", "energy"} <= specs
+    assert not specs & {"knn", "mahalanobis", "odin+msp", "ls+energy"}
+    with pytest.raises(InputError, match="give them"):
+        tune(classifier, "knn", val=val, workers=0, progress=False)
+    with pytest.raises(InputError, match="pass of its own"):
+        tune(classifier, "odin:eps=0.1+msp", val=val, workers=0, progress=False)
