@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from conftest import TinyNet, encoded, picture, tiny_net
 from nescio import extraction
 from nescio.cli import main
+from nescio.results import Results
 
 TESTS = Path(__file__).parents[1]
 
@@ -246,7 +247,7 @@ def test_every_detector_at_once_and_what_the_model_cannot_serve_is_said(here: Pa
 def test_training_images_go_through_a_fixed_pass_too(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     fill = extraction._fill
-    monkeypatch.setattr(extraction, "_fill", lambda *a: (seen.append((a[-2], a[4].key)), fill(*a)))
+    monkeypatch.setattr(extraction, "_fill", lambda *a: (seen.append((a[8], a[4].key)), fill(*a)))
     spec = "bats:lam=0.5+cosine"
     assert (
         bench(detector=[spec, "bats:lam=0.5+energy", "odin:eps=0.01+cosine"], ood=["far=far"], out="r").exit_code == 0
@@ -324,3 +325,155 @@ def test_ctrl_c_keeps_what_is_done(here: Path, workers: int) -> None:
     assert list((here / "cache").glob("banks/*.partial"))
     again = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, check=True)
     assert "continuing an interrupted pass at image" in again.stderr
+
+
+def nescio(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments, catch_exceptions=False)
+
+
+@pytest.fixture
+def suite(here: Path) -> Path:
+    """A suite of the user's own over sets below ``root``, one of which is not there."""
+    root = here / "root"
+    root.mkdir()
+    (root / "cifar10").mkdir()
+    for old, new in (("id", "cifar10/test"), ("train", "cifar10/train"), ("far", "svhn"), ("near", "Textures")):
+        (here / old).rename(root / new)
+    (here / "mine.toml").write_text("""
+title = "Mine"
+about = "A suite for a test."
+id = "cifar10"
+train = "cifar10"
+ood = ["svhn", "textures", "mnist", "gaussian-noise"]
+counts = { svhn = 48, textures = 48, cifar10 = 48 }
+transform = "crop=8"
+detectors = ["msp", "fmls", "ssod"]
+[[published]]
+paper = "fmls"
+table = "I"
+model = "mine:make"
+sets = ["svhn", "textures"]
+rows = [
+  { method = "MSP", detector = "msp", values = [50, 60, 70, 80] },
+  { method = "Ours", detector = "fmls", values = [10, 20, 30, 40] },
+]
+""")
+    return root
+
+
+def test_a_suite_runs_with_what_is_there_and_stands_beside_what_is_published(suite: Path) -> None:
+    common = ("--suite", "mine.toml", "--data-root", "root", "--model", "mine:make", "--weights", "w.safetensors")
+    result = nescio("bench", *common, "--workers", "0", "--out", "r")
+    assert result.exit_code == 0, result.output
+    assert "goes without mnist" in result.output
+    assert "gaussian-noise has 10,000" not in result.output
+    for words in ("FM + LS", "difference", "decode"):
+        assert words in result.output
+    with Path("r/results.csv").open(newline="") as file:
+        rows = {(r["detector"], r["ood"]): r for r in csv.DictReader(file)}
+    assert {o for _, o in rows} == {"svhn", "textures", "gaussian-noise"}
+    assert rows["msp", "svhn"]["published_auroc"] == "60.0"
+    assert rows["fmls", "gaussian-noise"]["published_auroc"] == ""
+    ours = float(rows["fmls", "textures"]["fpr95"])
+    assert f"{ours - 30:+.2f}" in Path("r/results.md").read_text()
+    strict = nescio("bench", *common, "--strict", "--workers", "0")
+    assert strict.exit_code == 2
+    assert "lacks mnist; nescio data list" in strict.output
+
+
+def test_sets_of_a_suite_may_lie_elsewhere(suite: Path) -> None:
+    (suite / "svhn").rename("moved")
+    result = nescio(
+        "--quiet", "bench", "--suite", "mine.toml", "--data-root", "root", "--model", "mine:make", "--weights",
+        "w.safetensors", "--ood", "svhn=moved", "--ood", "extra=noise:uniform:size=8,images=20", "--detector", "energy",
+        "--workers", "0", "--out", "r",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    content = json.loads(Path("r/results.json").read_text())
+    assert content["manifest"]["data"]["svhn"]["opened"] == "moved"
+    assert content["manifest"]["data"]["extra"]["images"] == 20
+    assert content["manifest"]["suite"] == "mine"
+
+
+def test_data_list_says_what_is_missing_and_how_to_get_it(suite: Path) -> None:
+    result = nescio("data", "list", "mine.toml", "--data-root", "root")
+    assert result.exit_code == 0
+    assert "root/svhn" in result.output
+    assert "nescio data fetch mnist/test --data-root root" in result.output
+    assert "licence" in result.output
+    assert "imagenet-hard" in nescio("data", "list").output
+    assert nescio("data", "list", "cifar-10").exit_code == 2
+
+
+def test_data_check_finds_the_id_image_among_the_ood_ones(suite: Path) -> None:
+    arguments = ("data", "check", "mine.toml", "--data-root", "root", "--workers", "0")
+    image = next((suite / "cifar10/test").rglob("*.png"))
+    (suite / "svhn/a/copy.png").write_bytes(image.read_bytes())
+    result = nescio(*arguments)
+    assert result.exit_code == 1
+    assert "1 images of svhn are in id, too" in result.output
+    assert "svhn has 49 images where 48 are expected" in result.output
+
+
+def test_compare_is_a_gate(here: Path) -> None:
+    assert bench(out="old").exit_code == 0
+    assert bench(out="new").exit_code == 0
+    assert nescio("compare", "old", "new", "--resamples", "100").exit_code == 0
+    both = nescio("compare", "old", "--between", "msp", "fmls", "--resamples", "100")
+    assert "msp → fmls" in both.output
+    assert nescio("compare", "old").exit_code == 2
+    worse = Results.load("new")
+    worse.ood_sets[0].scores["msp"] += 0.1  # OOD images score higher
+    worse.save("new")
+    result = nescio("compare", "old", "new", "--resamples", "200")
+    assert result.exit_code == 1
+    assert "got worse" in result.output
+    assert nescio("compare", "new", "old", "--resamples", "200").exit_code == 0
+    assert nescio("compare", "old", "new", "--resamples", "200", "--tolerance", "100").exit_code == 0
+
+
+def test_report_is_written_again_from_the_files(here: Path) -> None:
+    assert bench("--report", out="r").exit_code == 0
+    first = Path("r/report.html").read_text()
+    Path("r/report.html").unlink()
+    assert nescio("report", "r").exit_code == 0
+    assert Path("r/report.html").read_text() == first
+    assert nescio("report", "nowhere").exit_code == 2
+
+
+def test_tune_and_recommend_choose_without_ood_images(here: Path) -> None:
+    common = (
+        "--model",
+        "mine:make",
+        "--weights",
+        "w.safetensors",
+        "--transform",
+        "crop=8",
+        "--val",
+        "id",
+        "--workers",
+        "0",
+    )
+    result = nescio(
+        "tune",
+        "fm:p=0.1..0.9+react:q=0.9+ls+energy",
+        *common,
+        "--train",
+        "train",
+        "--proxy",
+        "tiles",
+        "--out",
+        "t/c.csv",
+    )
+    assert result.exit_code == 0, result.output
+    with Path("t/c.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 9
+    assert f"best: {rows[0]['detector']}" in result.output
+    assert "expected cost" not in result.output
+    result = nescio("recommend", *common, "--ood-examples", "far[:10]", "--cost-accept", "3")
+    assert result.exit_code == 0, result.output
+    assert "expected cost of a new image" in result.output
+    assert "examples" in result.output
+    assert nescio("recommend", *common, "--proxy", "tile").exit_code == 2
+    assert nescio("tune", "fm:p=0.1..+energy", *common).exit_code == 2

@@ -29,6 +29,7 @@ _LINES = (
 _TEXT = "#010203"  # stands for the page's own text colour until the SVG is written
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
+    "svg.hashsalt": "nescio",
     "font.family": "sans-serif",
     "font.size": 9,
     "text.color": _TEXT,
