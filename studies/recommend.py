@@ -3,11 +3,11 @@
     python studies/recommend.py            every model below, then the tables
     python studies/recommend.py tables     the tables, from what is stored
 
-For each model every detector (and, apart, a grid of FM + LS settings) is judged on the proxies from ID validation images
-alone, and on real OOD sets with other ID images. The regret of a rule is what its choice loses, averaged over the OOD sets,
-against the detector that is best on them. One JSON a model in studies/recommend/; none is run again while that is there.
-Images and weights: $NESCIO_SHARED, or ../shared next to the checkout; the networks but the first are trained where their
-folder ($NESCIO_STUDY_WORK, as in studies/ssod.py) is not there yet.
+For each model every detector (and, apart, a grid of FM + LS settings) is judged on the proxies, from ID validation
+images alone, and on real OOD sets with other ID images. The regret of a rule is what its choice loses, averaged over
+the OOD sets, against the best detector on them. One JSON a model in studies/recommend/; none is run again while that
+is there. Images and weights: $NESCIO_SHARED, or ../shared next to the checkout; the networks but the first are trained
+where their folder ($NESCIO_STUDY_WORK, as in studies/ssod.py) is not there yet.
 """
 
 from __future__ import annotations

@@ -209,3 +209,21 @@ def _values(text: str, spec: str) -> list[str]:
         between = [low + (high - low) * i / max(1, steps - 1) for i in range(max(1, steps))]
         values += [f"{round(v)}" if whole else f"{v:.6g}" for v in between]
     return list(dict.fromkeys(values))
+
+
+@functools.cache
+def sweeps() -> dict[str, dict[str, Any]]:
+    """The papers' sensitivity studies by name, from the data file."""
+    return tomllib.loads(resources.files("nescio").joinpath("sweeps.toml").read_text(encoding="utf-8"))
+
+
+def sweep(name: str, model: str | None = None) -> list[str]:
+    """The specs of a sensitivity study, with the settings that the preset ``fmls`` has for the model.
+
+    Raises:
+        InputError: there is none of this name.
+    """
+    if name not in sweeps():
+        raise InputError(f"no sweep '{name}'{nearest(name, sweeps())}")
+    fm, react, *_ = _split(expand("fmls", model), "+")
+    return [spec.replace("{fm}", fm).replace("{react}", react) for spec in sweeps()[name]["detectors"]]

@@ -477,3 +477,27 @@ def test_tune_and_recommend_choose_without_ood_images(here: Path) -> None:
     assert "examples" in result.output
     assert nescio("recommend", *common, "--proxy", "tile").exit_code == 2
     assert nescio("tune", "fm:p=0.1..+energy", *common).exit_code == 2
+
+
+@pytest.mark.parametrize("sweep", ["p", "lambda", "components", "scores"])
+def test_the_papers_sensitivity_studies_are_one_option(here: Path, sweep: str) -> None:
+    result = bench("--quiet", sweep=sweep, detector=None, ood=["far=far"], out="r")
+    assert result.exit_code == 0, result.output
+    with Path("r/results.csv").open(newline="") as file:
+        specs = [r["detector"] for r in csv.DictReader(file)]
+    assert len(specs) == {"p": 10, "lambda": 20, "components": 6, "scores": 11}[sweep]
+    curves = sorted(p.name for p in Path("r").glob("curve-*"))
+    option = {"p": "p", "lambda": "clip"}.get(sweep)
+    assert curves == ([f"curve-{option}.{kind}" for kind in ("pdf", "png", "svg")] if option else [])
+    if option:
+        svg = Path(f"r/curve-{option}.svg").read_text()
+        assert "average, thick" in svg
+
+
+def test_a_range_for_a_detector_is_benched_value_by_value(here: Path) -> None:
+    result = bench("--quiet", detector=["knn:k=1|3|5", "msp"], ood=["far=far"], out="r")
+    assert result.exit_code == 0, result.output
+    with Path("r/results.csv").open(newline="") as file:
+        assert [r["detector"] for r in csv.DictReader(file)] == ["knn:k=1", "knn:k=3", "knn:k=5", "msp"]
+    assert Path("r/curve-k.svg").exists()
+    assert bench("--quiet", sweep="lamda", detector=None).exit_code == 2

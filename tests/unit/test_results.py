@@ -6,6 +6,7 @@ import io
 import pytest
 from rich.console import Console
 
+from nescio.report.curves import along
 from nescio.results import Results, Row, Scored
 from nescio.tables import terminal
 
@@ -41,3 +42,17 @@ def test_averages_and_percent(results: Results) -> None:
     rows = list(csv.DictReader(io.StringIO(results.to_csv())))
     assert [r["fpr95"] for r in rows[:2]] == ["50.0", "51.0"]
     assert rows[0]["id_accuracy"] == "95.0"
+
+
+@pytest.mark.parametrize(
+    ("specs", "expected"),
+    [
+        (["fm:p=0+energy", "fm:p=0.5+energy"], ("p of fm", [0.0, 0.5])),
+        (["fm:p=0.6+react:clip=0.2+energy", "fm:p=0.6+react:clip=1e-3+energy"], ("clip of react", [0.2, 0.001])),
+        (["vra:low=0.1,high=0.9+energy", "vra:low=0.1,high=0.8+energy"], ("high of vra", [0.9, 0.8])),
+        (["fm:p=0.1+react:q=0.8+energy", "fm:p=0.2+react:q=0.9+energy"], None),
+        (["knn:index=flat", "knn:index=hnsw"], None),
+    ],
+)
+def test_what_varies_along_a_range(specs: list[str], expected: tuple[str, list[float]] | None) -> None:
+    assert along(specs) == expected

@@ -103,6 +103,10 @@ def present(results: Results, out: Path | None, *, report: bool, clock: Clock | 
         results.save(out)
         tables.save_tables(results, out)
         written = ["results.csv", "results.json", "results.md", "results.tex"]
+        if results.manifest.get("ranges"):
+            from nescio.report.curves import draw_curves
+
+            written += [path.name for path in draw_curves(results, out)]
         if report:
             write_report_to(results, out, clock)
             written.append("report.html")

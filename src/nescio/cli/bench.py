@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from nescio.progress import Clock
 
 if TYPE_CHECKING:
     from nescio.data.suites import Suite
+    from nescio.models import Classifier
 
 
 @click.command()
@@ -50,9 +52,11 @@ if TYPE_CHECKING:
     "--detector",
     multiple=True,
     metavar="SPEC",
-    help="e.g. energy, fmls, fm:p=0.6+react:clip=1.6+ls+energy, 'mean(fmls,knn)'; or all. Repeatable.",
+    help="e.g. energy, fmls, fm:p=0.6+react:clip=1.6+ls+energy, 'mean(fmls,knn)'; or all; LOW..HIGH or 1|2|3 for an "
+    "option's value is a range, drawn as a curve. Repeatable.",
 )
 @click.option("--detectors", type=click.Path(path_type=Path), help="File with one detector a line; # starts a comment.")
+@click.option("--sweep", help="A sensitivity study of the FM + LS paper: lambda, p, components or scores.")
 @click.option("--equal", is_flag=True, help="Judge each OOD set against as many ID images as it has.")
 @click.option(
     "--intervals",
@@ -109,8 +113,23 @@ def _bench(options: dict[str, Any], oods: dict[str, str], common: dict[str, Any]
     if missing:
         raise InputError(f"{missing[0]} is missing; give it, or name a published benchmark (--suite cifar10)")
     classifier = load_classifier(options["model"], **{k: options[k] for k in MODEL})
-    common["detectors"] = common["detectors"] or DEFAULT_DETECTORS
-    return run(classifier, id=options["id_"], ood=oods, train=options["train"], equal=options["equal"], **common)
+    defaults = () if options["sweep"] else DEFAULT_DETECTORS
+    common["detectors"], ranges = _expanded(common["detectors"] or defaults, options, classifier)
+    results = run(classifier, id=options["id_"], ood=oods, train=options["train"], equal=options["equal"], **common)
+    results.manifest["ranges"] = ranges
+    return results
+
+
+def _expanded(
+    given: Sequence[str], options: dict[str, Any], classifier: Classifier
+) -> tuple[list[str], dict[str, list[str]]]:
+    """The detectors that ranges and a sweep stand for, and which range stood for which."""
+    from nescio.grammar import search_space, sweep
+
+    given = [*(sweep(options["sweep"], classifier.name) if options["sweep"] else ()), *given]
+    spaces = {spec: search_space(spec) for spec in given}
+    specs = list(dict.fromkeys(spec for space in spaces.values() for spec in space))
+    return specs, {spec: space for spec, space in spaces.items() if len(space) > 1}
 
 
 def _bench_suite(options: dict[str, Any], oods: dict[str, str], common: dict[str, Any]) -> Any:
@@ -125,15 +144,19 @@ def _bench_suite(options: dict[str, Any], oods: dict[str, str], common: dict[str
     loading = {k: options[k] for k in MODEL}
     loading["transform"] = loading["transform"] or (None if trained else suite.transform)
     given = {"id": options["id_"], "train": options["train"]} | {n: s for n, s in oods.items() if n in suite.ood}
-    return bench_suite(
+    classifier = load_classifier(model, **loading)
+    common["detectors"], ranges = _expanded(common["detectors"], options, classifier)
+    results = bench_suite(
         suite,
-        load_classifier(model, **loading),
+        classifier,
         data_root=options["data_root"],
         given={role: spec for role, spec in given.items() if spec},
         ood={n: s for n, s in oods.items() if n not in suite.ood},
         strict=options["strict"],
         **common,
     )
+    results.manifest["ranges"] = ranges
+    return results
 
 
 def _own_model(suite: Suite) -> str:
