@@ -187,6 +187,16 @@ def test_what_gives_ood_images_away_is_said(tmp_path: Path, other: dict, said: s
     assert any(said in line for line in told), told
 
 
+def test_noise_has_no_file_that_could_give_it_away(tmp_path: Path) -> None:
+    sources = {
+        "id": open_source(write(tmp_path / "id", range(5))),
+        "noise": open_source("noise:uniform:images=5,size=224"),
+    }
+    found = check_sets(sources, workers=0, progress=False)
+    assert [c.images for c in found] == [5, 5]
+    assert warnings(found) == []
+
+
 def test_jpeg_quality_is_read_from_the_tables(tmp_path: Path) -> None:
     found, told = checked(
         id=write(tmp_path / "id", range(5), "JPEG", quality=95),

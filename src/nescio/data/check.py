@@ -28,6 +28,8 @@ APART = 1.5
 MOSTLY = 0.9
 """Share of a set from which it counts as of one format."""
 QUALITY_APART = 15
+MADE = "none"
+"""Format of images that come from no file."""
 _BATCH = 64
 
 
@@ -66,7 +68,7 @@ class Checked:
     @property
     def format(self) -> str:
         """The format of nearly all, or ``mixed``."""
-        name, share = next(iter(self.formats.items()), ("none", 0.0))
+        name, share = next(iter(self.formats.items()), (MADE, 0.0))
         return name if share >= MOSTLY else "mixed"
 
 
@@ -132,7 +134,9 @@ def warnings(found: list[Checked]) -> list[str]:
 
 
 def _differences(one: Checked, other: Checked) -> Iterator[str]:
-    """What tells two sets apart that is not on the images."""
+    """What tells two sets apart that is not on the images. Images that are made have no such thing."""
+    if MADE in (one.format, other.format):
+        return
     short, short_too = one.short[1], other.short[1]
     if max(short, short_too) > APART * min(short, short_too):
         sizes = f"{short_too} px on their short side and {one.name} {short}"
@@ -186,7 +190,7 @@ def inspect(source: Source, i: int) -> Facts:
 def _encoding(raw: Raw) -> tuple[str, int | None]:
     """File format, and of a JPEG its quality."""
     if isinstance(raw, Image.Image):
-        return "decoded", None
+        return MADE, None
     with Image.open(io.BytesIO(raw) if isinstance(raw, bytes) else Path(raw)) as file:
         tables = getattr(file, "quantization", None)
         return file.format or "unknown", _quality(tables[0]) if tables else None
