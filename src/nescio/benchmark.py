@@ -180,7 +180,9 @@ def _check(
         raise InputError(f"detector '{needy[0]}' is fitted on training images; give them (--train) or drop it")
     _check_labels(classifier, train, held, id_source)
     for name in ood:
-        if name in ("id", "train", "calibrate", "average") or not re.fullmatch(r"[\w.+ -]+", name):
+        if name in ("id", "train", "calibrate", "average", "near average", "far average") or not re.fullmatch(
+            r"[\w.+ -]+", name
+        ):
             raise InputError(f"an OOD set cannot be called '{name}'; give it another name, e.g. --ood far=FOLDER")
     for name, source in ood.items():
         if source.identity == id_source.identity:

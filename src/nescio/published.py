@@ -68,6 +68,12 @@ def bench_suite(
         **options,
     )
     results.manifest["suite"] = suite.name
+    groups = {
+        "near average": [o for o in oods if o in suite.near],
+        "far average": [o for o in oods if o not in suite.near],
+    }
+    if all(groups.values()):
+        results.manifest["groups"] = groups
     _check_counts(needs, results)
     return dataclasses.replace(results, published=beside(suite, classifier.name, results))
 

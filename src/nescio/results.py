@@ -105,9 +105,15 @@ class Results:
         """The detectors as given, in order."""
         return list(dict.fromkeys(r.detector for r in self.rows))
 
-    def average(self, detector: str, metric: str) -> float:
-        """Mean of a metric over the OOD sets, each counting the same."""
-        return float(np.mean([getattr(r, metric) for r in self.rows if r.detector == detector]))
+    @property
+    def groups(self) -> dict[str, list[str]]:
+        """OOD sets by what their mean is called: the suite's near and far ones, where it has both, and all."""
+        groups: dict[str, list[str]] = self.manifest.get("groups", {})
+        return groups | {AVERAGE: [s.name for s in self.ood_sets]}
+
+    def average(self, detector: str, metric: str, group: str = AVERAGE) -> float:
+        """Mean of a metric over the OOD sets of a group, each counting the same."""
+        return float(np.mean([getattr(self.row(detector, ood), metric) for ood in self.groups[group]]))
 
     def row(self, detector: str, ood: str) -> Row:
         """The row of one detector and OOD set."""

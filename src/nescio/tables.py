@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.table import Table
 
 from nescio.files import write_whole
-from nescio.results import AVERAGE, Published, Results
+from nescio.results import Published, Results
 
 _NAME_WIDTH, _CELL_WIDTH = 16, 16
 """Characters that a detector's name (folded where it is longer) and a cell take in a terminal."""
@@ -37,7 +37,7 @@ class Line:
 
 def lines(results: Results) -> list[Line]:
     """Every detector's numbers by OOD set and on average; below them what was published, the difference, intervals."""
-    columns = [*(s.name for s in results.ood_sets), AVERAGE]
+    columns = columns_of(results)
     ours = {(d, o): _measured(results, d, o) for d in results.detectors for o in columns}
     lowest = {o: min(ours[d, o][0] for d in results.detectors) for o in columns}
     highest = {o: max(ours[d, o][1] for d in results.detectors) for o in columns}
@@ -57,15 +57,20 @@ def lines(results: Results) -> list[Line]:
     return found
 
 
+def columns_of(results: Results) -> list[str]:
+    """The OOD sets, then the groups that are averaged over."""
+    return [*(s.name for s in results.ood_sets), *results.groups]
+
+
 def _measured(results: Results, detector: str, ood: str) -> tuple[float, float]:
-    if ood == AVERAGE:
-        return results.average(detector, "fpr95"), results.average(detector, "auroc")
+    if ood in results.groups:
+        return results.average(detector, "fpr95", ood), results.average(detector, "auroc", ood)
     row = results.row(detector, ood)
     return row.fpr95, row.auroc
 
 
 def _interval(results: Results, detector: str, ood: str) -> Cell | None:
-    spans = {} if ood == AVERAGE else results.row(detector, ood).intervals
+    spans = {} if ood in results.groups else results.row(detector, ood).intervals
     if not spans:
         return None
     fpr95, auroc = (f"{low * 100:.1f}–{high * 100:.1f}" for low, high in (spans["fpr95"], spans["auroc"]))
@@ -84,7 +89,7 @@ def _percent(share: float) -> str:
 
 def terminal(results: Results, width: int) -> Iterator[Table]:
     """For a terminal of ``width`` columns: one table where it fits, else several below each other."""
-    columns = [*(s.name for s in results.ood_sets), AVERAGE]
+    columns = columns_of(results)
     at_once = max(1, (width - _NAME_WIDTH) // _CELL_WIDTH)
     for start in range(0, len(columns), at_once):
         names = columns[start : start + at_once]
@@ -103,7 +108,7 @@ def terminal(results: Results, width: int) -> Iterator[Table]:
 
 def markdown(results: Results) -> str:
     """For a README or an issue."""
-    columns = [*(s.name for s in results.ood_sets), AVERAGE]
+    columns = columns_of(results)
     rows = [["detector", *columns], ["---", *["---:"] * len(columns)]]
     for line in lines(results):
         name = f"`{line.detector}`" if line.kind == OURS else f"*{line.kind}*"
@@ -113,7 +118,7 @@ def markdown(results: Results) -> str:
 
 def latex(results: Results) -> str:
     """For a paper: a ``tabular`` that needs the package booktabs."""
-    columns = [*(s.name for s in results.ood_sets), AVERAGE]
+    columns = columns_of(results)
     heads = " & ".join(["detector", *(c.translate(_LATEX) for c in columns)])
     body = [
         " & ".join(

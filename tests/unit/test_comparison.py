@@ -133,6 +133,16 @@ def test_markdown_and_latex_hold_every_number(results: Results) -> None:
     assert r"\texttt{fm:p=0.5+energy}" in tex
 
 
+def test_near_and_far_sets_have_averages_of_their_own(results: Results) -> None:
+    groups = {"near average": ["near"], "far average": ["far"]}
+    grouped = dataclasses.replace(results, manifest=results.manifest | {"groups": groups})
+    assert grouped.average("msp", "auroc", "near average") == results.row("msp", "near").auroc
+    assert grouped.average("msp", "auroc") == results.average("msp", "auroc")
+    assert markdown(grouped).splitlines()[0] == "| detector | near | far | near average | far average | average |"
+    cells = lines(grouped)[0].cells
+    assert cells["far average"].fpr95 == cells["far"].fpr95
+
+
 def test_a_run_against_itself_has_not_changed(results: Results, folders: Path) -> None:
     changes = compare(results, run(folders), resamples=100)
     assert len(changes) == 2 * 2 * 2

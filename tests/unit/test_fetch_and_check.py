@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -140,6 +141,34 @@ def test_a_torchvision_set_becomes_parquet(tmp_path: Path, monkeypatch: pytest.M
     assert source.classes[3] == "3 - three"
     assert json.loads(pq.read_schema(path).metadata[b"huggingface"])["info"]["features"]["image"]["_type"] == "Image"
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(source.read(2)))), pixels[2][..., None].repeat(3, axis=2))
+
+
+def test_a_hugging_face_set_is_moved_in_when_all_of_it_has_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    table = pa.table({"img": [{"bytes": encoded(picture(i)), "path": None} for i in range(3)], "label": [0, 1, 1]})
+    calls = []
+
+    def snapshot_download(repository: str, *, repo_type: str, allow_patterns: str, local_dir: Path) -> str:
+        calls.append((repository, repo_type, allow_patterns))
+        folder = Path(local_dir) / "plain"
+        folder.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, folder / "test-00000-of-00001.parquet")
+        if len(calls) == 1:
+            raise ConnectionError("the line went down")
+        return str(local_dir)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    data = DataSet("hub", "Hub", splits={"test": Split(fetch="hf:owner/name:plain/test-*.parquet")})
+    with pytest.raises(InputError, match="the line went down; the same command goes on"):
+        fetch(data, "test", tmp_path)
+    assert data.find("test", tmp_path) is None
+    path = fetch(data, "test", tmp_path)
+    assert calls[1] == ("owner/name", "dataset", "plain/test-*.parquet")
+    assert open_source(path).labels.tolist() == [0, 1, 1]
+    assert [p.name for p in tmp_path.iterdir()] == ["hub"]
 
 
 def write(folder: Path, names: range, kind: str = "PNG", size: tuple[int, int] = (40, 40), **options: object) -> Path:
