@@ -5,7 +5,8 @@
     python studies/ssod.py ablations        α, the balance, γ and the start of the OOD head, on the small network
     python studies/ssod.py cifar10-paper    the paper's CIFAR-10 protocol: ResNet-18 at 224 px; needs a GPU
     python studies/ssod.py candidates       changes of ours (studies/candidates.py), as the ablations
-    python studies/ssod.py strong           two epochs more for a DenseNet that already reads 94.5 % of CIFAR-10 right
+    python studies/ssod.py strong           an OOD head on a DenseNet at rest that reads 94.5 % of CIFAR-10 right
+    python studies/ssod.py resolution       where the sampler looks on larger maps; needs tiny-imagenet's first run
     python studies/ssod.py tables           all tables, from what is stored
 
 Every run leaves one JSON in studies/ssod/ (command, seed, seconds, machine, results) and is not run again while that is
@@ -31,6 +32,8 @@ from nescio.data.batches import read_batches
 from nescio.explanation import patch_maps
 from nescio.files import write_whole
 from nescio.models import Classifier, load_classifier
+from nescio.models.heads import OODHead
+from nescio.objectives.ssod import sample, true_class_confidence
 from nescio.training import Hardware, Recipe, train
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -97,13 +100,6 @@ TINY = Setup(
     Recipe.named("ssod", epochs=3, batch_size=64),
     {"model": "efficientnet-lite0", "init": "pretrained", "size": 128},
 )
-
-
-STRONG = Setup(
-    "strong", data("cifar10/train") + "[:10000]", CIFAR10.val, CIFAR10.test, CIFAR10.ood,
-    Recipe.named("cosine", epochs=2, schedule="cosine", optimizer="sgd:lr=0.01,weight_decay=5e-4,nesterov=true"),
-    {"model": "densenet-bc-100-12", "init": str(SHARED.parent / "models/densenet100_cifar10.safetensors"), "size": 32},
-)  # fmt: skip
 
 
 def file_of(setup: Setup, objective: str, seed: int) -> Path:
@@ -200,6 +196,112 @@ def judge_sampler(classifier: Classifier, test: str, gamma: float = 0.95) -> dic
     }
 
 
+STRONG = STORED / "strong.json"
+PATCHES = 8
+"""Positions of each kind that are drawn from an image at most."""
+
+
+@torch.no_grad()
+def patches(classifier: Classifier, source: nescio.Source, gamma: float = 0.95) -> tuple[Any, dict[str, float]]:
+    """Features of sampled positions, ID and OOD, of a network at rest, and the shares of positions of either kind."""
+    draws, found, shares = torch.Generator().manual_seed(0), ([], []), [[], []]
+    for batch in read_batches(source, classifier.transform, 0, 128, 1):
+        fmap = classifier.split.backbone(classifier.transform.normalise(batch.images))
+        labels = torch.from_numpy(source.labels[batch.start :][: batch.size])
+        confidence = true_class_confidence(classifier.logits_at_positions(fmap), labels)
+        for kind, (at, into) in enumerate(zip(sample(confidence, gamma), found, strict=True)):
+            shares[kind].append(at.float().mean(dim=1))
+            key = torch.rand(at.shape, generator=draws).masked_fill(~at, 2.0)
+            drawn = at & (key.argsort(dim=1).argsort(dim=1) < PATCHES)
+            into.append(fmap.flatten(2).mT[drawn])
+    told = {name: float(torch.cat(s).mean()) for name, s in zip(("id_share", "ood_share"), shares, strict=True)}
+    return tuple(torch.cat(f) for f in found), told
+
+
+def fit_head(ids: torch.Tensor, oods: torch.Tensor) -> torch.nn.Linear:
+    """The OOD head by itself, by SSOD's balanced loss (LWB) with a little weight decay."""
+    mean, std = (f(torch.cat([ids, oods]), dim=0) for f in (torch.mean, torch.std))
+    head = torch.nn.Linear(ids.shape[1], 1)
+    optimiser = torch.optim.LBFGS(head.parameters(), max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        optimiser.zero_grad()
+        z = [head((x - mean) / (std + 1e-6))[:, 0] for x in (ids, oods)]
+        terms = [torch.nn.functional.softplus(-z[0]).mean(), torch.nn.functional.softplus(z[1]).mean()]
+        total = sum(terms) / 2 + 1e-4 * head.weight.square().sum()
+        total.backward()
+        return total
+
+    optimiser.step(loss)
+    with torch.no_grad():  # back to features as they are
+        head.bias -= (head.weight * mean / (std + 1e-6)).sum()
+        head.weight /= std + 1e-6
+    return head
+
+
+def judge_strong() -> None:
+    """Whether a better classifier makes better labels: the OOD head alone is trained, on 10,000 training images."""
+    weights = SHARED.parent / "models/densenet100_cifar10.safetensors"
+    classifier = nescio.load_classifier("densenet-bc-100-12", weights=weights, device="cpu")
+    (inside, outside), shares = patches(classifier, nescio.open_source(CIFAR10.train + "[:10000]"))
+    classifier.heads["ood"] = lift(fit_head(inside, outside))
+    detectors = ("energy", "ssod", "ssod:pool=mean", "ssod:pool=top")
+    ids = CIFAR10.test + "[:5000]"
+    results = nescio.bench(classifier, id=ids, ood=CIFAR10.ood, detectors=detectors, cache=WORK / "banks")
+    table = {d: {r.ood: [r.fpr95, r.auroc] for r in results.rows if r.detector == d} for d in results.detectors}
+    _, on_test = patches(classifier, nescio.open_source(CIFAR10.test + "[:2000]"))
+    record = {"training": shares, "test": on_test, "patches": [len(inside), len(outside)], "results": table}
+    write_whole(STRONG, json.dumps(record, indent=1) + "\n")
+
+
+def lift(head: torch.nn.Linear) -> OODHead:
+    """The head over vectors as one over feature maps."""
+    lifted = OODHead(head.in_features)
+    lifted.load_state_dict({"weight": head.weight.detach()[..., None, None], "bias": head.bias.detach()})
+    return lifted
+
+
+def strong() -> str:
+    """As a table."""
+    record = json.loads(STRONG.read_text())
+    lines = [
+        f"shares of patches, ID / OOD: {100 * s['id_share']:.1f} / {100 * s['ood_share']:.1f} % of {name} images"
+        for name, s in ((n, record[n]) for n in ("training", "test"))
+    ]
+    lines += ["", "| detector | " + " | ".join(CIFAR10.ood) + " |", "|---" * (len(CIFAR10.ood) + 1) + "|"]
+    for detector, row in record["results"].items():
+        lines.append(
+            f"| `{detector}` | " + " | ".join(f"{100 * f:.1f} / {100 * a:.1f}" for f, a in row.values()) + " |"
+        )
+    return "\n".join(lines)
+
+
+RESOLUTION = STORED / "resolution.json"
+
+
+def judge_resolution() -> None:
+    """The sampler of tiny-imagenet's first cross-entropy network on larger images (and so maps), and at other γ."""
+    found = []
+    weights = WORK / f"{TINY.name}-ce-0" / "model.safetensors"
+    for size, resize in ((128, 146), (192, 219)):
+        transform = f"resize={resize},crop={size}"
+        classifier = load_classifier(str(weights.parent), weights=weights, transform=transform, device="cpu")
+        shares = {gamma: judge_sampler(classifier, TINY.test, gamma) for gamma in (0.8, 0.95, 0.99)}
+        found += [{"size": size, "gamma": gamma, **at} for gamma, at in shares.items()]
+    write_whole(RESOLUTION, json.dumps(found, indent=1) + "\n")
+
+
+def resolution() -> str:
+    """As a table, beside the base rate."""
+    heads = ("pixels", "γ", "patches OOD", "of these outside the box", "patches ID", "of these inside", "outside, all")
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for at in json.loads(RESOLUTION.read_text()):
+        columns = ("ood_share", "ood_outside", "id_share", "id_inside", "base_outside")
+        cells = " | ".join(f"{100 * at[c]:.1f}" for c in columns)
+        lines.append(f"| {at['size']} | {at['gamma']} | {cells} |")
+    return "\n".join(lines)
+
+
 def stored(name: str) -> dict[str, list[dict[str, Any]]]:
     """The records of a study by objective, in the order of its plan."""
     setup, plan = PLANS[name]
@@ -285,18 +387,25 @@ PLANS = {
         ABLATION,
         [("ssod:start=3", 0), *((f"{o}:start=3", 0) for o in CANDIDATES)],
     ),
-    "strong": (STRONG, [("ce", 0), ("ssod", 0), *((o, 0) for o in CANDIDATES)]),
 }
 
 
 def main(study: str) -> None:
     """Run what is missing of a study, then print every table."""
     os.chdir(ROOT)  # where studies.networks is found
+    if study == "resolution":
+        judge_resolution()
+    if study == "strong":
+        judge_strong()
     setup, plan = PLANS.get(study, (CIFAR10, []))
     for objective, seed in plan:
         run(setup, objective, seed, boxes=setup is TINY and seed == 0)
     for name in (n for n in PLANS if stored(n)):
         print(f"\n{name}\n{comparison(name)}\n\n{selection(name)}\n\n{sampler(name)}")
+    if STRONG.exists():
+        print(f"\nstrong\n{strong()}")
+    if RESOLUTION.exists():
+        print(f"\nresolution\n{resolution()}")
 
 
 if __name__ == "__main__":
