@@ -188,8 +188,13 @@ def _judged(
     extraction: dict[str, Any],
 ) -> Choice:
     wanted = named(proxy or MIXED) if proxy or examples is None else ()
-    probes = {name: p for d in detectors.values() for name, p in d.probes().items()}
     background = background_probe() if BACKGROUND in wanted and _has_maps(classifier) else {}
+    for spec in [s for s, d in detectors.items() if background and d.probes()]:
+        log.info("leaving out %s: it reads feature maps, which the proxy %s does not have", spec, BACKGROUND)
+        del detectors[spec]
+    if not detectors:
+        raise InputError("no detector is left to choose from; name another proxy (--proxy tiles)")
+    probes = {name: p for d in detectors.values() for name, p in d.probes().items()}
     chunks = None
     if train is not None:
         chunks = extract(classifier, train, probes=probes, title="train", **extraction).chunks
@@ -212,12 +217,6 @@ def _judged(
             if proxy not in (None, MIXED):
                 raise
             log.info("leaving out the proxy %s: %s", name, e)
-    if BACKGROUND in streams:
-        for spec in [s for s, d in detectors.items() if d.probes()]:
-            log.info("leaving out %s: it reads feature maps, which the proxy %s does not have", spec, BACKGROUND)
-            del detectors[spec]
-    if not detectors:
-        raise InputError("no detector is left to choose from; name another proxy (--proxy tiles)")
     found = {name: _against(detectors, pair) for name, pair in streams.items()}
     proxies = tuple(found)
     candidates = [Candidate(s, *({p: found[p][s][i] for p in proxies} for i in range(3))) for s in detectors]
