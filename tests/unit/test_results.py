@@ -6,7 +6,7 @@ import io
 import pytest
 from rich.console import Console
 
-from nescio.report.curves import along
+from nescio.report.ranges import along
 from nescio.results import Results, Row, Scored
 from nescio.tables import terminal
 

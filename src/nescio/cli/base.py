@@ -104,7 +104,7 @@ def present(results: Results, out: Path | None, *, report: bool, clock: Clock | 
         tables.save_tables(results, out)
         written = ["results.csv", "results.json", "results.md", "results.tex"]
         if results.manifest.get("ranges"):
-            from nescio.report.curves import draw_curves
+            from nescio.report.ranges import draw_curves
 
             written += [path.name for path in draw_curves(results, out)]
         if report:
