@@ -93,7 +93,7 @@ def present(results: Results, out: Path | None, *, report: bool, clock: Clock | 
     """Print the tables, write the files to ``out``, and say where the time went."""
     from nescio import tables
 
-    screen, clock = console(), clock or Clock()
+    screen, clock, results = console(), clock or Clock(), results.as_kept()
     for table in tables.terminal(results, screen.width):
         screen.print(table)
     rows = results.rows
@@ -105,13 +105,13 @@ def present(results: Results, out: Path | None, *, report: bool, clock: Clock | 
         written = ["results.csv", "results.json", "results.md", "results.tex"]
         if report:
             write_report_to(results, out, clock)
-            written.append("report.html")
+            written += ["report.html", "figures"]
         screen.print(f"wrote {', '.join(written)} to {out}/", highlight=False, markup=False)
     logging.getLogger("nescio").info("%s", clock)
 
 
 def write_report_to(results: Results, folder: Path, clock: Clock) -> None:
-    """Write the report page beside the results."""
+    """Write the report page and its figures beside the results."""
     from nescio.report import write_report
 
     with clock("report"):
@@ -130,6 +130,7 @@ def check_writable(folder: Path | None) -> None:
         return
     existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
     taken = [n for n in ("results.csv", "results.json", "skipped.csv", "report.html") if (folder / n).is_dir()]
+    taken += [n for n in ("figures",) if (folder / n).is_file()]
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK) or taken:
         raise InputError(
             f"results cannot be written to {folder}: {existing} is in the way or not writable; name another"
