@@ -51,20 +51,21 @@ def _spaced(n: int, most: int) -> npt.NDArray[np.int64]:
 
 def _flat(h: Floats) -> tuple[Floats, str]:
     """Points of the plane for features ``(N, L)``, the same every time: by t-SNE where scikit-learn is installed."""
-    centred = h - h.mean(axis=0)
-    u, s, v = np.linalg.svd(centred, full_matrices=False)
+    u, s, v = np.linalg.svd(h - h.mean(axis=0), full_matrices=False)
     sign = np.sign(v[np.arange(len(v)), np.abs(v).argmax(axis=1)])  # SVD leaves it open
-    principal = u * s * sign
+    principal = np.pad(u * s * sign, ((0, 0), (0, max(0, 2 - len(s)))))
+    spread = principal[:, 0].std()
     perplexity = min(30.0, (len(h) - 1) / 4)
     try:
         from sklearn.manifold import TSNE
         from threadpoolctl import threadpool_limits
     except ImportError:
         return principal[:, :2], "PCA"
-    if perplexity < 1 or not s.any():
+    if perplexity < 1 or not spread:
         return principal[:, :2], "PCA"
+    start = (principal[:, :2] / spread * 1e-4).astype(np.float32)
     with threadpool_limits(1):  # sums in threads come out a little different every time
-        tsne = TSNE(perplexity=perplexity, init="pca", random_state=0, max_iter=600)
+        tsne = TSNE(perplexity=perplexity, init=start, learning_rate="auto", random_state=0)
         return tsne.fit_transform(principal[:, :_PRINCIPAL]).astype(np.float64), "t-SNE"
 
 
