@@ -132,17 +132,26 @@ def test_the_page_needs_nothing_else_and_is_small(report: Path) -> None:
     assert {h[1:] for h in shown.values("a", "href")} <= set(ids)
 
 
-def test_every_figure_is_left_in_three_formats_that_do_not_change(
-    results: Results, report: Path, tmp_path: Path
-) -> None:
-    first, again = report.parent, tmp_path
-    write_report(results, again / "report.html")
-    files = {str(p.relative_to(first)) for p in first.rglob("*") if p.is_file()}
+def test_page_and_figures_come_out_the_same_from_the_files(results: Results, report: Path, tmp_path: Path) -> None:
+    results.save(tmp_path)
+    loaded = Results.load(tmp_path)
+    kept, again = results.as_kept(), loaded.as_kept()
+    assert (again.rows, again.manifest, again.published) == (kept.rows, kept.manifest, kept.published)
+    assert (
+        max(
+            abs(getattr(a, m) - getattr(b, m))
+            for a, b in zip(results.rows, kept.rows, strict=True)
+            for m in ("fpr95", "auroc")
+        )
+        < 1e-6
+    )
+    write_report(loaded, tmp_path / "report.html")
+    files = {str(p.relative_to(report.parent)) for p in report.parent.rglob("*") if p.is_file()}
     assert files == {"report.html", *DRAWN}
     for name in files:
-        assert (first / name).read_bytes() == (again / name).read_bytes(), name
+        assert (report.parent / name).read_bytes() == (tmp_path / name).read_bytes(), name
     kinds = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}
-    assert all((first / name).read_bytes().startswith(kinds[Path(name).suffix]) for name in DRAWN)
+    assert all((tmp_path / name).read_bytes().startswith(kinds[Path(name).suffix]) for name in DRAWN)
 
 
 def test_results_without_features_or_images_still_make_a_page(results: Results, tmp_path: Path) -> None:
@@ -249,6 +258,22 @@ def test_each_position_of_the_threshold_accepts_what_the_metrics_say(n_id: int, 
         assert (sum(s["id"]), sum(s["ood"])) == (len(ids), len(scores[name]))
 
 
+def test_scores_that_are_nearly_all_equal_are_drawn_by_rank() -> None:
+    rng = np.random.default_rng(0)
+    even = data.bin_edges(rng.normal(1, 1, 1000), rng.normal(0, 1, 100))
+    assert len(even) == data.BINS + 1
+    assert data.is_even(even)
+    ids, oods = 1 - 10 ** rng.uniform(-12, -1, 1000), 1 - 10 ** rng.uniform(-3, 0, 500)
+    edges = data.bin_edges(ids, oods)
+    assert not data.is_even(edges)
+    shares = sum(data.counts(s, edges) / len(s) for s in (ids, oods))
+    assert shares.max() < 2.5 * shares.min()
+    tied = data.bin_edges(np.ones(50), np.r_[np.ones(40), 0.5])
+    assert (np.diff(tied) > 0).all()
+    assert data.counts(np.ones(50), tied).sum() == 50
+    assert data.is_even(data.bin_edges(np.full(3, -np.inf), np.full(3, np.inf)))
+
+
 def test_pictures_stop_where_the_page_would_grow_too_large(
     results: Results, report: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -348,7 +373,7 @@ def test_the_table_sorts_by_mouse_and_by_keyboard(opened: Callable[..., Any], re
 
 def told(view: Any) -> dict[str, float]:
     text = view.locator("#verdict").inner_text()
-    return {name: float(share) for share, name in re.findall(r"([\d.]+) % of (\w+)", text)}
+    return {name: float(share) for share, name in re.findall(r"([\d.]+)\s% of (\w+)", text)}
 
 
 def test_the_threshold_moves_and_says_what_it_accepts(opened: Callable[..., Any], results: Results) -> None:
@@ -371,7 +396,7 @@ def test_the_threshold_moves_and_says_what_it_accepts(opened: Callable[..., Any]
         view.keyboard.press("ArrowRight")
     assert told(view) == pytest.approx(expected(best, 36), abs=0.06)
     assert view.evaluate(place) != before
-    assert slider.get_attribute("aria-valuetext") == f"accepts {told(view)['ID']:.1f} % of ID"
+    assert slider.get_attribute("aria-valuetext") == f"accepts {told(view)['ID']:.1f}\N{NO-BREAK SPACE}% of ID"
     view.keyboard.press("Home")
     assert told(view)["ID"] == 100
     view.keyboard.press("End")
@@ -382,7 +407,11 @@ def test_the_threshold_moves_and_says_what_it_accepts(opened: Callable[..., Any]
     assert view.locator("#mistaken").input_value() == "0"
     view.get_by_role("button", name="accept 95 %").click()
     assert told(view) == pytest.approx(expected("msp", 6), abs=0.06)
-    assert view.locator("#panels figcaption span").first.inner_text().startswith(f"accepts {told(view)['far']:.1f} %")
+    assert (
+        view.locator("#panels figcaption span")
+        .first.inner_text()
+        .startswith(f"accepts {told(view)['far']:.1f}\N{NO-BREAK SPACE}%")
+    )
 
 
 def test_the_mistakes_are_those_of_the_chosen_detector(opened: Callable[..., Any], results: Results) -> None:

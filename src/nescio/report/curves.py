@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nescio import metrics
-from nescio.report.data import BINS, spread
+from nescio.report.data import bin_edges, counts, is_even
 from nescio.report.figures import ID_COLOUR, INK, LINES, OOD_COLOUR, Key, Panel, Plate
 from nescio.report.words import percent
 from nescio.results import Results
@@ -26,12 +26,10 @@ def score_histograms(results: Results, detector: str) -> Plate:
     def panel(ood: str, oods: npt.NDArray[np.float64]) -> Panel:
         ids = results.id_scores(detector, ood)
         threshold = metrics.threshold_at_tpr(ids)
-        low, high = spread(ids, oods)
 
         def draw(ax: Any) -> None:
-            draw_histograms(ax, ids, oods, (low, high))
-            ax.axvline(np.clip(threshold, low, high), color=INK, linewidth=1, linestyle="--")
-            ax.set(xlabel="score", ylabel="% of images")
+            draw_histograms(ax, ids, oods, threshold)
+            ax.set(xlabel=f"score{ax.get_xlabel()}", ylabel="% of images")
 
         accepted = percent(results.row(detector, ood).fpr95, 1)
         return Panel(f"{ood}: {accepted} % accepted", draw, f"scores of {detector}")
@@ -40,15 +38,26 @@ def score_histograms(results: Results, detector: str) -> Plate:
 
 
 def draw_histograms(
-    ax: Any, ids: npt.NDArray[np.float64], oods: npt.NDArray[np.float64], span: tuple[float, float]
+    ax: Any, ids: npt.NDArray[np.float64], oods: npt.NDArray[np.float64], threshold: float | None = None
 ) -> None:
-    """Shares of the ID and of the OOD images by bin, one over the other; what lies outside counts at the edges."""
+    """Shares of the ID and of the OOD images by bin, one over the other, and a line where the threshold is.
+
+    Where the bins are uneven they are drawn equally wide all the same, and the x label says so.
+    """
+    edges = bin_edges(ids, oods)
+    places = edges if is_even(edges) else np.arange(len(edges))
     for values, colour in ((ids, ID_COLOUR), (oods, OOD_COLOUR)):
-        counts, edges = np.histogram(values.clip(*span), BINS, span)
-        ax.stairs(counts / len(values) * 100, edges, fill=True, color=colour, alpha=0.55, linewidth=0)
-        ax.stairs(counts / len(values) * 100, edges, color=colour, linewidth=0.8)
-    ax.set_xlim(*span)
+        shares = counts(values, edges) / len(values) * 100
+        ax.stairs(shares, places, fill=True, color=colour, alpha=0.55, linewidth=0)
+        ax.stairs(shares, places, color=colour, linewidth=0.8)
+    if threshold is not None:
+        ax.axvline(np.interp(threshold, edges, places), color=INK, linewidth=1, linestyle="--")
+    ax.set_xlim(places[0], places[-1])
     ax.set_ylim(0)
+    if places is not edges:
+        at = np.unique(np.linspace(0, len(edges) - 1, 4).astype(int))
+        ax.set_xticks(at, [f"{edges[i]:.3g}" for i in at])
+        ax.set_xlabel(", by rank")
 
 
 def roc_curves(results: Results, detectors: Sequence[str]) -> Plate:

@@ -12,20 +12,47 @@ from nescio import metrics
 from nescio.results import Results
 
 BINS = 48
+CROWDED = 0.5
+"""Share of the ID images in one bin from which the bins are made uneven."""
 STEPS = 1000
 """Positions of the threshold, at most: at each, 0.1 % of the ID images more are rejected."""
+
+LARGEST = 1e300
+"""Stands for infinity."""
 
 Scores = npt.NDArray[np.float64]
 
 
-def spread(ids: Scores, oods: Scores) -> tuple[float, float]:
-    """The span of scores that a histogram shows: all but the few most extreme of either set."""
+def bin_edges(ids: Scores, oods: Scores) -> Scores:
+    """Edges of a histogram's bins, over all but the few most extreme scores; what lies beyond counts at the ends.
+
+    The bins are equally wide, unless most ID images would then fall into one of them, as with a softmax that is nearly
+    always 1: then they hold equal shares of the two sets together.
+    """
     both = np.concatenate([ids, oods])
     finite = both[np.isfinite(both)]
     if len(finite) == 0:
-        return 0.0, 1.0
-    low, high = (float(v) for v in np.quantile(finite, [0.002, 0.998]))
-    return low, max(high, low + 1e-9 * max(1.0, abs(low)))
+        return np.linspace(0.0, 1.0, BINS + 1)
+    low, high = np.quantile(finite, [0.002, 0.998])
+    edges = np.linspace(low, max(high, low + 1e-9 * max(1.0, abs(low))), BINS + 1)
+    if counts(ids, edges).max() <= CROWDED * len(ids):
+        return edges
+    weights = np.concatenate([np.full(len(s), 1 / len(s)) for s in (ids, oods)])[np.isfinite(both)]
+    order = finite.argsort()
+    reached = np.cumsum(weights[order])
+    uneven = np.unique(np.interp(np.linspace(0, reached[-1], BINS + 1), reached, finite[order]))
+    return uneven if len(uneven) > 2 else edges
+
+
+def is_even(edges: Scores) -> bool:
+    """Whether all bins are equally wide."""
+    widths = np.diff(edges)
+    return bool(np.allclose(widths, widths[0]))
+
+
+def counts(scores: Scores, edges: Scores) -> npt.NDArray[np.int64]:
+    """How many scores are in each bin."""
+    return np.histogram(scores.clip(edges[0], edges[-1]), edges)[0].astype(np.int64)
 
 
 def rejected_shares(n: int) -> tuple[list[float], int]:
@@ -66,19 +93,19 @@ def _detector(results: Results, detector: str, tprs: Scores, *, equal: bool) -> 
             thresholds = metrics.thresholds_at_tprs(ids, tprs)
             shown = [_short(t) for t in thresholds]
             cuts.append({"thresholds": shown, "images": len(ids), "accepted": _accepted(ids, thresholds)})
-        span = spread(ids, oods)
-        id_bins, ood_bins = (np.histogram(v.clip(*span), BINS, span)[0].tolist() for v in (ids, oods))
-        about = {"low": _short(span[0]), "high": _short(span[1]), "id": id_bins, "ood": ood_bins}
-        sets.append(about | {"images": len(oods), "accepted": _accepted(oods, thresholds)})
+        edges = bin_edges(ids, oods)
+        bins = {"edges": [_short(e) for e in edges], "even": is_even(edges)}
+        bins |= {"id": counts(ids, edges).tolist(), "ood": counts(oods, edges).tolist()}
+        sets.append(bins | {"images": len(oods), "accepted": _accepted(oods, thresholds)})
     return {"name": detector, "cuts": cuts, "sets": sets}
 
 
 def _accepted(scores: Scores, thresholds: Scores) -> list[int]:
     """How many scores are at or above each threshold, as differences."""
-    counts = len(scores) - np.searchsorted(np.sort(scores), thresholds, "left")
-    return [int(step) for step in np.diff(counts, prepend=0)]
+    accepted = len(scores) - np.searchsorted(np.sort(scores), thresholds, "left")
+    return [int(step) for step in np.diff(accepted, prepend=0)]
 
 
-def _short(value: float) -> float | None:
-    """Six digits draw the same line; JSON has no infinity."""
-    return float(f"{value:.6g}") if math.isfinite(value) else None
+def _short(value: float) -> float:
+    """Twelve digits tell softmaxes near 1 apart; JSON has no infinity."""
+    return float(f"{min(max(value, -LARGEST), LARGEST):.12g}")

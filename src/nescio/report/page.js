@@ -39,13 +39,20 @@
     sets: d.sets.map((set) => ({ ...set, shares: shares(set) })),
   }));
   const percent = (share) => (Math.round(share * 1e6) / 1e4).toFixed(1);
+  const mark = "\u00a0%";
   const short = (number) => String(Number(number.toPrecision(3)));
   const slider = by("threshold");
   let chosen = detectors[by("detector").value];
   const cutOf = (i) => chosen.cuts[Math.min(i, chosen.cuts.length - 1)];
 
-  const [width, height, left, top, bottom] = [340, 160, 38, 16, 20];
-  const across = (set, score) => left + (width - left - 4) * (score - set.low) / (set.high - set.low);
+  const [width, height, left, top, bottom] = [340, 160, 44, 16, 20];
+  // Bins are drawn equally wide, whatever scores they span; a score lies in its bin as it does between its edges.
+  const place = (edges, score) => {
+    const bin = edges.findIndex((edge) => edge > score);
+    if (bin < 0) return edges.length - 1;
+    return bin === 0 ? 0 : bin - 1 + (score - edges[bin - 1]) / (edges[bin] - edges[bin - 1]);
+  };
+  const across = (set, position) => left + (width - left - 4) * position / set.id.length;
   const chart = (set) => {
     const parts = ["id", "ood"].map((name) => {
       const total = set[name].reduce((a, b) => a + b, 0);
@@ -58,9 +65,9 @@
       `<rect class="${which ? "ood" : "id"}" data-bin="${bin}" x="${(left + bin * step).toFixed(2)}" width="${step.toFixed(2)}"`
       + ` y="${(height - bottom - up(share)).toFixed(2)}" height="${up(share).toFixed(2)}"/>`));
     const ticks = [0, 0.5, 1].map((part) => {
-      const score = set.low + part * (set.high - set.low);
+      const at = Math.round(part * set.id.length);
       const anchor = ["start", "middle", "end"][part * 2];
-      return `<text x="${across(set, score)}" y="${height - 6}" text-anchor="${anchor}">${short(score)}</text>`;
+      return `<text x="${across(set, at)}" y="${height - 6}" text-anchor="${anchor}">${short(set.edges[at])}</text>`;
     });
     return `<svg class="chart" viewBox="0 0 ${width} ${height}" aria-hidden="true">`
       + `<rect class="side" y="${top}" height="${height - top - bottom}"/>${bars.join("")}`
@@ -72,6 +79,7 @@
   const draw = () => {
     by("panels").replaceChildren(...chosen.sets.map((set, i) => {
       const figure = made("figure", {}, made("figcaption", {}, data.sets[i], made("span")));
+      if (!set.even) figure.firstChild.append(made("small", {}, "Most ID scores are nearly equal: drawn by rank."));
       figure.insertAdjacentHTML("beforeend", chart(set));  // numbers alone
       return figure;
     }));
@@ -79,15 +87,13 @@
 
   const move = () => {
     const at = Number(slider.value);
-    const told = [`${percent(cutOf(0).shares[at])} % of ID`];
+    const told = [`${percent(cutOf(0).shares[at])}${mark} of ID`];
     chosen.sets.forEach((set, i) => {
-      const cut = cutOf(i).thresholds[at];
-      const threshold = Math.min(Math.max(cut === null ? set.high : cut, set.low), set.high);
+      const position = place(set.edges, cutOf(i).thresholds[at]);
       const figure = by("panels").children[i];
-      const x = across(set, threshold);
-      const binWidth = (set.high - set.low) / set.id.length;
+      const x = across(set, position);
       figure.querySelectorAll("[data-bin]").forEach((bar) => {
-        bar.classList.toggle("out", set.low + (Number(bar.dataset.bin) + 0.5) * binWidth < threshold);
+        bar.classList.toggle("out", Number(bar.dataset.bin) + 0.5 < position);
       });
       figure.querySelector(".cut").setAttribute("d", `M${x} ${top - 6}V${height - bottom}`);
       figure.querySelector(".side").setAttribute("x", x);
@@ -96,12 +102,11 @@
       label.setAttribute("x", x > width - 70 ? x - 4 : x + 4);
       label.setAttribute("text-anchor", x > width - 70 ? "end" : "start");
       const share = percent(set.shares[at]);
-      figure.querySelector("span").textContent = `accepts ${share} %, rejects ${(100 - share).toFixed(1)} %`;
-      told.push(`${share} % of ${data.sets[i]}`);
+      figure.querySelector("span").textContent = `accepts ${share}${mark}, rejects ${(100 - share).toFixed(1)}${mark}`;
+      told.push(`${share}${mark} of ${data.sets[i]}`);
     });
     const threshold = cutOf(0).thresholds[at];
-    const text = `${chosen.name} at ${threshold === null ? "an infinite score" : threshold} accepts ${told.join(", ")}.`;
-    by("verdict").textContent = text;
+    by("verdict").textContent = `${chosen.name} at ${Number(threshold.toPrecision(6))} accepts ${told.join(", ")}.`;
     slider.setAttribute("aria-valuetext", `accepts ${told[0]}`);
   };
 

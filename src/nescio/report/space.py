@@ -9,7 +9,6 @@ import numpy.typing as npt
 
 from nescio import metrics
 from nescio.report.curves import ID_AND_OOD, draw_histograms
-from nescio.report.data import spread
 from nescio.report.figures import ID_COLOUR, INK, OOD_COLOUR, Key, Panel, Plate
 from nescio.sample import Activation, FeatureSample
 
@@ -65,7 +64,7 @@ def _flat(h: Floats) -> tuple[Floats, str]:
         return principal[:, :2], "PCA"
     start = (principal[:, :2] / spread * 1e-4).astype(np.float32)
     with threadpool_limits(1):  # sums in threads come out a little different every time
-        tsne = TSNE(perplexity=perplexity, init=start, learning_rate="auto", random_state=0)
+        tsne = TSNE(perplexity=perplexity, init=start, learning_rate="auto", angle=0.8, random_state=0)
         return tsne.fit_transform(principal[:, :_PRINCIPAL]).astype(np.float64), "t-SNE"
 
 
@@ -100,17 +99,20 @@ def _running_mean(values: Floats) -> Floats:
 
 def cosines(sample: FeatureSample) -> Plate | None:
     """Cosine of the features to the prototype of the predicted class; Figure 5 of the FM + LS paper."""
-    ids = sample.sets["id"].cosine
-    if ids is None:
+    cosine = sample.sets["id"].cosine
+    if cosine is None:
         return None
+    ids = cosine.astype(np.float64)
 
     def panel(ood: str, oods: Floats) -> Panel:
         def draw(ax: Any) -> None:
-            draw_histograms(ax, ids, oods, spread(ids, oods))
-            ax.set(xlabel="cosine to the prototype", ylabel="% of images")
+            draw_histograms(ax, ids, oods)
+            ax.set(xlabel=f"cosine to the prototype{ax.get_xlabel()}", ylabel="% of images")
 
         fpr95, about = metrics.fpr_at_tpr(ids, oods), f"cosines of {len(ids)} ID and {len(oods)} OOD features"
         return Panel(f"{ood}: FPR95 ≈ {fpr95 * 100:.1f} %", draw, about)
 
-    oods = {name: s.cosine for name, s in sample.sets.items() if name != "id" and s.cosine is not None}
+    oods = {
+        name: s.cosine.astype(np.float64) for name, s in sample.sets.items() if name != "id" and s.cosine is not None
+    }
     return Plate("cosine", [panel(*item) for item in oods.items()], ID_AND_OOD)
