@@ -124,7 +124,20 @@ class Bank:
                     Columns({name: self._reader(name, at, keep) for name in self.manifest["aux"]}),
                 )
 
-    def _reader(self, name: str, at: slice, keep: npt.NDArray[np.bool_]) -> Callable[[], Tensor]:
+    def take(self, at: npt.NDArray[np.int64]) -> Features:
+        """Some of the images, by position among those that the bank holds (as ``rows``), in that order; as float32."""
+        rows, keep = self.rows[at], np.ones(len(at), dtype=bool)
+        return Features(
+            _floats(self._arrays["h"][rows], keep),
+            self.head,
+            torch.from_numpy(self.pred[at]),
+            torch.from_numpy(self.labels[at]),
+            Columns({name: self._reader(name, rows, keep) for name in self.manifest["aux"]}),
+        )
+
+    def _reader(
+        self, name: str, at: slice | npt.NDArray[np.int64], keep: npt.NDArray[np.bool_]
+    ) -> Callable[[], Tensor]:
         return lambda: _floats(self._arrays[name][at], keep)
 
 

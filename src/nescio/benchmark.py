@@ -23,7 +23,8 @@ from nescio.features import TrainingData
 from nescio.grammar import all_specs, names_preset
 from nescio.models import Classifier
 from nescio.progress import Clock
-from nescio.results import Results, Row, Scored
+from nescio.results import Results, Row, Scored, picked
+from nescio.sample import FeatureSample, sample_features
 
 log = logging.getLogger(__name__)
 
@@ -128,9 +129,10 @@ def bench(
         log.warning("%d images were skipped; the results' skipped.csv lists them", len(skipped))
     sources = {"train": train_source, "calibrate": held_source, "id": id_source, **ood_sources}
     opened = {"train": train, "calibrate": calibrate, "id": id, **ood}
-    manifest = _manifest(classifier, fitted, sources, banks, opened) | {"equal": equal}
+    manifest = _manifest(classifier, fitted, sources, banks, opened) | {"equal": equal, "resamples": resamples}
     labelled = correct if (id_source.labels >= 0).any() else None
-    return Results([Row(**r) for r in rows], manifest, id_set, ood_sets, skipped, labelled)
+    sample = _sample(banks, list(test_sources), fitted.values())
+    return Results([Row(**r) for r in rows], manifest, id_set, ood_sets, skipped, labelled, sample=sample)
 
 
 def _open(source: AnySource) -> Source:
@@ -224,15 +226,15 @@ def _row(
     *,
     equal: bool,
 ) -> dict[str, Any]:
-    picked = _picked(len(id_set.scores[given]), len(ood.scores[given]), equal=equal)
-    pair = (id_set.scores[given][picked], ood.scores[given])
+    judged = picked(len(id_set.scores[given]), len(ood.scores[given]), equal=equal)
+    pair = (id_set.scores[given][judged], ood.scores[given])
     try:
         values: dict[str, Any] = {name: metric(*pair) for name, metric in metrics.METRICS.items()}
     except InputError as e:
         raise InputError(f"detector '{given}' on '{ood.name}': {e}") from None
     if resamples:
         values["intervals"] = metrics.intervals(*pair, resamples=resamples)
-    rows = id_set.rows[given][picked]
+    rows = id_set.rows[given][judged]
     known = labels[rows] >= 0
     return values | {
         "detector": given,
@@ -244,11 +246,17 @@ def _row(
     }
 
 
-def _picked(n_id: int, n_ood: int, *, equal: bool) -> npt.NDArray[np.int64]:
-    """The ID images that an OOD set is judged against: all, or as many as it has."""
-    if not equal or n_id <= n_ood:
-        return np.arange(n_id)
-    return np.sort(np.random.default_rng(0).choice(n_id, n_ood, replace=False))
+def _sample(
+    banks: Sequence[tuple[str, Bank]], names: Sequence[str], detectors: Iterable[Detector]
+) -> FeatureSample | None:
+    """From the banks that the detectors were judged on; None where none of these is of the plain pass."""
+    plain: dict[str, Bank] = {}
+    for name, bank in banks:
+        if bank.manifest["key"]["network_pass"] == PLAIN.key:
+            plain.setdefault(name, bank)
+    if not set(names) <= set(plain):
+        return None
+    return sample_features({name: plain[name] for name in names}, [d for d in detectors if d.input_stage is None])
 
 
 def _manifest(

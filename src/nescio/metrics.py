@@ -27,15 +27,22 @@ def _scores(name: str, values: npt.ArrayLike) -> Scores:
     return scores
 
 
-def _threshold(sorted_id: Scores, tpr: float) -> float:
+def thresholds_at_tprs(id_scores: npt.ArrayLike, tprs: npt.ArrayLike) -> Scores:
+    """The largest thresholds that accept at least each of some shares of the ID images (no interpolation).
+
+    Args:
+        id_scores: ``(N,)``.
+        tprs: shares in [0, 1] ``(K,)``; at least one image is always accepted.
+    """
+    ranked = np.sort(_scores("ID", id_scores))
     # how many ID images must be accepted; the tolerance keeps 0.95 * 2000 from becoming 1900.0000000000002
-    accept = max(1, math.ceil(check_share("tpr", tpr) * len(sorted_id) - 1e-9))
-    return float(sorted_id[len(sorted_id) - accept])
+    accept = np.ceil(np.asarray(tprs, dtype=np.float64) * len(ranked) - 1e-9).clip(1).astype(np.int64)
+    return ranked[len(ranked) - accept]
 
 
 def threshold_at_tpr(id_scores: npt.ArrayLike, tpr: float = 0.95) -> float:
     """The largest threshold that accepts at least a share ``tpr`` of the ID images (no interpolation)."""
-    return _threshold(np.sort(_scores("ID", id_scores)), tpr)
+    return float(thresholds_at_tprs(id_scores, [check_share("tpr", tpr)])[0])
 
 
 def fpr_at_tpr(id_scores: npt.ArrayLike, ood_scores: npt.ArrayLike, tpr: float = 0.95) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import logging
@@ -19,13 +20,21 @@ from safetensors.numpy import save_file
 from nescio.data.sources import Source, open_source
 from nescio.errors import InputError
 from nescio.files import whole, write_whole
+from nescio.sample import FeatureSample
 
 SHARES = ("fpr95", "auroc", "aupr_in", "aupr_out", "aurc", "id_accuracy")
 """The columns that are shares in [0, 1] here and percent in every file and table."""
 AVERAGE = "average"
 """What stands for the mean over the OOD sets where one of them is named."""
 FORMAT = "nescio-results/1"
-SCORES = "scores.safetensors"
+SCORES, FEATURES = "scores.safetensors", "features.safetensors"
+DRAWN = tuple(
+    f"figures/{name}.{kind}"
+    for name in ("scores", "roc", "risk-coverage", "features", "activation", "cosine", "patches")
+    for kind in ("png", "svg", "pdf")
+)
+"""The figures that a report leaves beside itself, as far as the results have what they show."""
+REPORT = ("report.html", *DRAWN)
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +108,8 @@ class Results:
     """Whether the classifier was right, by row of the ID set's source; None where no label is known."""
     published: dict[tuple[str, str], Published] = field(default_factory=dict)
     """By detector and OOD set, or ``average``."""
+    sample: FeatureSample | None = None
+    """Features of some images, for pictures of them; None where no detector reads the plain pass."""
 
     @property
     def detectors(self) -> list[str]:
@@ -118,6 +129,23 @@ class Results:
     def row(self, detector: str, ood: str) -> Row:
         """The row of one detector and OOD set."""
         return next(r for r in self.rows if (r.detector, r.ood) == (detector, ood))
+
+    def id_scores(self, detector: str, ood: str) -> npt.NDArray[np.float64]:
+        """The ID scores that a detector's row for this OOD set is made of."""
+        ids, oods = self.id_set.scores[detector], next(s for s in self.ood_sets if s.name == ood).scores[detector]
+        return ids[picked(len(ids), len(oods), equal=self.manifest.get("equal", False))]
+
+    def as_kept(self) -> Results:
+        """The same with each number as the files keep it: what is printed or drawn of either comes out the same."""
+        return dataclasses.replace(
+            self,
+            rows=[_row(r.printable()) for r in self.rows],
+            manifest=json.loads(json.dumps(self.manifest)),
+            published={
+                key: Published(round(p.fpr95 * 100, 4) / 100, round(p.auroc * 100, 4) / 100, p.where)
+                for key, p in self.published.items()
+            },
+        )
 
     def to_csv(self) -> str:
         """One line per row; metrics in percent."""
@@ -157,13 +185,21 @@ class Results:
         return json.dumps(content | {"published": published}, indent=1, ensure_ascii=False)
 
     def save(self, folder: str | Path) -> None:
-        """Write ``results.csv``, ``results.json``, all scores and, where there are any, ``skipped.csv``; each whole."""
+        """Write ``results.csv``, ``results.json``, all scores, the sample of features and ``skipped.csv``; each whole.
+
+        A report that is there is removed: it would show other results.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "report.html").unlink(missing_ok=True)  # it would show other results
+        for name in REPORT:
+            (folder / name).unlink(missing_ok=True)
         write_whole(folder / "results.csv", self.to_csv())
         with whole(folder / SCORES) as partial:
             save_file(self._scores(), partial, {"format": FORMAT})
+        if self.sample is not None:
+            self.sample.save(folder / FEATURES)
+        else:
+            (folder / FEATURES).unlink(missing_ok=True)
         write_whole(folder / "results.json", self.to_json())
         if self.skipped:
             out = io.StringIO()
@@ -208,6 +244,7 @@ class Results:
                 )
                 for s, name in enumerate(["id", *dict.fromkeys(r.ood for r in rows)])
             ]
+            sample = FeatureSample.load(folder / FEATURES)
             published = {
                 (p["detector"], p["ood"]): Published(p["fpr95"] / 100, p["auroc"] / 100, p["where"])
                 for p in content["published"]
@@ -219,7 +256,14 @@ class Results:
                 raise
             raise InputError(f"{folder} does not hold results: {type(e).__name__}: {e}") from None
         correct = tensors["correct"].astype(bool) if "correct" in tensors else None
-        return cls(rows, content["manifest"], sets[0], sets[1:], [], correct, published)
+        return cls(rows, content["manifest"], sets[0], sets[1:], [], correct, published, sample)
+
+
+def picked(n_id: int, n_ood: int, *, equal: bool) -> npt.NDArray[np.int64]:
+    """The ID images that an OOD set is judged against: all, or as many as it has."""
+    if not equal or n_id <= n_ood:
+        return np.arange(n_id)
+    return np.sort(np.random.default_rng(0).choice(n_id, n_ood, replace=False))
 
 
 def _row(printed: dict[str, Any]) -> Row:

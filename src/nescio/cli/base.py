@@ -93,7 +93,7 @@ def present(results: Results, out: Path | None, *, report: bool, clock: Clock | 
     """Print the tables, write the files to ``out``, and say where the time went."""
     from nescio import tables
 
-    screen, clock = console(), clock or Clock()
+    screen, clock, results = console(), clock or Clock(), results.as_kept()
     for table in tables.terminal(results, screen.width):
         screen.print(table)
     rows = results.rows
@@ -104,18 +104,19 @@ def present(results: Results, out: Path | None, *, report: bool, clock: Clock | 
         tables.save_tables(results, out)
         written = ["results.csv", "results.json", "results.md", "results.tex"]
         if results.manifest.get("ranges"):
-            from nescio.report.ranges import draw_curves
+            from nescio.report.ranges import range_plates
 
-            written += [path.name for path in draw_curves(results, out)]
+            for plate in range_plates(results):
+                written += plate.save(out)
         if report:
             write_report_to(results, out, clock)
-            written.append("report.html")
+            written += ["report.html", "figures"]
         screen.print(f"wrote {', '.join(written)} to {out}/", highlight=False, markup=False)
     logging.getLogger("nescio").info("%s", clock)
 
 
 def write_report_to(results: Results, folder: Path, clock: Clock) -> None:
-    """Write the report page beside the results."""
+    """Write the report page and its figures beside the results."""
     from nescio.report import write_report
 
     with clock("report"):
@@ -134,6 +135,7 @@ def check_writable(folder: Path | None) -> None:
         return
     existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
     taken = [n for n in ("results.csv", "results.json", "skipped.csv", "report.html") if (folder / n).is_dir()]
+    taken += [n for n in ("figures",) if (folder / n).is_file()]
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK) or taken:
         raise InputError(
             f"results cannot be written to {folder}: {existing} is in the way or not writable; name another"

@@ -70,7 +70,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder for the results: .csv, .json, .md, .tex and all scores.",
 )
-@click.option("--report", is_flag=True, help="Write report.html there too: histograms, ROC curves, examples.")
+@click.option("--report", is_flag=True, help="Write report.html there too, and its figures.")
 @extraction_options
 @click.pass_obj
 def bench(obj: dict[str, Any], /, **options: Any) -> None:
@@ -194,7 +194,7 @@ def quickstart(obj: dict[str, Any], /, out: Path, epochs: int, bank_dtype: str, 
 @click.argument("results", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder of the page.  [default: RESULTS]")
 def report(results: Path, out: Path | None) -> None:
-    """Write report.html again from the folder RESULTS that bench --out wrote."""
+    """Write report.html and its figures again from the folder RESULTS that bench --out wrote."""
     from nescio.results import Results
 
     folder = out or results

@@ -1,106 +1,158 @@
-"""Figures as inline SVG that takes its text colour from the page."""
+"""Plates: figures in panels, as inline SVG for the page (a panel each) and as PNG, SVG and PDF files (all panels)."""
 
 from __future__ import annotations
 
+import html
 import io
 import re
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
 
 import matplotlib as mpl
-import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from nescio import metrics
-from nescio.results import Results
+from nescio.files import whole
 
 ID_COLOUR, OOD_COLOUR = "#2a7fb8", "#d9722b"
-_LINES = (
-    "#2a7fb8",
-    "#d9722b",
-    "#3a9b57",
-    "#a45ac8",
-    "#c8434a",
-    "#8c6d4f",
-    "#d071b0",
-    "#7f7f7f",
-    "#9aa827",
-    "#31a9b8",
+Dash = Literal["-", "--"]
+LINES: tuple[tuple[str, Dash], ...] = (
+    ("#2a7fb8", "-"),
+    ("#d9722b", "-"),
+    ("#1c9e77", "-"),
+    ("#c2579a", "-"),
+    ("#2a7fb8", "--"),
+    ("#d9722b", "--"),
+    ("#1c9e77", "--"),
+    ("#c2579a", "--"),
 )
-_TEXT = "#010203"  # stands for the page's own text colour until the SVG is written
+"""Colour and dash of each of the curves that share a panel: eight can be told apart, also by the colour-blind."""
+INK = "#010203"  # stands for the page's own text colour until an inline SVG is written
+COLUMNS = 3
+"""Panels side by side in a file."""
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "nescio",
+    "pdf.fonttype": 42,
     "font.family": "sans-serif",
-    "font.size": 9,
-    "text.color": _TEXT,
-    "axes.edgecolor": _TEXT,
-    "axes.labelcolor": _TEXT,
-    "xtick.color": _TEXT,
-    "ytick.color": _TEXT,
+    "font.size": 8,
+    "axes.titlesize": 9,
+    "axes.linewidth": 0.6,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "legend.frameon": False,
+} | dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
+_METADATA: dict[str, dict[str, Any]] = {
+    "png": {"Software": None},
+    "svg": {"Date": None, "Creator": None, "Format": None, "Type": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
 }
+"""Nothing that changes from day to day, and no address."""
 
 
-def histograms(results: Results, detector: str) -> str:
-    """Score histograms of ID against each OOD set, with the threshold that accepts 95 % of ID."""
-    ids = results.id_set.scores[detector]
-    threshold = metrics.threshold_at_tpr(ids)
-    with mpl.rc_context(_STYLE):
-        figure, axes = _panels(len(results.ood_sets), 2.3)
-        for ax, ood in zip(axes, results.ood_sets, strict=True):
-            oods = ood.scores[detector]
-            both = np.concatenate([ids, oods])
-            low, high = np.quantile(both[np.isfinite(both)], [0.002, 0.998])
-            bins = np.linspace(low, max(high, low + 1e-9), 50)
-            for scores, colour, label in ((ids, ID_COLOUR, "ID"), (oods, OOD_COLOUR, ood.name)):
-                weights = np.full(len(scores), 100 / len(scores))
-                ax.hist(scores.clip(low, high), bins, weights=weights, color=colour, alpha=0.6, label=label)
-            ax.axvline(threshold, color=_TEXT, linewidth=1, linestyle="--")
-            accepted = results.row(detector, ood.name).fpr95
-            ax.set_title(f"{ood.name}: {accepted:.1%} accepted", fontsize=9)
-            ax.set_xlabel("score")
-            ax.legend(loc="best", fontsize=8)
-        axes[0].set_ylabel("% of images")
-        return _svg(figure, f"Score histograms of {detector}")
+@dataclass(frozen=True)
+class Key:
+    """What a colour (and dash, ``-`` or ``--``) stands for."""
+
+    label: str
+    colour: str
+    dash: Dash = "-"
 
 
-def roc_curves(results: Results) -> str:
-    """One ROC panel per OOD set, all detectors in each."""
-    with mpl.rc_context(_STYLE):
-        figure, axes = _panels(len(results.ood_sets), 3.3)
-        for ax, ood in zip(axes, results.ood_sets, strict=True):
-            for i, detector in enumerate(results.detectors):
-                fpr, tpr = metrics.roc(results.id_set.scores[detector], ood.scores[detector])
-                at = np.linspace(0, 1, 201)  # a few hundred points draw the same curve as ten thousand
-                ax.plot(at, np.interp(at, fpr, tpr), color=_LINES[i % len(_LINES)], linewidth=1.3, label=detector)
-            ax.axhline(0.95, color=_TEXT, linewidth=0.7, linestyle=":")
-            ax.set(title=ood.name, xlabel="OOD accepted", xlim=(0, 1), ylim=(0, 1.01), aspect="equal")
-        axes[0].set_ylabel("ID accepted")
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
-        return _svg(figure, "ROC curves")
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes: its title, and what draws into it. ``about`` says it in words."""
+
+    title: str
+    draw: Callable[[Any], None]
+    about: str = ""
 
 
-def _panels(n: int, height: float) -> tuple[Figure, list[Any]]:
-    figure = Figure(figsize=(3 * n, height), layout="constrained")
-    return figure, list(figure.subplots(1, n, squeeze=False)[0])
+@dataclass(frozen=True)
+class Plate:
+    """A figure.
+
+    Attributes:
+        name: of the files, and of the ids within them.
+        panels: drawn side by side.
+        keys: its legend.
+        size: width and height of a panel, in inches.
+    """
+
+    name: str
+    panels: Sequence[Panel]
+    keys: Sequence[Key] = field(default_factory=tuple)
+    size: tuple[float, float] = (3.4, 2.3)
+
+    def inline(self) -> list[str]:
+        """An SVG for each panel, in the page's text colour, without its title and legend: the page sets these."""
+        return [self._panel(i, panel) for i, panel in enumerate(self.panels)]
+
+    def _panel(self, i: int, panel: Panel) -> str:
+        with mpl.rc_context(_STYLE):
+            figure = Figure(figsize=self.size, layout="constrained")
+            panel.draw(figure.subplots())
+            buffer = io.StringIO()
+            figure.savefig(buffer, format="svg", transparent=True, metadata=_METADATA["svg"])
+        return _embedded(buffer.getvalue(), f"{self.name}-{i}", f"{panel.title}: {panel.about}".strip(": "))
+
+    def save(self, folder: Path) -> list[str]:
+        """Write the plate's files, each whole, and say what they are called."""
+        columns = min(COLUMNS, len(self.panels))
+        rows = -(-len(self.panels) // columns)
+        legend_rows = -(-len(self.keys) // columns)
+        with mpl.rc_context(_STYLE):
+            width, height = self.size
+            figure = Figure(figsize=(width * columns, height * rows + 0.22 * legend_rows + 0.1), layout="constrained")
+            axes = figure.subplots(rows, columns, squeeze=False).ravel()
+            for ax, panel in zip(axes, self.panels, strict=False):
+                panel.draw(ax)
+                ax.set_title(panel.title, parse_math=False)
+            for ax in axes[len(self.panels) :]:
+                ax.remove()
+            if self.keys:
+                handles = [Line2D([], [], color=k.colour, linestyle=k.dash, linewidth=2) for k in self.keys]
+                labels = [_spelled(k.label) for k in self.keys]
+                legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+                for text in legend.get_texts():
+                    text.set_parse_math(False)
+            figure.draw_without_rendering()
+            figure.set_layout_engine(None)  # laid out once, for all three files
+            for kind, metadata in _METADATA.items():
+                with whole(folder / f"{self.name}.{kind}") as partial:
+                    figure.savefig(partial, format=kind, dpi=160, metadata=metadata)
+        return [f"{self.name}.{kind}" for kind in _METADATA]
 
 
-def _svg(figure: Figure, label: str) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :].replace(_TEXT, "currentColor")
+def page_colour(colour: str) -> str:
+    """A colour as the page says it: ID, OOD and ink follow light and dark."""
+    return {INK: "currentColor", ID_COLOUR: "var(--id)", OOD_COLOUR: "var(--ood)"}.get(colour, colour)
+
+
+def _spelled(label: str) -> str:
+    """A label as matplotlib shows it: one that begins with an underscore would be left out."""
+    return "\N{ZERO WIDTH SPACE}" + label if label.startswith("_") else label
+
+
+def _embedded(svg: str, name: str, about: str) -> str:
+    """An SVG for the inside of a page: its text colour and font, ids of its own, no style sheet and no name spaces."""
     svg = re.sub(
+        "|".join((INK, ID_COLOUR, OOD_COLOUR)), lambda colour: page_colour(colour[0]), svg[svg.index("<svg") :]
+    )
+    svg = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</defs>| font-family:[^;\"]*;?", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", svg).replace("xlink:href", "href")
+    svg = re.sub(r'(?<= )(d|x|y|points)="[^"]*"', _rounded, re.sub(r">\s+<", "><", svg))
+    return re.sub(
         r'<svg [^>]*viewBox="([^"]+)"[^>]*>',
-        r'<svg viewBox="\1" role="img" aria-label="LABEL">',
+        lambda match: f'<svg viewBox="{match[1]}" role="img" aria-label="{html.escape(about)}">',
         svg,
         count=1,
     )
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    # ids must differ between the figures of one page
-    prefix = re.sub(r"\W+", "", label)
-    svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{prefix}-", svg)
-    return svg.replace("LABEL", label)
+
+
+def _rounded(coordinates: re.Match[str]) -> str:
+    """Coordinates to a tenth of a pixel on the densest screen, which halves a figure."""
+    text = re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", coordinates[0])
+    return re.sub(r"\s*\n", " ", text)

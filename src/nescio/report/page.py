@@ -1,66 +1,132 @@
-"""The report page: one HTML file that needs nothing else."""
+"""The report page: one HTML file that needs nothing else, and its figures as files beside it."""
 
 from __future__ import annotations
 
-import base64
-import io
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
-import numpy as np
 
-from nescio import metrics
-from nescio.data.decode import decode
-from nescio.data.sources import Source
 from nescio.files import write_whole
-from nescio.report import figures
-from nescio.results import Results, Scored
+from nescio.report import curves, data, patches, pictures, space, table, words
+from nescio.report.figures import Plate, page_colour
+from nescio.results import DRAWN, Results
+from nescio.sample import PER_SET
 
-_SHOWN = 12
-_SIDE = 96
-
-
-@dataclass(frozen=True)
-class Example:
-    """A picture as a data address, what it is, and its score."""
-
-    picture: str
-    name: str
-    score: float
+LIMIT = 4_800_000
+"""Bytes that the page may have; the pictures take what the rest leaves."""
+FOLDER = "figures"
 
 
 def write_report(results: Results, path: Path) -> None:
-    """Write the page: a summary in words, the table, histograms, ROC curves, and the images that were got wrong."""
-    best = max(results.detectors, key=lambda d: results.average(d, "auroc"))
-    environment = jinja2.Environment(loader=jinja2.PackageLoader("nescio", "report"), autoescape=True)
-    page = environment.get_template("page.html.j2").render(
-        results=results,
-        best=best,
-        baseline=results.detectors[0],
-        sets=[s.name for s in results.ood_sets],
-        histograms={d: figures.histograms(results, d) for d in dict.fromkeys((best, results.detectors[0]))},
-        roc=figures.roc_curves(results),
-        accepted={s.name: _examples(s, best, highest=True, results=results) for s in results.ood_sets},
-        rejected=_examples(results.id_set, best, highest=False, results=results),
-    )
+    """Write the page to ``path``, and each of its figures as PNG, SVG and PDF to the folder ``figures`` beside it.
+
+    Written from the files of the same results, both come out the same byte for byte.
+    """
+    results = results.as_kept()
+    ranked, columns = words.ranked(results), table.columns(results)
+    plates, how_mapped = _plates(results, ranked)
+    maps = patches.patch_maps(results)
+    wrong = {d: pictures.mistakes(results, d) for d in ranked}
+    numbers = data.embedded(results)
+    context = {
+        "results": results,
+        "manifest": results.manifest,
+        "best": ranked[0],
+        "row0": results.rows[0],
+        "published": words.published(results),
+        "columns": columns,
+        "rows": table.rows(results),
+        "plates": {name: (plate, plate.inline()) for name, plate in plates.items()},
+        "curves": ranked[: curves.MOST_CURVES],
+        "how_mapped": how_mapped,
+        "command": words.command(results.manifest),
+        "maps": maps,
+        "shown": pictures.SHOWN,
+        "pictured": [s.name for s in (*results.ood_sets, results.id_set) if s.source is not None],
+        "sample": results.sample,
+        "per_set": PER_SET,
+        "class_name": _class(results),
+        "folder": FOLDER,
+    }
+    room = LIMIT - len(_rendered(context | {"album": pictures.Album(0), "wrong": {}, "data": numbers}))
+    album = pictures.gather(results, wrong, room)
+    shown = {d: found for d, found in wrong.items() if d not in album.left_out}
+    page = _rendered(context | {"album": album, "wrong": shown, "data": numbers | _places(album, shown, ranked[0])})
+    if maps:
+        plates["patches"] = patches.plate(maps)
+    _save(plates, path.parent)
     write_whole(path, page)
 
 
-def _examples(scored: Scored, detector: str, *, highest: bool, results: Results) -> list[Example]:
-    """The images of a set on the wrong side of the 95 % threshold, the worst first; none where they are not at hand."""
-    scores, rows, source = scored.scores[detector], scored.rows[detector], scored.source
-    if source is None:
-        return []
-    threshold = metrics.threshold_at_tpr(results.id_set.scores[detector])
-    order = np.argsort(-scores if highest else scores, kind="stable")[:_SHOWN]
-    wrong = [i for i in order if (scores[i] >= threshold) == highest]
-    return [Example(_picture(source, int(rows[i])), source.name(int(rows[i])), float(scores[i])) for i in wrong]
+def _plates(results: Results, ranked: Sequence[str]) -> tuple[dict[str, Plate], str]:
+    """The figures that these results have something for, by name; and how the map of features was made."""
+    best = ranked[: curves.MOST_CURVES]
+    found: list[Plate | None] = [
+        curves.score_histograms(results, ranked[0]),
+        curves.roc_curves(results, best),
+        curves.risk_coverage(results, best),
+    ]
+    how, sample = "", results.sample
+    if sample is not None:
+        mapped, how = space.feature_map(sample)
+        found += [mapped, space.cosines(sample)]
+        if sample.activation is not None:
+            found.append(space.activation(sample.activation, _class(results)))
+    return {plate.name: plate for plate in found if plate is not None}, how
 
 
-def _picture(source: Source, row: int) -> str:
-    image = decode(source.read(row))
-    image.thumbnail((_SIDE, _SIDE))
-    buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=80)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+def _class(results: Results) -> str:
+    """The name, or else the number, of the class whose activation is shown."""
+    if results.sample is None or results.sample.activation is None:
+        return ""
+    label, source = results.sample.activation.label, results.id_set.source
+    classes = (source.classes if source else None) or []
+    return classes[label] if label < len(classes) else str(label)
+
+
+def _rendered(context: Mapping[str, Any]) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("nescio", "report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    # a script element ends at the first "</", whatever stands around it
+    environment.filters["embedded"] = lambda value: json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
+    environment.filters |= {
+        "percent": words.percent,
+        "rest": words.rest,
+        "size": words.size,
+        "breakable": words.breakable,
+    }
+    environment.filters["ink"] = page_colour
+    return environment.get_template("page.html.j2").render(context)
+
+
+def _places(album: pictures.Album, wrong: Mapping[str, Any], best: str) -> dict[str, Any]:
+    """Which pictures each detector's mistakes are; the best detector's pictures stand in the page itself."""
+    number = album.numbers()
+    there = {m.place for found in wrong.get(best, {}).values() for m in found}
+    return {
+        "pictures": [
+            {"name": p.name, "label": p.label, "tiny": p.tiny} | ({} if place in there else {"source": p.source})
+            for place, p in album.pictures.items()
+        ],
+        "wrong": {
+            d: {
+                name: [[number[m.place], f"{m.score:.3g}"] for m in found if m.place in number]
+                for name, found in by_set.items()
+            }
+            for d, by_set in wrong.items()
+        },
+    }
+
+
+def _save(plates: Mapping[str, Plate], folder: Path) -> None:
+    """Write the figures' files; those of an earlier page that this one does not have go."""
+    (folder / FOLDER).mkdir(exist_ok=True)
+    for plate in plates.values():
+        plate.save(folder / FOLDER)
+    for name in DRAWN:
+        if Path(name).stem not in plates:
+            (folder / name).unlink(missing_ok=True)

@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.figure import Figure
 
-from nescio.files import whole
+from nescio.report.figures import LINES, Key, Panel, Plate
 from nescio.results import Results
 
-KINDS = ("png", "svg", "pdf")
 _APART = 0.045
 """Share of the axis that a line of text takes."""
-_COLOURS = ("#2a7fb8", "#d9722b", "#3a9b57", "#a45ac8", "#c8434a", "#8c6d4f")
-_STYLE: dict[Any, Any] = {
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "nescio",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-}
+Range = tuple[str, list[str], list[float]]
+"""A spec with a range, the specs that it stands for, and the values along it."""
 
 
 def along(specs: list[str]) -> tuple[str, list[float]] | None:
@@ -42,57 +30,47 @@ def along(specs: list[str]) -> tuple[str, list[float]] | None:
     return f"{option} of {stage}", [float(v) for v in numbers[varying[0]]]
 
 
-def draw_curves(results: Results, folder: Path) -> list[Path]:
-    """Draw a figure per varied option as PNG, SVG and PDF into ``folder``: the average thick, single OOD sets thin.
+def range_plates(results: Results) -> list[Plate]:
+    """A figure per varied option: FPR95 and AUROC along it, the average thick, single OOD sets thin.
 
-    What varies is in the manifest's ``ranges``: the specs that each range stood for.
-
-    Returns:
-        the files; none where no range varies a single number.
+    What varies is in the manifest's ``ranges``: the specs that each range stood for. No figure where a range varies
+    anything but a single number.
     """
-    groups: dict[str, list[tuple[str, list[str], list[float]]]] = {}
+    groups: dict[str, list[Range]] = {}
     for given, specs in results.manifest.get("ranges", {}).items():
         varied = along(specs)
         if varied is not None:
             groups.setdefault(varied[0].split(" ")[0], []).append((given, specs, varied[1]))
-    written = []
-    for option, lines in groups.items():
-        with mpl.rc_context(_STYLE):
-            figure = _figure(results, option, lines)
-            for kind in KINDS:
-                path = folder / f"curve-{option}.{kind}"
-                with whole(path) as partial:
-                    figure.savefig(partial, format=kind, dpi=160, metadata={} if kind == "png" else _undated(kind))
-                written.append(path)
-    return written
+    return [_plate(results, option, lines[: len(LINES)]) for option, lines in groups.items()]
 
 
-def _undated(kind: str) -> dict[str, None]:
-    return {"Date": None} if kind == "svg" else {"CreationDate": None}
+def _plate(results: Results, option: str, lines: list[Range]) -> Plate:
+    def panel(metric: str, title: str) -> Panel:
+        return Panel(title, lambda ax: _draw(ax, results, metric, option, lines), "average thick, circled where best")
+
+    keys = [Key(given, colour, dash) for (given, _, _), (colour, dash) in zip(lines, LINES, strict=False)]
+    panels = [panel("fpr95", "FPR95 in % (lower is better)"), panel("auroc", "AUROC in % (higher is better)")]
+    return Plate(f"curve-{option}", panels, keys, (4.6, 3.0))
 
 
-def _figure(results: Results, option: str, lines: list[tuple[str, list[str], list[float]]]) -> Figure:
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    for ax, metric, name in zip(figure.subplots(1, 2), ("fpr95", "auroc"), ("FPR95 ↓", "AUROC ↑"), strict=True):
-        ends: list[tuple[float, str]] = []
-        for colour, (given, specs, values) in zip(_COLOURS, lines, strict=False):
-            for ood in results.ood_sets:
-                single = [100 * getattr(results.row(s, ood.name), metric) for s in specs]
-                ax.plot(values, single, color=colour, linewidth=0.7, alpha=0.45)
-                ends.append((single[-1], ood.name))
-            mean = [100 * results.average(s, metric) for s in specs]
-            ax.plot(values, mean, color=colour, linewidth=2.2, marker="o", markersize=3.5, label=given)
-            best = int(np.argmin(mean) if metric == "fpr95" else np.argmax(mean))
-            ax.plot(values[best], mean[best], "o", color=colour, markersize=8, fillstyle="none")
-        ax.set(xlabel=option, ylabel=f"{name} in %")
-        _label(ax, lines[0][2][-1], ends[: len(results.ood_sets)])
-    handles, labels = ax.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", fontsize=8, title="average, thick; circled: best")
-    return figure
+def _draw(ax: Any, results: Results, metric: str, option: str, lines: list[Range]) -> None:
+    for number, ((_, specs, values), (colour, dash)) in enumerate(zip(lines, LINES, strict=False)):
+        ends = []
+        for ood in results.ood_sets:
+            single = [100 * getattr(results.row(s, ood.name), metric) for s in specs]
+            ax.plot(values, single, color=colour, linestyle=dash, linewidth=0.7, alpha=0.45)
+            ends.append((single[-1], ood.name))
+        mean = [100 * results.average(s, metric) for s in specs]
+        ax.plot(values, mean, color=colour, linestyle=dash, linewidth=2.2, marker="o", markersize=3.5)
+        best = int(np.argmin(mean) if metric == "fpr95" else np.argmax(mean))
+        ax.plot(values[best], mean[best], "o", color=colour, markersize=8, fillstyle="none")
+        if number == 0:
+            _label(ax, values[-1], ends)
+    ax.set(xlabel=option)
 
 
 def _label(ax: Any, x: float, ends: list[tuple[float, str]]) -> None:
-    """Name the thin lines of the first range where they end, those that end together in one line of text."""
+    """Name the thin lines where they end, those that end together in one line of text."""
     low, high = ax.get_ylim()
     together: list[tuple[float, list[str]]] = []
     for y, name in sorted(ends):

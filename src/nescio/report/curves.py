@@ -1,0 +1,101 @@
+"""Plates of scores: histograms, ROC curves, risk against coverage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nescio import metrics
+from nescio.report.data import bin_edges, counts, is_even
+from nescio.report.figures import ID_COLOUR, INK, LINES, OOD_COLOUR, Key, Panel, Plate
+from nescio.report.words import percent
+from nescio.results import Results
+
+MOST_CURVES = len(LINES)
+_POINTS = 201
+"""A few hundred points draw the same curve as ten thousand."""
+ID_AND_OOD = (Key("ID", ID_COLOUR), Key("OOD", OOD_COLOUR))
+
+
+def score_histograms(results: Results, detector: str) -> Plate:
+    """A detector's scores of ID against each OOD set, with the threshold that accepts 95 % of ID."""
+
+    def panel(ood: str, oods: npt.NDArray[np.float64]) -> Panel:
+        ids = results.id_scores(detector, ood)
+        threshold = metrics.threshold_at_tpr(ids)
+
+        def draw(ax: Any) -> None:
+            draw_histograms(ax, ids, oods, threshold)
+            ax.set(xlabel=f"score{ax.get_xlabel()}", ylabel="% of images")
+
+        accepted = percent(results.row(detector, ood).fpr95, 1)
+        return Panel(f"{ood}: {accepted} % accepted", draw, f"scores of {detector}")
+
+    return Plate("scores", [panel(s.name, s.scores[detector]) for s in results.ood_sets], ID_AND_OOD)
+
+
+def draw_histograms(
+    ax: Any, ids: npt.NDArray[np.float64], oods: npt.NDArray[np.float64], threshold: float | None = None
+) -> None:
+    """Shares of the ID and of the OOD images by bin, one over the other, and a line where the threshold is.
+
+    Where the bins are uneven they are drawn equally wide all the same, and the x label says so.
+    """
+    edges = bin_edges(ids, oods)
+    places = edges if is_even(edges) else np.arange(len(edges))
+    for values, colour in ((ids, ID_COLOUR), (oods, OOD_COLOUR)):
+        shares = counts(values, edges) / len(values) * 100
+        ax.stairs(shares, places, fill=True, color=colour, alpha=0.55, linewidth=0)
+        ax.stairs(shares, places, color=colour, linewidth=0.8)
+    if threshold is not None:
+        ax.axvline(np.interp(threshold, edges, places), color=INK, linewidth=1, linestyle="--")
+    ax.set_xlim(places[0], places[-1])
+    ax.set_ylim(0)
+    if places is not edges:
+        at = np.unique(np.linspace(0, len(edges) - 1, 4).astype(int))
+        ax.set_xticks(at, [f"{edges[i]:.3g}" for i in at])
+        ax.set_xlabel(", by rank")
+
+
+def roc_curves(results: Results, detectors: Sequence[str]) -> Plate:
+    """A panel for each OOD set, a curve for each of at most eight detectors."""
+
+    def panel(ood: str, scores: dict[str, npt.NDArray[np.float64]]) -> Panel:
+        def draw(ax: Any) -> None:
+            at = np.linspace(0, 1, _POINTS)
+            for detector, (colour, dash) in zip(detectors, LINES, strict=False):
+                fpr, tpr = metrics.roc(results.id_scores(detector, ood), scores[detector])
+                ax.plot(at, np.interp(at, fpr, tpr), color=colour, linestyle=dash, linewidth=1.2)
+            ax.axhline(0.95, color=INK, linewidth=0.6, linestyle=":")
+            ax.set(xlabel="share of OOD accepted", ylabel="share of ID accepted", xlim=(0, 1), ylim=(0, 1.01))
+
+        return Panel(ood, draw, f"ROC curves of {len(detectors)} detectors")
+
+    return Plate("roc", [panel(s.name, s.scores) for s in results.ood_sets], _keys(detectors), (3.4, 3.0))
+
+
+def risk_coverage(results: Results, detectors: Sequence[str]) -> Plate | None:
+    """The classifier's errors among the ID images that a detector is surest of; None where no label is known."""
+    if results.correct is None:
+        return None
+    correct, source = results.correct, results.id_set.source
+
+    def draw(ax: Any) -> None:
+        for detector, (colour, dash) in zip(detectors, LINES, strict=False):
+            rows = results.id_set.rows[detector]
+            known = np.ones(len(rows), dtype=bool) if source is None else source.labels[rows] >= 0
+            coverage, risk = metrics.risk_coverage(results.id_set.scores[detector][known], correct[rows][known])
+            at = np.unique(np.linspace(0, len(risk) - 1, _POINTS).astype(int))
+            ax.plot(coverage[at], risk[at] * 100, color=colour, linestyle=dash, linewidth=1.2)
+        ax.set(xlabel="coverage: share of ID images kept", ylabel="errors among them, %", xlim=(0, 1))
+        ax.set_ylim(0)
+
+    panel = Panel("ID images", draw, f"risk against coverage of {len(detectors)} detectors")
+    return Plate("risk-coverage", [panel], _keys(detectors), (3.9, 2.6))
+
+
+def _keys(detectors: Sequence[str]) -> list[Key]:
+    return [Key(d, colour, dash) for d, (colour, dash) in zip(detectors, LINES, strict=False)]

@@ -1,0 +1,101 @@
+"""What the page says in words: what the best detector does, how far published numbers are, how to run it again."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Decimal
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup, escape
+
+from nescio.results import AVERAGE, Results
+
+
+@dataclass(frozen=True)
+class Beside:
+    """How far our numbers are from published ones.
+
+    Attributes:
+        where: the papers.
+        several: whether there are more than one.
+        count: pairs of FPR95 and AUROC that are compared.
+        fpr95, auroc: mean absolute differences, shares in [0, 1].
+    """
+
+    where: str
+    several: bool
+    count: int
+    fpr95: float
+    auroc: float
+
+
+def ranked(results: Results) -> list[str]:
+    """The detectors by average AUROC, the best first."""
+    return sorted(results.detectors, key=lambda d: -results.average(d, "auroc"))
+
+
+def published(results: Results) -> Beside | None:
+    """Over all sets that a paper prints, or where it prints averages alone, over these."""
+    single = {key: p for key, p in results.published.items() if key[1] != AVERAGE}
+    compared = single or results.published
+    if not compared:
+        return None
+    gaps: dict[str, list[float]] = {"fpr95": [], "auroc": []}
+    for (detector, ood), p in compared.items():
+        for metric, found in gaps.items():
+            ours = results.average(detector, metric) if ood == AVERAGE else getattr(results.row(detector, ood), metric)
+            found.append(abs(ours - getattr(p, metric)))
+    papers = list(dict.fromkeys(p.where.partition(", Table")[0] for p in compared.values()))
+    return Beside(
+        " and ".join(papers),
+        len(papers) > 1,
+        len(compared),
+        float(np.mean(gaps["fpr95"])),
+        float(np.mean(gaps["auroc"])),
+    )
+
+
+def percent(share: float, digits: int = 2) -> str:
+    """A share in percent as the page says it: halves away from zero, as the page's script rounds them."""
+    return str(Decimal(round(share * 100, 4)).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP))
+
+
+def rest(share: float, digits: int = 2) -> str:
+    """What is missing to 100 %, so that the two add up as they are printed."""
+    return str(100 - Decimal(percent(share, digits)))
+
+
+def size(n: int) -> str:
+    """Bytes as a person reads them."""
+    if n < 1000:
+        return f"{n} bytes" if n else "nothing"
+    return f"{n / 1e6:,.1f} MB" if n >= 1_000_000 else f"{n / 1e3:,.1f} kB"
+
+
+def breakable(spec: str) -> Markup:
+    """A detector's name for the page: where it is too long, it is broken between stages."""
+    return Markup(re.sub(r"([+,(])", r"\1<wbr>", str(escape(spec))))  # noqa: S704 - escaped just before
+
+
+def command(manifest: dict[str, Any]) -> str:
+    """The command that gives these numbers, as far as the manifest knows it: words in capitals stand for the rest."""
+    data, detectors = manifest.get("data", {}), manifest.get("detectors", {})
+    oods = [name for name in data if name not in ("train", "calibrate", "id")]
+    lines = [
+        ["nescio", "bench"],
+        *([["--suite", manifest["suite"]]] if "suite" in manifest else []),
+        ["--model", manifest["model"]["name"], "--weights", "WEIGHTS"],
+        ["--transform", manifest["transform"]],
+        *([f"--{r}", data[r].get("opened") or "IMAGES"] for r in ("train", "calibrate", "id") if r in data),
+        *(["--ood", f"{name}={data[name].get('opened') or 'IMAGES'}"] for name in oods),
+        *(["--detector", given] for given in detectors),
+    ]
+    if manifest.get("equal") and "suite" not in manifest:  # a suite says so itself
+        lines.append(["--equal"])
+    if manifest.get("resamples"):
+        lines.append(["--intervals", str(manifest["resamples"])])
+    lines.append(["--out", "RESULTS", "--report"])
+    return " \\\n    ".join(shlex.join(line) for line in lines)
