@@ -268,6 +268,7 @@ def test_scores_that_are_nearly_all_equal_are_drawn_by_rank() -> None:
     assert not data.is_even(edges)
     shares = sum(data.counts(s, edges) / len(s) for s in (ids, oods))
     assert shares.max() < 2.5 * shares.min()
+    assert not data.is_even(data.bin_edges(1 - 1e-6 * (1 - ids), oods))  # however close together
     tied = data.bin_edges(np.ones(50), np.r_[np.ones(40), 0.5])
     assert (np.diff(tied) > 0).all()
     assert data.counts(np.ones(50), tied).sum() == 50

@@ -47,7 +47,7 @@ def bin_edges(ids: Scores, oods: Scores) -> Scores:
 def is_even(edges: Scores) -> bool:
     """Whether all bins are equally wide."""
     widths = np.diff(edges)
-    return bool(np.allclose(widths, widths[0]))
+    return bool(np.allclose(widths, widths[0], rtol=1e-3, atol=0.0))
 
 
 def counts(scores: Scores, edges: Scores) -> npt.NDArray[np.int64]:
