@@ -132,6 +132,16 @@ def test_the_page_needs_nothing_else_and_is_small(report: Path) -> None:
     assert {h[1:] for h in shown.values("a", "href")} <= set(ids)
 
 
+def test_near_and_far_sets_have_averages_of_their_own(results: Results, tmp_path: Path) -> None:
+    groups = {"near average": ["near"], "far average": ["far"]}
+    shown = written(dataclasses.replace(results, manifest=results.manifest | {"groups": groups}), tmp_path)
+    heads = re.findall(r'<th scope="colgroup" colspan="2">(.*?)</th>', shown.html)
+    assert heads == ["average", "near average", "far average", "far", "near"]
+    first = [float(v) for v in shown.values("td", "data-value")[:10]]
+    assert first[2:4] == first[8:10]  # one set is its own average
+    assert first[4:6] == first[6:8]
+
+
 def test_page_and_figures_come_out_the_same_from_the_files(results: Results, report: Path, tmp_path: Path) -> None:
     results.save(tmp_path)
     loaded = Results.load(tmp_path)

@@ -29,7 +29,7 @@ class TableRow:
     Attributes:
         detector: as it was given.
         spec: what the name of a preset stands for.
-        numbers: by OOD set or ``average``, FPR95 and AUROC.
+        numbers: by OOD set or average, FPR95 and AUROC.
         seconds: of fitting and scoring, on average over the OOD sets.
         size: bytes of what it learned; None where the manifest does not say.
         beside: where the published values come from.
@@ -44,8 +44,8 @@ class TableRow:
 
 
 def columns(results: Results) -> list[str]:
-    """The average, then the OOD sets."""
-    return [AVERAGE, *(s.name for s in results.ood_sets)]
+    """The average, those of groups where there are any, then the OOD sets."""
+    return [AVERAGE, *(g for g in results.groups if g != AVERAGE), *(s.name for s in results.ood_sets)]
 
 
 def rows(results: Results) -> list[TableRow]:
