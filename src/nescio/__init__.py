@@ -17,13 +17,20 @@ _WHERE = {
     "InputError": "errors",
     "TrainingData": "features",
     "Transform": "data",
+    "Results": "results",
     "bench": "benchmark",
+    "bench_suite": "published",
+    "compare": "comparison",
     "explain": "explanation",
     "extract": "extraction",
     "load_classifier": "models",
     "open_source": "data",
+    "open_suite": "data.suites",
+    "operating_point": "calibration",
     "posterior": "framework",
+    "recommend": "tuning",
     "train": "training",
+    "tune": "tuning",
 }
 __all__ = sorted(_WHERE)  # noqa: PLE0605 - the table above is the list
 
