@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from nescio.errors import InputError, check_positive, check_share
+from nescio.errors import InputError, check_at_least, check_positive, check_share
 from nescio.metrics import Scores
 
 
@@ -83,6 +83,9 @@ def operating_point(
     """
     costs = costs or Costs()
     ids, oods = (_finite(name, s) for name, s in (("ID", id_scores), ("OOD", ood_scores)))
+    if min(len(ids), len(oods)) < 2:
+        raise InputError("an operating point needs two ID and two OOD images at least")
+    check_at_least("resamples", resamples, 1)
     threshold = _cheapest(ids, oods, costs)
     reject, accept = float((ids < threshold).mean()), float((oods >= threshold).mean())
     rng = np.random.default_rng(seed)
@@ -118,11 +121,12 @@ def _cheapest(ids: Scores, oods: Scores, costs: Costs) -> float:
     reject = np.searchsorted(np.sort(ids), candidates, "left") / len(ids)
     accept = 1 - np.searchsorted(np.sort(oods), candidates, "left") / len(oods)
     cost = costs.share_ood * costs.accept_ood * accept + (1 - costs.share_ood) * costs.reject_id * reject
-    best = np.flatnonzero(cost <= cost.min() + 1e-12)
+    best = np.flatnonzero(cost <= cost.min() + 1e-12 * cost.max())
     at = int(best[len(best) // 2])
     if at == 0 or not np.isfinite(candidates[at]):
         return float(candidates[at])
-    return float((candidates[at - 1] + candidates[at]) / 2)
+    middle = float((candidates[at - 1] + candidates[at]) / 2)
+    return middle if np.isfinite(middle) and middle > candidates[at - 1] else float(candidates[at])
 
 
 def _finite(name: str, values: npt.ArrayLike) -> Scores:

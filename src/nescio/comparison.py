@@ -12,7 +12,7 @@ from rich.table import Table
 
 from nescio import metrics
 from nescio.errors import InputError, nearest, some
-from nescio.results import Results, Scored
+from nescio.results import Results, Scored, picked
 
 Verdict = Literal["better", "worse", "same"]
 _LESS_IS_BETTER = {"fpr95": True, "auroc": False}
@@ -61,6 +61,10 @@ def compare(
     Raises:
         InputError: there is no detector or OOD set that both have.
     """
+    if old.manifest.get("equal", False) != new.manifest.get("equal", False):
+        raise InputError(
+            "one of the two runs judged equal numbers of ID and OOD images, the other did not: run one again"
+        )
     pairs = {d: d for d in old.detectors if d in new.detectors} if pairs is None else pairs
     for given, results in ((pairs, old), (pairs.values(), new)):
         unknown = [d for d in given if d not in results.detectors]
@@ -89,13 +93,20 @@ def _judged(
     same = all(old.manifest["data"][n]["identity"] == new.manifest["data"][n]["identity"] for n in names)
     if not same:
         return False, metrics.unpaired(
-            (old.id_set.scores[first], before.scores[first]),
-            (new.id_set.scores[second], after.scores[second]),
+            (old.id_scores(first, before.name), before.scores[first]),
+            (new.id_scores(second, after.name), after.scores[second]),
             resamples=resamples,
         )
-    ids = _common(old.id_set, new.id_set, first, second)
+    ids = _common(_judged_id(old, before, first), _judged_id(new, after, second), first, second)
     oods = _common(before, after, first, second)
     return True, metrics.paired((ids[0], oods[0]), (ids[1], oods[1]), resamples=resamples)
+
+
+def _judged_id(results: Results, ood: Scored, detector: str) -> Scored:
+    """The ID images that a detector was judged on against an OOD set: all, or as many as that has."""
+    ids, equal = results.id_set, results.manifest.get("equal", False)
+    at = picked(len(ids.scores[detector]), len(ood.scores[detector]), equal=equal)
+    return Scored(ids.name, None, {detector: ids.rows[detector][at]}, {detector: ids.scores[detector][at]})
 
 
 def _common(

@@ -205,6 +205,8 @@ def _values(text: str, spec: str) -> list[str]:
             values.append(part)
             continue
         low, high, steps = float(match["low"]), float(match["high"]), int(match["steps"] or _STEPS)
+        if steps > MOST:
+            raise InputError(f"the range '{part}' in '{spec}' has more than {MOST:,} steps")
         whole = all(re.fullmatch(r"-?\d+", match[end]) for end in ("low", "high"))
         between = [low + (high - low) * i / max(1, steps - 1) for i in range(max(1, steps))]
         values += [f"{round(v)}" if whole else f"{v:.6g}" for v in between]

@@ -251,7 +251,7 @@ class Results:
             }
         except FileNotFoundError as e:
             raise InputError(f"no results in {folder}: {Path(e.filename or SCORES).name} is missing") from None
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as e:
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, IndexError) as e:
             if isinstance(e, InputError):
                 raise
             raise InputError(f"{folder} does not hold results: {type(e).__name__}: {e}") from None

@@ -142,7 +142,7 @@ def tune(
             )
         if train is None and (detector.needs_train or detector.needs_held_out):
             raise InputError(f"detector '{spec}' is fitted on training images; give them (--train) or leave it out")
-    return _judged(classifier, detectors, val, train, examples, proxy, extraction)
+    return _judged(classifier, detectors, val, train, examples, proxy, extraction, keep=True)
 
 
 def recommend(
@@ -175,7 +175,8 @@ def recommend(
             continue
         if detector.input_stage is None and (train is not None or not needs):
             detectors[spec] = detector
-    return _judged(classifier, detectors, val, train, examples, proxy, extraction)
+    keep = bool(classifier.heads)  # what such a network was trained for must be among the candidates
+    return _judged(classifier, detectors, val, train, examples, proxy, extraction, keep=keep)
 
 
 def _judged(
@@ -186,8 +187,15 @@ def _judged(
     examples: Source | None,
     proxy: str | None,
     extraction: dict[str, Any],
+    *,
+    keep: bool,
 ) -> Choice:
     wanted = named(proxy or MIXED) if proxy or examples is None else ()
+    if keep and proxy in (None, MIXED) and any(d.probes() for d in detectors.values()):
+        log.info(
+            "leaving out the proxy %s: some of the detectors read feature maps, which it does not have", BACKGROUND
+        )
+        wanted = tuple(p for p in wanted if p != BACKGROUND)
     background = background_probe() if BACKGROUND in wanted and _has_maps(classifier) else {}
     for spec in [s for s, d in detectors.items() if background and d.probes()]:
         log.info("leaving out %s: it reads feature maps, which the proxy %s does not have", spec, BACKGROUND)
@@ -217,7 +225,7 @@ def _judged(
             if proxy not in (None, MIXED):
                 raise
             log.info("leaving out the proxy %s: %s", name, e)
-    found = {name: _against(detectors, pair) for name, pair in streams.items()}
+    found = {name: _against(name, detectors, pair) for name, pair in streams.items()}
     proxies = tuple(found)
     candidates = [Candidate(s, *({p: found[p][s][i] for p in proxies} for i in range(3))) for s in detectors]
     candidates.sort(key=lambda c: (round(c.mean("auroc", proxies), DIGITS), c.mean("gap", proxies)), reverse=True)
@@ -239,12 +247,19 @@ def _has_maps(classifier: Classifier) -> bool:
         return False
 
 
-def _against(detectors: dict[str, Detector], streams: tuple[Chunks, Chunks]) -> dict[str, tuple[float, float, float]]:
+def _against(
+    proxy: str, detectors: dict[str, Detector], streams: tuple[Chunks, Chunks]
+) -> dict[str, tuple[float, float, float]]:
     """AUROC, FPR95 and gap of each detector."""
     ids, oods = (score_all(list(detectors.values()), chunks())[0] for chunks in streams)
     found = {}
     for spec, accept, refuse in zip(detectors, ids, oods, strict=True):
         a, b = accept.numpy(), refuse.numpy()
-        spread = float(a.std()) or 1.0
-        found[spec] = (metrics.auroc(a, b), metrics.fpr_at_tpr(a, b), float(a.mean() - b.mean()) / spread)
+        try:
+            auroc, fpr95 = metrics.auroc(a, b), metrics.fpr_at_tpr(a, b)
+        except InputError as e:
+            raise InputError(f"detector '{spec}' on the proxy '{proxy}': {e}") from None
+        finite = np.isfinite(a).all() and np.isfinite(b).all()
+        gap = float(a.mean() - b.mean()) / (float(a.std()) or 1.0) if finite else float("-inf")
+        found[spec] = (auroc, fpr95, gap)
     return found

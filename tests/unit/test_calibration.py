@@ -20,7 +20,7 @@ def test_a_threshold_by_hand() -> None:
     careful = operating_point(ids, oods, Costs(reject_id=10), resamples=50)
     assert (careful.reject_id, careful.accept_ood) == (0.0, 0.5)
     assert careful.threshold == 0.5
-    assert operating_point([1.0], [2.0], Costs(share_ood=0.9), resamples=50).threshold == np.inf  # reject all
+    assert operating_point([1.0, 1.0], [2.0, 2.0], Costs(share_ood=0.9), resamples=50).threshold == np.inf  # reject all
 
 
 def test_normal_scores_give_the_threshold_of_theory() -> None:
@@ -65,3 +65,12 @@ def test_costs_that_decide_nothing_are_refused(costs: dict, said: str) -> None:
         Costs(**costs)
     with pytest.raises(InputError, match="no NaN"):
         operating_point([1.0, float("nan")], [0.0])
+
+
+def test_extreme_scores_and_costs_do_not_move_the_threshold_into_the_wrong_set() -> None:
+    assert operating_point([1.0, 2.0, 3.0], [-np.inf] * 3, resamples=5).cost == 0
+    close = operating_point([np.nextafter(1, 2)] * 5, [1.0] * 5, resamples=5)
+    assert (close.cost, close.accept_ood) == (0, 0)
+    assert operating_point([1.0, 2, 3, 4], [-9.0, -8, -7], Costs(1e-13, 1e-13), resamples=5).reject_id == 0
+    with pytest.raises(InputError, match="two OOD images"):
+        operating_point([1.0, 2.0], [0.0])

@@ -195,3 +195,13 @@ def test_equal_numbers_of_id_and_ood_images(folders: Path, results: Results) -> 
     assert {r.n_id for r in results.rows} == {160}
     assert [r.auroc for r in equal.rows] == [r.auroc for r in run(folders, equal=True).rows]
     assert equal.rows[0].auroc == pytest.approx(results.rows[0].auroc, abs=0.1)
+
+
+def test_equal_runs_are_compared_by_the_numbers_that_they_print(folders: Path, results: Results) -> None:
+    equal = run(folders, equal=True)
+    changes = compare(equal, equal, pairs={"msp": DETECTORS[1]}, resamples=100)
+    for c in changes:
+        printed = [getattr(equal.row(d, c.ood), c.metric) for d in ("msp", DETECTORS[1])]
+        assert c.difference.value == pytest.approx(printed[1] - printed[0], abs=1e-12)
+    with pytest.raises(InputError, match="equal numbers"):
+        compare(results, equal)

@@ -161,6 +161,8 @@ def test_a_hugging_face_set_is_moved_in_when_all_of_it_has_come(
         return str(local_dir)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    names = ["plain/test-00000-of-00001.parquet", "plain/train-00000-of-00001.parquet"]
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda *_, **__: names)
     data = DataSet("hub", "Hub", splits={"test": Split(fetch="hf:owner/name:plain/test-*.parquet")})
     with pytest.raises(InputError, match="the line went down; the same command goes on"):
         fetch(data, "test", tmp_path)
@@ -169,6 +171,13 @@ def test_a_hugging_face_set_is_moved_in_when_all_of_it_has_come(
     assert calls[1] == ("owner/name", "dataset", "plain/test-*.parquet")
     assert open_source(path).labels.tolist() == [0, 1, 1]
     assert [p.name for p in tmp_path.iterdir()] == ["hub"]
+
+
+def test_a_page_in_place_of_an_archive_is_not_kept(server: Server, tmp_path: Path) -> None:
+    server.body = b"<!doctype html>please log in"
+    with pytest.raises(InputError, match="gave no archive"):
+        fetch(dataset(server), "test", tmp_path, progress=False)
+    assert not list(tmp_path.iterdir())
 
 
 def write(folder: Path, names: range, kind: str = "PNG", size: tuple[int, int] = (40, 40), **options: object) -> Path:

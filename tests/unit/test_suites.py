@@ -152,3 +152,23 @@ def test_a_suite_of_the_users_own(tmp_path: Path) -> None:
     path.write_text("title = ")
     with pytest.raises(InputError, match="is not a suite"):
         open_suite(str(path))
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ("id = 5", "is not a suite"),
+        ("about = 5", "is not a suite"),
+        ("counts = 5", "counts is no dict"),
+        ("transform = 5", "transform is no str"),
+        ('train = "mnist"', "no split 'train'"),
+        ('equal = "many"', "equal = many"),
+        ('near = ["svhn"]', "'svhn' is none of the OOD sets"),
+    ],
+)
+def test_a_mistake_in_a_users_suite_is_one_line(tmp_path: Path, entry: str, said: str) -> None:
+    lines = {"title": '"Mine"', "about": '""', "id": '"cifar10"', "ood": '["mnist"]', "detectors": '["msp"]'}
+    key, _, value = entry.partition(" = ")
+    (tmp_path / "mine.toml").write_text("\n".join(f"{k} = {v}" for k, v in (lines | {key: value}).items()))
+    with pytest.raises(InputError, match=said):
+        open_suite(str(tmp_path / "mine.toml"))

@@ -98,7 +98,8 @@ def present(results: Results, out: Path | None, *, report: bool, clock: Clock | 
         screen.print(table)
     rows = results.rows
     if rows[0].id_accuracy == rows[0].id_accuracy:  # not NaN
-        screen.print(f"ID accuracy {rows[0].id_accuracy:.2%} on {rows[0].n_id:,} images")
+        ids = results.manifest["data"]["id"]
+        screen.print(f"ID accuracy {rows[0].id_accuracy:.2%} on {ids['images'] - ids['skipped']:,} images")
     if out is not None:
         results.save(out)
         tables.save_tables(results, out)
@@ -134,7 +135,8 @@ def check_writable(folder: Path | None) -> None:
     if folder is None:
         return
     existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
-    taken = [n for n in ("results.csv", "results.json", "skipped.csv", "report.html") if (folder / n).is_dir()]
+    files = [f"results.{kind}" for kind in ("csv", "json", "md", "tex")] + ["skipped.csv", "report.html"]
+    taken = [n for n in (*files, "scores.safetensors", "features.safetensors") if (folder / n).is_dir()]
     taken += [n for n in ("figures",) if (folder / n).is_file()]
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK) or taken:
         raise InputError(

@@ -153,6 +153,7 @@ def _bench_suite(options: dict[str, Any], oods: dict[str, str], common: dict[str
         given={role: spec for role, spec in given.items() if spec},
         ood={n: s for n, s in oods.items() if n not in suite.ood},
         strict=options["strict"],
+        equal=options["equal"],
         **common,
     )
     results.manifest["ranges"] = ranges

@@ -57,7 +57,9 @@ def list_(suite: str | None, data_root: Path) -> None:
         table.add_column(name, overflow="fold")
     for need in needs:
         table.add_row(
-            need.role, f"{need.images:,}" if need.images else "", need.found or "[bold red]missing[/bold red]"
+            need.role,
+            f"{need.images:,}" if need.images else "",
+            escape(need.found) if need.found else "[bold red]missing[/bold red]",
         )
     screen.print(table)
     for need in (n for n in needs if n.found is None):
@@ -89,7 +91,7 @@ def fetch(obj: dict[str, bool], names: tuple[str, ...], data_root: Path) -> None
 
     wanted: list[tuple[str, str]] = []
     for name in names:
-        if name in suites():
+        if name in suites() or name.endswith(".toml"):
             wanted += [(n.data.name, n.split) for n in open_suite(name).needs(data_root) if n.found is None]
         else:
             base, _, split = name.partition("/")
@@ -137,7 +139,10 @@ def check(
     from nescio.data.sources import open_source
     from nescio.data.suites import open_suite
 
-    places = {"id": id_, "train": train} | named(ood)
+    oods = named(ood)
+    if {"id", "train"} & set(oods):
+        raise InputError("an OOD set cannot be called 'id' or 'train'; give it another name")
+    places = {"id": id_, "train": train} | oods
     given = {role: spec for role, spec in places.items() if spec}
     expected: dict[str, int | None] = {}
     if suite:
@@ -154,7 +159,8 @@ def check(
         progress=not ctx.obj["quiet"],
     )
     _show(found)
-    told = warnings(found)
+    missing = [need.role for need in needs if need.found is None] if suite else []
+    told = [f"{role} is missing" for role in missing] + warnings(found)
     for line in told:
         console().print(f"- {line}", highlight=False, markup=False)
     if told:

@@ -178,12 +178,12 @@ def inspect(source: Source, i: int) -> Facts:
     try:
         raw = source.read(i)
         image = decode(raw)
+        name, quality = _encoding(raw)
     except BadImage as e:
         return Facts(bad=str(e))
     except Exception as e:  # noqa: BLE001 - whatever one image does, the others go on
         return Facts(bad=f"{type(e).__name__}: {e}")
     digest = hashlib.blake2b(f"{image.size}".encode() + image.tobytes(), digest_size=16).hexdigest()
-    name, quality = _encoding(raw)
     return Facts("", digest, image.width, image.height, name, quality)
 
 
@@ -193,7 +193,7 @@ def _encoding(raw: Raw) -> tuple[str, int | None]:
         return MADE, None
     with Image.open(io.BytesIO(raw) if isinstance(raw, bytes) else Path(raw)) as file:
         tables = getattr(file, "quantization", None)
-        return file.format or "unknown", _quality(tables[0]) if tables else None
+        return file.format or "unknown", _quality(next(iter(tables.values()))) if tables else None
 
 
 def _quality(table: list[int]) -> int:

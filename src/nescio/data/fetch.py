@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
+import http.client
 import io
 import json
 import logging
 import shutil
+import tarfile
 import urllib.error
 import urllib.request
+import zipfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -54,7 +58,7 @@ def fetch(data: DataSet, split: str, root: Path, *, progress: bool = True) -> Pa
             return _from_hugging_face(rest, folder / split, staging)
         suffix = next(s for s in sorted(SUFFIXES, key=len, reverse=True) if part.fetch.lower().endswith(s))
         return _download(part.fetch, folder / f"{split}{suffix}", staging, part.sha256, progress=progress)
-    except OSError as e:
+    except (OSError, http.client.HTTPException) as e:
         raise InputError(f"{data.title} could not be fetched: {e}; the same command goes on where it stopped") from None
 
 
@@ -82,23 +86,31 @@ def _from_torchvision(spec: str, path: Path) -> Path:
 
 def _from_hugging_face(text: str, folder: Path, staging: Path) -> Path:
     """The parquet files of a repository that match a pattern; the hub's client resumes and checks them."""
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
     repository, _, pattern = text.partition(":")
     try:
+        # asked first: without the hub its client would hand out whatever an interrupted call left
+        there = HfApi().list_repo_files(repository, repo_type="dataset")
         came = snapshot_download(repository, repo_type="dataset", allow_patterns=pattern, local_dir=staging)
     except HfHubHTTPError as e:
         raise InputError(
             f"{repository} could not be fetched: {str(e).splitlines()[0]}; if it asks for consent, give it on its page "
             "and log in with 'hf auth login'"
         ) from None
-    files = sorted(Path(came).glob(pattern))
-    if not files:
+    wanted = [name for name in there if fnmatch.fnmatch(name, pattern)]
+    if not wanted:
         raise InputError(f"the data set {repository} has no files {pattern} any more")
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in files:
-        file.replace(folder / file.name)
+    missing = [name for name in wanted if not (Path(came) / name).is_file()]
+    if missing:
+        raise OSError(f"{missing[0]} of {repository} has not come")
+    together = staging / ".together"
+    together.mkdir(exist_ok=True)
+    for name in wanted:
+        (Path(came) / name).replace(together / Path(name).name)
+    folder.parent.mkdir(exist_ok=True)
+    together.rename(folder)  # all of it at once: half a set is never found
     shutil.rmtree(staging)
     return folder
 
@@ -129,6 +141,9 @@ def _download(address: str, path: Path, partial: Path, sha256: str, *, progress:
     if sha256 and digest != sha256:
         partial.unlink()
         raise InputError(f"{address} has the checksum {digest}, not {sha256}: it is not the archive that was meant")
+    if not (tarfile.is_tarfile(partial) or zipfile.is_zipfile(partial)):
+        partial.unlink()
+        raise InputError(f"{address} gave no archive (a page, perhaps): get it with a browser and put it at {path}")
     if not sha256:
         log.info("%s has the SHA-256 %s; none is published to compare with", path.name, digest)
     path.parent.mkdir(exist_ok=True)

@@ -146,7 +146,7 @@ def open_suite(name: str) -> Suite:
         raise InputError(f"no suite '{name}'{nearest(name, suites())}; or give a .toml file of one")
     try:
         return _suite(path.stem, path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError, KeyError) as e:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as e:
         raise InputError(f"{path} is not a suite: {e}; see those that come with nescio for the form") from None
 
 
@@ -164,9 +164,29 @@ def _suite(name: str, text: str) -> Suite:
         **lists,
         **entry,
     )
-    for needed in (suite.id, *suite.ood, *((suite.train,) if suite.train else ())):
-        known_set(needed)
+    _check(suite)
     return suite
+
+
+def _check(suite: Suite) -> None:
+    """Refuse what could not be run. Raises ValueError."""
+    for what, kind in (("title", str), ("about", str), ("id", str), ("counts", dict)):
+        if not isinstance(getattr(suite, what), kind):
+            raise TypeError(f"{what} is no {kind.__name__}")
+    if suite.transform is not None and not isinstance(suite.transform, str):
+        raise TypeError("transform is no str")
+    if suite.equal is not None and (not isinstance(suite.equal, int) or suite.equal < 1):
+        raise ValueError(f"equal = {suite.equal} is no number of images")
+    for name, split in (
+        (suite.id, "test"),
+        *((o, "test") for o in suite.ood),
+        *(((suite.train, "train"),) if suite.train else ()),
+    ):
+        if split not in known_set(name).splits:
+            raise ValueError(f"the data set '{name}' has no split '{split}'")
+    stray = set(suite.near) - set(suite.ood)
+    if stray:
+        raise ValueError(f"near: '{min(stray)}' is none of the OOD sets")
 
 
 def _rows(table: dict[str, Any]) -> list[PublishedRow]:
