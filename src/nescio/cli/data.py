@@ -36,6 +36,7 @@ def data() -> None:
 def list_(suite: str | None, data_root: Path) -> None:
     """List the suites; of one SUITE, what it needs, what is where, and how to get what is missing."""
     from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
     from rich.table import Table
 
     from nescio.data.suites import open_suite, suites
