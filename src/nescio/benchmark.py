@@ -18,12 +18,12 @@ from nescio.bank import Bank
 from nescio.data.sources import Source, open_source
 from nescio.detector import Detector, fit_all, score_all
 from nescio.errors import InputError, some
-from nescio.extraction import PLAIN, Pass, check_model, extract, pass_of, training_pass
+from nescio.extraction import PLAIN, Pass, check_model, extract, pass_of, servable, training_pass
 from nescio.features import TrainingData
 from nescio.grammar import all_specs, names_preset
 from nescio.models import Classifier
 from nescio.progress import Clock
-from nescio.results import Results, Row, Scored, picked
+from nescio.results import Results, Row, Scored, judged
 from nescio.sample import FeatureSample, sample_features
 
 log = logging.getLogger(__name__)
@@ -42,6 +42,7 @@ def bench(
     calibrate: AnySource | None = None,
     resamples: int = 0,
     equal: bool = False,
+    about: Mapping[str, Any] | None = None,
     clock: Clock | None = None,
     **extraction: Any,
 ) -> Results:
@@ -57,6 +58,8 @@ def bench(
             training images is kept apart for them.
         resamples: of the bootstrap, for 95 % intervals; 0 for none.
         equal: judge each OOD set against as many ID images as it has, drawn once and for all, where there are more.
+        about: what else the results' manifest should say, as JSON can (``groups``: OOD sets by what their mean is
+            called).
         clock: counts where the time goes.
         **extraction: options of ``extract`` (cache, batch_size, workers, dtype, max_bad, progress).
 
@@ -129,7 +132,8 @@ def bench(
         log.warning("%d images were skipped; the results' skipped.csv lists them", len(skipped))
     sources = {"train": train_source, "calibrate": held_source, "id": id_source, **ood_sources}
     opened = {"train": train, "calibrate": calibrate, "id": id, **ood}
-    manifest = _manifest(classifier, fitted, sources, banks, opened) | {"equal": equal, "resamples": resamples}
+    manifest = _manifest(classifier, fitted, sources, banks, opened)
+    manifest |= {"equal": equal, "resamples": resamples, **(about or {})}
     labelled = correct if (id_source.labels >= 0).any() else None
     sample = _sample(banks, list(test_sources), fitted.values())
     return Results([Row(**r) for r in rows], manifest, id_set, ood_sets, skipped, labelled, sample=sample)
@@ -143,16 +147,14 @@ def _parse(specs: Sequence[str], classifier: Classifier) -> dict[str, Detector]:
     """Detectors by what the user called them; of ``all``, those that this model can serve."""
     parsed: dict[str, Detector] = {}
     for given in dict.fromkeys(spec.strip() for spec in specs):
-        for spec in all_specs() if given == "all" else [given]:
-            detector = Detector.parse(spec, classifier.name)
-            try:
-                check_model(detector, classifier)
-            except InputError as e:
-                if given != "all":
-                    raise InputError(f"detector '{spec}': {e}") from None
-                log.info("leaving out %s: %s", spec, e)
-            else:
-                parsed[spec] = detector
+        if given == "all":
+            parsed |= servable(all_specs(), classifier)
+            continue
+        parsed[given] = Detector.parse(given, classifier.name)
+        try:
+            check_model(parsed[given], classifier)
+        except InputError as e:
+            raise InputError(f"detector '{given}': {e}") from None
     return parsed
 
 
@@ -226,15 +228,14 @@ def _row(
     *,
     equal: bool,
 ) -> dict[str, Any]:
-    judged = picked(len(id_set.scores[given]), len(ood.scores[given]), equal=equal)
-    pair = (id_set.scores[given][judged], ood.scores[given])
+    rows, ids = judged(id_set, ood, given, equal=equal)
+    pair = (ids, ood.scores[given])
     try:
         values: dict[str, Any] = {name: metric(*pair) for name, metric in metrics.METRICS.items()}
     except InputError as e:
         raise InputError(f"detector '{given}' on '{ood.name}': {e}") from None
     if resamples:
         values["intervals"] = metrics.intervals(*pair, resamples=resamples)
-    rows = id_set.rows[given][judged]
     known = labels[rows] >= 0
     return values | {
         "detector": given,

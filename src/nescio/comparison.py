@@ -12,7 +12,7 @@ from rich.table import Table
 
 from nescio import metrics
 from nescio.errors import InputError, nearest, some
-from nescio.results import Results, Scored, picked
+from nescio.results import Results, Scored
 
 Verdict = Literal["better", "worse", "same"]
 _LESS_IS_BETTER = {"fpr95": True, "auroc": False}
@@ -97,24 +97,20 @@ def _judged(
             (new.id_scores(second, after.name), after.scores[second]),
             resamples=resamples,
         )
-    ids = _common(_judged_id(old, before, first), _judged_id(new, after, second), first, second)
-    oods = _common(before, after, first, second)
+    ids = _common(old.judged(first, before.name), new.judged(second, after.name))
+    oods = _common((before.rows[first], before.scores[first]), (after.rows[second], after.scores[second]))
     return True, metrics.paired((ids[0], oods[0]), (ids[1], oods[1]), resamples=resamples)
 
 
-def _judged_id(results: Results, ood: Scored, detector: str) -> Scored:
-    """The ID images that a detector was judged on against an OOD set: all, or as many as that has."""
-    ids, equal = results.id_set, results.manifest.get("equal", False)
-    at = picked(len(ids.scores[detector]), len(ood.scores[detector]), equal=equal)
-    return Scored(ids.name, None, {detector: ids.rows[detector][at]}, {detector: ids.scores[detector][at]})
+_Scores = npt.NDArray[np.float64]
+_Judged = tuple[npt.NDArray[np.int64], _Scores]
+"""Rows and scores."""
 
 
-def _common(
-    one: Scored, other: Scored, first: str, second: str
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def _common(one: _Judged, other: _Judged) -> tuple[_Scores, _Scores]:
     """The scores of the images that both have: an image may have been bad in one run or pass alone."""
-    _, at, at_too = np.intersect1d(one.rows[first], other.rows[second], assume_unique=True, return_indices=True)
-    return one.scores[first][at], other.scores[second][at_too]
+    _, at, at_too = np.intersect1d(one[0], other[0], assume_unique=True, return_indices=True)
+    return one[1][at], other[1][at_too]
 
 
 def tables(changes: list[Change]) -> Iterator[Table]:

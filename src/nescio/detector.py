@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -151,11 +151,18 @@ class Detector(Chain):
         return detector
 
 
-def fit_all(detectors: Sequence[Detector], data: TrainingData) -> list[float]:
+def fit_all(
+    detectors: Sequence[Detector], data: TrainingData, failed: Callable[[Detector, InputError], None] | None = None
+) -> list[float]:
     """Fit several detectors at once. Equal shape and modulate stages are fitted once and shared between them.
 
     They can be shared because they are fitted on raw training features, whatever stands before them; a score stage
     is fitted on what the stages before it produce, so it belongs to its detector.
+
+    Args:
+        detectors: to be fitted.
+        data: training features, as far as the detectors need them.
+        failed: told of a detector that cannot be fitted on these data, and why; without it, that is raised.
 
     Returns:
         the seconds that each detector's stages took to fit, a shared stage's counted in full for each.
@@ -165,14 +172,21 @@ def fit_all(detectors: Sequence[Detector], data: TrainingData) -> list[float]:
     for detector in detectors:
         *before, last = detector.steps
         spent = 0.0
-        for i, stage in enumerate(before):
-            key = repr(stage)
-            if key not in shared:
-                shared[key] = (stage, _fit(stage, data.raw))
-            detector.stages[i] = shared[key][0]
-            spent += shared[key][1]
-        seconds.append(spent + _fit(last, data.map(detector.pipeline)))
-        detector.fitted_to = data.head.fingerprint
+        try:
+            for i, stage in enumerate(before):
+                key = repr(stage)
+                if key not in shared:
+                    shared[key] = (stage, _fit(stage, data.raw))
+                detector.stages[i] = shared[key][0]
+                spent += shared[key][1]
+            spent += _fit(last, data.map(detector.pipeline))
+        except InputError as e:
+            if failed is None:
+                raise
+            failed(detector, e)
+        else:
+            detector.fitted_to = data.head.fingerprint
+        seconds.append(spent)
         if detector.size > LARGE:
             log.warning("detector %r holds %s of training features", detector, _megabytes(detector.size))
     return seconds

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from nescio.features import Features
 from nescio.models import Classifier
 from nescio.progress import Clock, progress_bar
 from nescio.stage import Network, Probe
+
+log = logging.getLogger(__name__)
 
 CPU_BATCH, GPU_BATCH = 32, 256
 """Default batch sizes. On a CPU small batches keep the activations in the caches: measured in benchmarks/."""
@@ -60,6 +63,28 @@ def check_model(detector: Detector, classifier: Classifier) -> None:
         classifier.changed(detector.input_stage.prepare)
     if detector.probes():
         _ = classifier.taps
+
+
+def servable(specs: Iterable[str], classifier: Classifier, *, trained: bool = True) -> dict[str, Detector]:
+    """The detectors that this network can serve, by their specs; what is left out is said.
+
+    Args:
+        specs: as a user would write them.
+        classifier: the network.
+        trained: whether there are training images to fit on.
+    """
+    found = {}
+    for spec in specs:
+        detector = Detector.parse(spec, classifier.name)
+        try:
+            check_model(detector, classifier)
+            if not trained and (detector.needs_train or detector.needs_held_out):
+                raise InputError("there are no training images")
+        except InputError as e:
+            log.info("leaving out %s: %s", spec, e)
+        else:
+            found[spec] = detector
+    return found
 
 
 def training_pass(detector: Detector) -> Pass:

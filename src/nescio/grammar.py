@@ -26,6 +26,7 @@ _STEPS = 9
 """Values that a range stands for: 0.1..0.9 for the nine that the FM + LS paper tries."""
 _VALUE = re.compile(r"(?<==)[^,+()]*(?:\.\.|\|)[^,+()]*")
 MOST = 10_000
+"""Detectors that one spec with ranges may stand for."""
 _OPTION = re.compile(r"\s*[A-Za-z_]\w*=")
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -25,6 +26,13 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
     norm = a.norm(dim=-1) * b.norm(dim=-1)
     dot = (a * b).sum(dim=-1)
     return torch.where(norm > 0, dot / torch.where(norm > 0, norm, torch.ones_like(norm)), torch.zeros_like(dot))
+
+
+def drawn(n: int, most: int) -> npt.NDArray[np.int64]:
+    """That many of the positions ``0…n - 1``, in order, the same at every call; all of them where there are no more."""
+    if n <= most:
+        return np.arange(n)
+    return np.sort(np.random.default_rng(0).choice(n, most, replace=False))
 
 
 def class_means(chunks: Iterable[tuple[Tensor, Tensor]], n_classes: int) -> tuple[Tensor, Tensor]:

@@ -104,6 +104,7 @@ def _column(gamma: float) -> str:
 
 def _halves(bank: Bank, gamma: float = GAMMA) -> tuple[Chunks, Chunks]:
     """Foreground of the images with an even number, background of the others; none of images that are misread."""
+    right = torch.from_numpy((bank.labels < 0) | (bank.pred == bank.labels))
 
     def half(column: int, parity: int) -> Chunks:
         def chunks() -> Iterator[Features]:
@@ -112,8 +113,7 @@ def _halves(bank: Bank, gamma: float = GAMMA) -> tuple[Chunks, Chunks]:
                 *pooled, count = f.probed(_column(gamma))
                 number = torch.arange(start, start + len(f.h))
                 start += len(f.h)
-                known = (f.labels < 0) | (f.pred == f.labels) if f.labels is not None else torch.ones_like(f.pred) > 0
-                keep = (count[:, 0] > 0) & known & (number % 2 == parity)
+                keep = (count[:, 0] > 0) & right[number] & (number % 2 == parity)
                 h = pooled[column][keep]
                 yield Features(h, f.head, f.head.linear(h).argmax(dim=1))
 

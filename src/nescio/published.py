@@ -12,7 +12,7 @@ from nescio.benchmark import bench
 from nescio.data.suites import AVERAGE, Need, PublishedRow, Suite
 from nescio.detector import Detector
 from nescio.errors import InputError, some
-from nescio.extraction import check_model
+from nescio.extraction import servable
 from nescio.models import Classifier
 from nescio.results import Published, Results
 
@@ -31,6 +31,7 @@ def bench_suite(
     detectors: Sequence[str] = (),
     strict: bool = False,
     equal: bool = False,
+    about: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Results:
     """Run a suite with the sets that are there.
@@ -44,6 +45,7 @@ def bench_suite(
         detectors: the suite's own where none is given.
         strict: refuse to run where a set is missing.
         equal: judge against equal numbers of ID images, also where the suite does not.
+        about: as for ``bench``.
         **options: of ``bench``.
 
     Raises:
@@ -63,6 +65,10 @@ def bench_suite(
         if row.detector:
             Detector.parse(row.detector, row.model)
     oods = {name: _drawn(places[name], suite.equal) for name in suite.ood if name in places}
+    groups = {
+        "near average": [o for o in oods if o in suite.near],
+        "far average": [o for o in oods if o not in suite.near],
+    }
     results = bench(
         classifier,
         id=places["id"],
@@ -70,15 +76,9 @@ def bench_suite(
         ood=oods | dict(ood or {}),
         detectors=detectors or _served(suite, classifier, trained="train" in places),
         equal=equal or suite.equal is not None,
+        about={"suite": suite.name, **({"groups": groups} if all(groups.values()) else {}), **(about or {})},
         **options,
     )
-    results.manifest["suite"] = suite.name
-    groups = {
-        "near average": [o for o in oods if o in suite.near],
-        "far average": [o for o in oods if o not in suite.near],
-    }
-    if all(groups.values()):
-        results.manifest["groups"] = groups
     _check_counts(needs, results)
     return dataclasses.replace(results, published=beside(suite, classifier.name, results))
 
@@ -90,19 +90,7 @@ def _drawn(spec: str, count: int | None) -> str:
 def _served(suite: Suite, classifier: Classifier, *, trained: bool) -> list[str]:
     """The detectors published for this network, else the suite's own, as far as it and the data can serve them."""
     published = dict.fromkeys(r.detector for r in suite.published if r.model == classifier.name and r.detector)
-    served = []
-    for spec in published or suite.detectors:
-        detector = Detector.parse(spec, classifier.name)
-        try:
-            check_model(detector, classifier)
-        except InputError as e:
-            log.info("leaving out %s: %s", spec, e)
-            continue
-        if trained or not (detector.needs_train or detector.needs_held_out):
-            served.append(spec)
-        else:
-            log.info("leaving out %s: there are no training images", spec)
-    return served
+    return list(servable(published or suite.detectors, classifier, trained=trained))
 
 
 def _check_counts(needs: Sequence[Need], results: Results) -> None:

@@ -17,15 +17,15 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from nescio import ops
 from nescio.data.sources import Source, open_source
+from nescio.data.suites import AVERAGE
 from nescio.errors import InputError
 from nescio.files import whole, write_whole
 from nescio.sample import FeatureSample
 
 SHARES = ("fpr95", "auroc", "aupr_in", "aupr_out", "aurc", "id_accuracy")
 """The columns that are shares in [0, 1] here and percent in every file and table."""
-AVERAGE = "average"
-"""What stands for the mean over the OOD sets where one of them is named."""
 FORMAT = "nescio-results/1"
 SCORES, FEATURES = "scores.safetensors", "features.safetensors"
 DRAWN = tuple(
@@ -130,10 +130,14 @@ class Results:
         """The row of one detector and OOD set."""
         return next(r for r in self.rows if (r.detector, r.ood) == (detector, ood))
 
+    def judged(self, detector: str, ood: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """Rows and scores of the ID images that a detector's row for this OOD set is made of."""
+        other = next(s for s in self.ood_sets if s.name == ood)
+        return judged(self.id_set, other, detector, equal=self.manifest.get("equal", False))
+
     def id_scores(self, detector: str, ood: str) -> npt.NDArray[np.float64]:
         """The ID scores that a detector's row for this OOD set is made of."""
-        ids, oods = self.id_set.scores[detector], next(s for s in self.ood_sets if s.name == ood).scores[detector]
-        return ids[picked(len(ids), len(oods), equal=self.manifest.get("equal", False))]
+        return self.judged(detector, ood)[1]
 
     def as_kept(self) -> Results:
         """The same with each number as the files keep it: what is printed or drawn of either comes out the same."""
@@ -259,11 +263,13 @@ class Results:
         return cls(rows, content["manifest"], sets[0], sets[1:], [], correct, published, sample)
 
 
-def picked(n_id: int, n_ood: int, *, equal: bool) -> npt.NDArray[np.int64]:
-    """The ID images that an OOD set is judged against: all, or as many as it has."""
-    if not equal or n_id <= n_ood:
-        return np.arange(n_id)
-    return np.sort(np.random.default_rng(0).choice(n_id, n_ood, replace=False))
+def judged(
+    ids: Scored, oods: Scored, detector: str, *, equal: bool
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """Rows and scores of the ID images that an OOD set is judged against: all, or as many as it has."""
+    scores = ids.scores[detector]
+    at = ops.drawn(len(scores), len(oods.scores[detector]) if equal else len(scores))
+    return ids.rows[detector][at], scores[at]
 
 
 def _row(printed: dict[str, Any]) -> Row:

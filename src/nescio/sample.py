@@ -139,7 +139,7 @@ def sample_features(banks: Mapping[str, Bank], detectors: Iterable[Detector]) ->
 
 
 def _sampled(bank: Bank, centres: Tensor | None) -> SetSample:
-    at = _drawn(np.arange(len(bank)), PER_SET)
+    at = ops.drawn(len(bank), PER_SET)
     f = bank.take(at)
     return SetSample(
         rows=bank.rows[at],
@@ -155,14 +155,15 @@ def _activation(banks: Mapping[str, Bank]) -> Activation | None:
     bank, oods = banks["id"], [bank for name, bank in banks.items() if name != "id"]
     labelled = bool((bank.labels >= 0).any())
     classes = bank.labels if labelled else bank.pred
-    parts = [ood.take(_drawn(np.arange(len(ood)), PER_SET)) for ood in oods]
+    parts = [ood.take(ops.drawn(len(ood), PER_SET)) for ood in oods]
     pred = torch.cat([f.pred for f in parts]) if parts else torch.zeros(0, dtype=torch.int64)
     counts = np.bincount(pred.numpy(), minlength=bank.head.n_classes)
     counts[np.bincount(classes[classes >= 0], minlength=len(counts)) == 0] = 0
     if not counts.any():
         return None
     label = int(counts.argmax())
-    of_class = _drawn(np.flatnonzero(classes == label), OF_CLASS)
+    of_class = np.flatnonzero(classes == label)
+    of_class = of_class[ops.drawn(len(of_class), OF_CLASS)]
     return Activation(
         label,
         labelled,
@@ -172,11 +173,6 @@ def _activation(banks: Mapping[str, Bank]) -> Activation | None:
         n_id=len(of_class),
         n_ood=int(counts[label]),
     )
-
-
-def _drawn(at: Rows, most: int) -> Rows:
-    """That many of some positions, in order, the same at every call; all of them where there are no more."""
-    return at if len(at) <= most else np.sort(np.random.default_rng(0).choice(at, most, replace=False))
 
 
 def _compact(values: Tensor) -> Floats:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +15,14 @@ from nescio import metrics
 from nescio.calibration import Costs, OperatingPoint, operating_point
 from nescio.data.sources import Source
 from nescio.detector import Detector, fit_all, score_all
-from nescio.errors import InputError
-from nescio.extraction import check_model, extract
+from nescio.errors import InputError, some
+from nescio.extraction import check_model, extract, servable
 from nescio.features import TrainingData
 from nescio.grammar import all_specs, search_space
 from nescio.metrics import Scores
 from nescio.models import Classifier
 from nescio.proxies import BACKGROUND, MIXED, Chunks, background_probe, named, proxy_features
+from nescio.stage import Probe
 
 log = logging.getLogger(__name__)
 
@@ -64,19 +65,18 @@ class Choice:
         return self.candidates[0].detector
 
     def operating_point(self, costs: Costs | None = None) -> OperatingPoint:
-        """The best one's threshold of least expected cost, all proxies together taken for the OOD images to come."""
-        ids, oods = (np.concatenate([pair[i] for pair in self._images()]) for i in (0, 1))
-        return operating_point(ids, oods, costs)
+        """The best one's threshold of least expected cost, all proxies together taken for the OOD images to come.
 
-    def _images(self) -> list[tuple[Scores, Scores]]:
-        """The pairs that are scores of images: those of pooled background lie on another scale."""
-        pairs = [pair for name, pair in self.scores.items() if name != BACKGROUND]
-        return [(pairs[0][0], pair[1]) if i == 0 else (pairs[0][0][:0], pair[1]) for i, pair in enumerate(pairs)]
+        Raises:
+            InputError: the background was the only proxy: its features are pooled, not an image's.
+        """
+        images = [pair for name, pair in self.scores.items() if name != BACKGROUND]  # whose scale is another
+        if not images:
+            raise InputError(f"the proxy '{BACKGROUND}' alone gives no threshold; name another (--proxy mixed)")
+        return operating_point(images[0][0], np.concatenate([oods for _, oods in images]), costs)
 
     def operating_lines(self, costs: Costs) -> Iterator[str]:
         """What the operating point means, in words."""
-        if not self._images():
-            return
         point = self.operating_point(costs)
         low, high = point.threshold_interval
         yield f"threshold of least expected cost: {point.threshold:.6g} (bootstrap, 95 %: {low:.6g} to {high:.6g})"
@@ -142,7 +142,7 @@ def tune(
             )
         if train is None and (detector.needs_train or detector.needs_held_out):
             raise InputError(f"detector '{spec}' is fitted on training images; give them (--train) or leave it out")
-    return _judged(classifier, detectors, val, train, examples, proxy, extraction, keep=True)
+    return _judged(classifier, detectors, val, train, examples, proxy, extraction, chosen=True)
 
 
 def recommend(
@@ -164,19 +164,9 @@ def recommend(
         proxy: as for ``tune``.
         **extraction: options of ``extract``.
     """
-    detectors = {}
-    for spec in all_specs():
-        detector = Detector.parse(spec, classifier.name)
-        needs = detector.needs_train or detector.needs_held_out
-        try:
-            check_model(detector, classifier)
-        except InputError as e:
-            log.info("leaving out %s: %s", spec, e)
-            continue
-        if detector.input_stage is None and (train is not None or not needs):
-            detectors[spec] = detector
-    keep = bool(classifier.heads)  # what such a network was trained for must be among the candidates
-    return _judged(classifier, detectors, val, train, examples, proxy, extraction, keep=keep)
+    served = servable(all_specs(), classifier, trained=train is not None)
+    detectors = {spec: d for spec, d in served.items() if d.input_stage is None}
+    return _judged(classifier, detectors, val, train, examples, proxy, extraction, chosen=False)
 
 
 def _judged(
@@ -188,25 +178,25 @@ def _judged(
     proxy: str | None,
     extraction: dict[str, Any],
     *,
-    keep: bool,
+    chosen: bool,
 ) -> Choice:
+    """``chosen``: the user named these detectors, so that one which fails is an error, and not left out."""
+    if examples is not None and examples.identity == val.identity:
+        raise InputError("the OOD examples are the validation images themselves; give other images (--ood-examples)")
     wanted = named(proxy or MIXED) if proxy or examples is None else ()
-    if keep and proxy in (None, MIXED) and any(d.probes() for d in detectors.values()):
-        log.info(
-            "leaving out the proxy %s: some of the detectors read feature maps, which it does not have", BACKGROUND
-        )
-        wanted = tuple(p for p in wanted if p != BACKGROUND)
-    background = background_probe() if BACKGROUND in wanted and _has_maps(classifier) else {}
-    for spec in [s for s, d in detectors.items() if background and d.probes()]:
-        log.info("leaving out %s: it reads feature maps, which the proxy %s does not have", spec, BACKGROUND)
-        del detectors[spec]
-    if not detectors:
-        raise InputError("no detector is left to choose from; name another proxy (--proxy tiles)")
+    background: dict[str, Probe] = {}
+    if BACKGROUND in wanted:
+        # a detector that is named, or that the network was trained for, counts for more than one proxy of several
+        keep = (chosen or bool(classifier.heads)) and proxy in (None, MIXED)
+        try:
+            background = _background(classifier, detectors, keep=keep)
+        except InputError as e:
+            if proxy not in (None, MIXED):
+                raise
+            log.info("leaving out the proxy %s: %s", BACKGROUND, e)
+            wanted = tuple(p for p in wanted if p != BACKGROUND)
     probes = {name: p for d in detectors.values() for name, p in d.probes().items()}
-    chunks = None
-    if train is not None:
-        chunks = extract(classifier, train, probes=probes, title="train", **extraction).chunks
-    fit_all(list(detectors.values()), TrainingData(classifier.head.cpu(), chunks))
+    _fit(classifier, detectors, train, probes, extraction, leave_out=not chosen)
     own = extract(classifier, val, probes=probes | background, title="validation", **extraction)
     streams: dict[str, tuple[Chunks, Chunks]] = {}
     if examples is not None:
@@ -216,16 +206,12 @@ def _judged(
         )
     for name in wanted:
         try:
-            if name == BACKGROUND and not background:
-                raise InputError(
-                    f"{classifier.name} has no feature map that it pools by the mean, and so no background"
-                )
             streams[name] = proxy_features(name, val, classifier, own, probes=probes, **extraction)
         except InputError as e:
             if proxy not in (None, MIXED):
                 raise
             log.info("leaving out the proxy %s: %s", name, e)
-    found = {name: _against(name, detectors, pair) for name, pair in streams.items()}
+    found = {name: _against(name, detectors, pair, leave_out=not chosen) for name, pair in streams.items()}
     proxies = tuple(found)
     candidates = [Candidate(s, *({p: found[p][s][i] for p in proxies} for i in range(3))) for s in detectors]
     candidates.sort(key=lambda c: (round(c.mean("auroc", proxies), DIGITS), c.mean("gap", proxies)), reverse=True)
@@ -234,32 +220,75 @@ def _judged(
     return Choice(candidates, proxies, scores)
 
 
+def _fit(
+    classifier: Classifier,
+    detectors: dict[str, Detector],
+    train: Source | None,
+    probes: Mapping[str, Probe],
+    extraction: dict[str, Any],
+    *,
+    leave_out: bool,
+) -> None:
+    """Fit all; one that cannot be is an error, or left out of ``detectors``."""
+    chunks = None
+    if train is not None and any(d.needs_train or d.needs_held_out for d in detectors.values()):
+        chunks = extract(classifier, train, probes=probes, title="train", **extraction).chunks
+    failed: dict[Detector, InputError] = {}
+    training = TrainingData(classifier.head.cpu(), chunks)
+    fit_all(list(detectors.values()), training, failed.__setitem__ if leave_out else None)
+    _leave_out(failed, detectors)
+
+
+def _leave_out(failed: Mapping[Detector, InputError], detectors: dict[str, Detector]) -> None:
+    for spec, detector in list(detectors.items()):
+        if detector in failed:
+            log.info("leaving out %s: %s", spec, failed[detector])
+            del detectors[spec]
+    if not detectors:
+        raise InputError(f"no detector is left to choose from; the last one: {list(failed.values())[-1]}")
+
+
 def _scores(detector: Detector, chunks: Chunks) -> Scores:
     scores: Scores = score_all([detector], chunks())[0][0].numpy()
     return scores
 
 
 @torch.no_grad()
-def _has_maps(classifier: Classifier) -> bool:
-    try:
-        return classifier.split.averages(classifier.split.backbone(classifier.noise()))
-    except InputError:
-        return False
+def _background(classifier: Classifier, detectors: dict[str, Detector], *, keep: bool) -> dict[str, Probe]:
+    """The probe of the background. Detectors that read feature maps, which it does not have, are left out.
+
+    Raises:
+        InputError: the network has no background, or no detector would be left, or with ``keep`` one would not.
+    """
+    reading = [spec for spec, d in detectors.items() if d.probes()]
+    if reading and (keep or len(reading) == len(detectors)):
+        raise InputError(f"it has no feature maps, which {some(reading)} reads; name another proxy (--proxy tiles)")
+    if not classifier.split.averages(classifier.split.backbone(classifier.noise())):
+        raise InputError(f"{classifier.name} does not pool its feature map by the mean, and so has no background")
+    for spec in reading:
+        log.info("leaving out %s: it reads feature maps, which the proxy %s does not have", spec, BACKGROUND)
+        del detectors[spec]
+    return background_probe()
 
 
 def _against(
-    proxy: str, detectors: dict[str, Detector], streams: tuple[Chunks, Chunks]
+    proxy: str, detectors: dict[str, Detector], streams: tuple[Chunks, Chunks], *, leave_out: bool
 ) -> dict[str, tuple[float, float, float]]:
-    """AUROC, FPR95 and gap of each detector."""
+    """AUROC, FPR95 and gap of each detector; one that gives no numbers is an error, or left out of ``detectors``."""
     ids, oods = (score_all(list(detectors.values()), chunks())[0] for chunks in streams)
     found = {}
+    failed: dict[Detector, InputError] = {}
     for spec, accept, refuse in zip(detectors, ids, oods, strict=True):
         a, b = accept.numpy(), refuse.numpy()
         try:
             auroc, fpr95 = metrics.auroc(a, b), metrics.fpr_at_tpr(a, b)
         except InputError as e:
-            raise InputError(f"detector '{spec}' on the proxy '{proxy}': {e}") from None
+            failed[detectors[spec]] = InputError(f"detector '{spec}' on the proxy '{proxy}': {e}")
+            if not leave_out:
+                raise failed[detectors[spec]] from None
+            continue
         finite = np.isfinite(a).all() and np.isfinite(b).all()
         gap = float(a.mean() - b.mean()) / (float(a.std()) or 1.0) if finite else float("-inf")
         found[spec] = (auroc, fpr95, gap)
+    _leave_out(failed, detectors)
     return found

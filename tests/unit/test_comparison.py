@@ -12,9 +12,10 @@ import pytest
 from conftest import TINY_TRANSFORM, coloured, tiny_net
 from nescio.benchmark import bench
 from nescio.comparison import compare
+from nescio.data.suites import AVERAGE
 from nescio.errors import InputError
 from nescio.models import Classifier
-from nescio.results import AVERAGE, Published, Results
+from nescio.results import Published, Results
 from nescio.tables import latex, lines, markdown
 
 DETECTORS = ["msp", "fm:p=0.5+energy"]

@@ -205,7 +205,7 @@ def test_two_processes_at_once_make_one_bank(classifier: Classifier, tmp_path: P
     for p in processes:
         p.start()
     for p in processes:
-        p.join(120)
+        p.join(300)
     assert [p.exitcode for p in processes] == [0, 0]
     bank = extract(classifier, Pictures(60), cache=tmp_path / "both", workers=0)
     whole = extract(classifier, Pictures(60), cache=tmp_path / "whole", batch_size=4, workers=0)

@@ -115,9 +115,15 @@ def _bench(options: dict[str, Any], oods: dict[str, str], common: dict[str, Any]
     classifier = load_classifier(options["model"], **{k: options[k] for k in MODEL})
     defaults = () if options["sweep"] else DEFAULT_DETECTORS
     common["detectors"], ranges = _expanded(common["detectors"] or defaults, options, classifier)
-    results = run(classifier, id=options["id_"], ood=oods, train=options["train"], equal=options["equal"], **common)
-    results.manifest["ranges"] = ranges
-    return results
+    return run(
+        classifier,
+        id=options["id_"],
+        ood=oods,
+        train=options["train"],
+        equal=options["equal"],
+        about={"ranges": ranges},
+        **common,
+    )
 
 
 def _expanded(
@@ -146,7 +152,7 @@ def _bench_suite(options: dict[str, Any], oods: dict[str, str], common: dict[str
     given = {"id": options["id_"], "train": options["train"]} | {n: s for n, s in oods.items() if n in suite.ood}
     classifier = load_classifier(model, **loading)
     common["detectors"], ranges = _expanded(common["detectors"], options, classifier)
-    results = bench_suite(
+    return bench_suite(
         suite,
         classifier,
         data_root=options["data_root"],
@@ -154,10 +160,9 @@ def _bench_suite(options: dict[str, Any], oods: dict[str, str], common: dict[str
         ood={n: s for n, s in oods.items() if n not in suite.ood},
         strict=options["strict"],
         equal=options["equal"],
+        about={"ranges": ranges},
         **common,
     )
-    results.manifest["ranges"] = ranges
-    return results
 
 
 def _own_model(suite: Suite) -> str:

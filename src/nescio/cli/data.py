@@ -12,7 +12,7 @@ from nescio.errors import InputError, some
 
 if TYPE_CHECKING:
     from nescio.data.check import Checked
-    from nescio.data.suites import Need
+    from nescio.data.suites import Model, Need
 
 _root = taking(
     click.option(
@@ -33,7 +33,8 @@ def data() -> None:
 @data.command("list")
 @click.argument("suite", required=False)
 @_root
-def list_(suite: str | None, data_root: Path) -> None:
+@click.option("--errata", is_flag=True, help="What the papers print wrong, or leave open, and what is taken for it.")
+def list_(suite: str | None, data_root: Path, *, errata: bool) -> None:
     """List the suites; of one SUITE, what it needs, what is where, and how to get what is missing."""
     from rich.box import SIMPLE_HEAD
     from rich.markup import escape
@@ -63,8 +64,14 @@ def list_(suite: str | None, data_root: Path) -> None:
             escape(need.found) if need.found else "[bold red]missing[/bold red]",
         )
     screen.print(table)
-    for need in (n for n in needs if n.found is None):
-        screen.print(_way(need, data_root), highlight=False, markup=False)
+    lines = [_way(need, data_root) for need in needs if need.found is None]
+    lines += [_model(m) for m in chosen.models]
+    if errata:
+        lines += [" | ".join(f"{key}: {value}" for key, value in e.items()) for e in chosen.errata]
+    elif chosen.errata:
+        lines.append(f"the papers' errata, {len(chosen.errata)} of them: --errata")
+    for line in lines:
+        screen.print(line, highlight=False, markup=False)
 
 
 def _way(need: Need, root: Path) -> str:
@@ -75,6 +82,12 @@ def _way(need: Need, root: Path) -> str:
         f", from {need.data.address}" if need.data.address else ""
     )
     return f"{need.role}: {'; '.join(f for f in facts if f)}\n  {get if part.fetch else put}"
+
+
+def _model(model: Model) -> str:
+    brought = "its library's weights" if model.weights == "library" else "your weights (--weights FILE)"
+    trained = f"; nescio train --recipe {model.recipe} trains one" if model.recipe else ""
+    return f"--model {model.name}: {model.title or model.name}, {brought}{trained}"
 
 
 @data.command()

@@ -7,16 +7,14 @@ same backdrops; the backdrops alone; and noise with the colours of a photograph.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont
 
+from nescio.data.parquet import write_parquet
 from nescio.errors import InputError
 
 SIDE = 32
@@ -59,7 +57,7 @@ def write_embedded(folder: Path, seed: int = 0) -> dict[str, Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = {name: folder / f"{name}.parquet" for name in sets}
     for name, (images, classes) in sets.items():
-        _write(paths[name], images, classes)
+        write_parquet(paths[name], images, classes)
     return paths
 
 
@@ -120,15 +118,3 @@ def _noise(rng: np.random.Generator, like: Array) -> Image.Image:
     """Gaussian noise with the mean and deviation of a backdrop's channels."""
     mean, std = like.mean(axis=(0, 1)), like.std(axis=(0, 1)) + 8
     return Image.fromarray(rng.normal(mean, std, (SIDE, SIDE, 3)).clip(0, 255).astype(np.uint8))
-
-
-def _write(path: Path, images: list[Image.Image], labels: Array | None) -> None:
-    rows = []
-    for image in images:
-        buffer = io.BytesIO()
-        image.save(buffer, "PNG")
-        rows.append({"bytes": buffer.getvalue(), "path": None})
-    columns = {"image": pa.array(rows, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))}
-    if labels is not None:
-        columns["label"] = pa.array(labels, pa.int64())
-    pq.write_table(pa.table(columns), path, row_group_size=1000)

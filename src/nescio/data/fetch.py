@@ -5,8 +5,6 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import http.client
-import io
-import json
 import logging
 import shutil
 import tarfile
@@ -15,10 +13,8 @@ import urllib.request
 import zipfile
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from nescio.data.decode import decode
+from nescio.data.parquet import write_parquet
 from nescio.data.sets import SUFFIXES, DataSet
 from nescio.data.sources import open_source
 from nescio.errors import InputError
@@ -65,22 +61,9 @@ def fetch(data: DataSet, split: str, root: Path, *, progress: bool = True) -> Pa
 def _from_torchvision(spec: str, path: Path) -> Path:
     """A torchvision set as one parquet file: the form that every other reader takes, too."""
     source = open_source(spec)
-    images = []
-    for i in range(len(source)):
-        buffer = io.BytesIO()
-        decode(source.read(i)).save(buffer, "PNG")
-        images.append({"bytes": buffer.getvalue(), "path": None})
-    columns = {
-        "image": pa.array(images, pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
-        "label": pa.array(source.labels, pa.int64()),
-    }
-    table = pa.table(columns)
-    if source.classes:
-        features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": source.classes}}
-        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
     path.parent.mkdir(exist_ok=True)
     with whole(path) as partial:
-        pq.write_table(table, partial, row_group_size=1000)
+        write_parquet(partial, (decode(source.read(i)) for i in range(len(source))), source.labels, source.classes)
     return path
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import json
 import logging
 from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 from nescio.data.hashing import combine, hash_files
 from nescio.errors import BadImage, InputError, some
@@ -20,6 +25,7 @@ log = logging.getLogger(__name__)
 
 _LABEL_NAMES = ("label", "labels", "fine_label", "cls")
 _KEPT_GROUPS = 2
+_GROUP = 1000
 
 
 class ParquetSource:
@@ -85,6 +91,35 @@ class ParquetSource:
     def identity(self) -> str:
         """Of the file's bytes."""
         return combine(*hash_files([self.path]))
+
+
+def write_parquet(
+    path: Path,
+    images: Iterable[Image.Image],
+    labels: npt.NDArray[np.int64] | None = None,
+    classes: Sequence[str] | None = None,
+) -> None:
+    """Write images as PNG, a row group at a time, in the form that ``ParquetSource`` reads."""
+    fields = [("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))]
+    if labels is not None:
+        fields.append(("label", pa.int64()))
+    schema = pa.schema(fields)
+    if classes:
+        features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": list(classes)}}
+        schema = schema.with_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    encoded, start = ({"bytes": _png(image), "path": None} for image in images), 0
+    with pq.ParquetWriter(path, schema) as writer:
+        while rows := list(itertools.islice(encoded, _GROUP)):
+            columns = [rows] if labels is None else [rows, labels[start : start + len(rows)]]
+            arrays = [pa.array(c, schema.field(i).type) for i, c in enumerate(columns)]
+            writer.write_table(pa.table(arrays, schema=schema))
+            start += len(rows)
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def _warn_of_other_labels(schema: pa.Schema, path: Path) -> None:

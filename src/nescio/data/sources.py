@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from nescio import ops
 from nescio.data.decode import Raw
 from nescio.data.hashing import combine, hash_files
 from nescio.errors import InputError, some
@@ -171,9 +172,7 @@ def draw(base: Source, count: int) -> Source:
     """That many images of a source in its order, drawn once and for all; the source itself where it has no more."""
     if count < 1:
         raise InputError(f"{count} images cannot be drawn; take one or more")
-    if count >= len(base):
-        return base
-    return Rows(base, np.sort(np.random.default_rng(0).choice(len(base), count, replace=False)).tolist())
+    return base if count >= len(base) else Rows(base, ops.drawn(len(base), count).tolist())
 
 
 def class_folders(relative: Sequence[Sequence[str]], n: int) -> tuple[list[str] | None, Labels]:

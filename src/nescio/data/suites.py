@@ -15,7 +15,7 @@ from nescio.data.sets import DataSet, known_set
 from nescio.errors import InputError, nearest
 
 AVERAGE = "average"
-"""What a published table calls the mean over its OOD sets."""
+"""What stands for the mean over the OOD sets where one of them is named."""
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from nescio import tables
+from nescio.data.suites import AVERAGE
 from nescio.grammar import names_preset
-from nescio.results import AVERAGE, Results
+from nescio.results import Results
 
 METRICS = ("fpr95", "auroc")
 

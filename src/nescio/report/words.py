@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup, escape
 
-from nescio.results import AVERAGE, Results
+from nescio.data.suites import AVERAGE
+from nescio.results import Results
 
 
 @dataclass(frozen=True)
