@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import math
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ DRAWN = tuple(
     for kind in ("png", "svg", "pdf")
 )
 """The figures that a report leaves beside itself, as far as the results have what they show."""
-REPORT = ("report.html", *DRAWN)
+CURVES = "figures/curve-*"
+"""And those of ranges, one for each option that is varied."""
 
 log = logging.getLogger(__name__)
 
@@ -195,8 +197,8 @@ class Results:
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        for name in REPORT:
-            (folder / name).unlink(missing_ok=True)
+        (folder / "report.html").unlink(missing_ok=True)
+        drop_figures(folder)
         write_whole(folder / "results.csv", self.to_csv())
         with whole(folder / SCORES) as partial:
             save_file(self._scores(), partial, {"format": FORMAT})
@@ -270,6 +272,13 @@ def judged(
     scores = ids.scores[detector]
     at = ops.drawn(len(scores), len(oods.scores[detector]) if equal else len(scores))
     return ids.rows[detector][at], scores[at]
+
+
+def drop_figures(folder: Path, keep: Collection[str] = ()) -> None:
+    """Remove the figures of an earlier run or page, but those with a name in ``keep``."""
+    for path in (*(folder / name for name in DRAWN), *folder.glob(CURVES)):
+        if path.stem not in keep:
+            path.unlink(missing_ok=True)
 
 
 def _row(printed: dict[str, Any]) -> Row:

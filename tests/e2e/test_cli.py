@@ -487,11 +487,11 @@ def test_the_papers_sensitivity_studies_are_one_option(here: Path, sweep: str) -
     with Path("r/results.csv").open(newline="") as file:
         specs = [r["detector"] for r in csv.DictReader(file)]
     assert len(specs) == {"p": 10, "lambda": 20, "components": 6, "scores": 11}[sweep]
-    curves = sorted(p.name for p in Path("r").glob("curve-*"))
+    curves = sorted(p.name for p in Path("r/figures").glob("curve-*"))
     option = {"p": "p", "lambda": "clip"}.get(sweep)
     assert curves == ([f"curve-{option}.{kind}" for kind in ("pdf", "png", "svg")] if option else [])
     if option:
-        svg = Path(f"r/curve-{option}.svg").read_text()
+        svg = Path(f"r/figures/curve-{option}.svg").read_text()
         assert "FPR95 in %" in svg
 
 
@@ -500,5 +500,10 @@ def test_a_range_for_a_detector_is_benched_value_by_value(here: Path) -> None:
     assert result.exit_code == 0, result.output
     with Path("r/results.csv").open(newline="") as file:
         assert [r["detector"] for r in csv.DictReader(file)] == ["knn:k=1", "knn:k=3", "knn:k=5", "msp"]
-    assert Path("r/curve-k.svg").exists()
+    assert Path("r/figures/curve-k.svg").exists()
+    assert nescio("report", "r").exit_code == 0
+    assert 'id="ranges"' in Path("r/report.html").read_text(encoding="utf-8")
+    assert Path("r/figures/curve-k.svg").exists()
+    assert bench("--quiet", detector=["msp"], ood=["far=far"], out="r").exit_code == 0
+    assert not Path("r/figures/curve-k.svg").exists()  # it would show another run
     assert bench("--quiet", sweep="lamda", detector=None).exit_code == 2

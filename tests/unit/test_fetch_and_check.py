@@ -41,6 +41,7 @@ class Server(ThreadingHTTPServer):
     """Serves one body, ends some answers early, and remembers where it was asked to begin."""
 
     body: bytes
+    etag = '"first"'
     broken = 0
     ranges = True
 
@@ -54,6 +55,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         wanted = self.headers.get("Range", "bytes=0-") if self.server.ranges else "bytes=0-"
+        if self.headers.get("If-Range", self.server.etag) != self.server.etag:
+            wanted = "bytes=0-"
         begin = int(wanted.removeprefix("bytes=").rstrip("-"))
         self.server.asked.append(begin)
         if begin >= len(self.server.body):
@@ -62,6 +65,7 @@ class _Handler(BaseHTTPRequestHandler):
         part = self.server.body[begin:]
         self.send_response(206 if begin else 200)
         self.send_header("Content-Length", str(len(part)))
+        self.send_header("ETag", self.server.etag)
         self.end_headers()
         if self.server.broken:
             self.server.broken -= 1
@@ -104,6 +108,15 @@ def test_a_server_that_cannot_go_on_begins_anew(server: Server, tmp_path: Path) 
     with pytest.raises(InputError):
         fetch(dataset(server), "test", tmp_path, progress=False)
     assert fetch(dataset(server), "test", tmp_path, progress=False).read_bytes() == server.body
+
+
+def test_an_archive_that_changed_on_the_server_is_not_joined_to_the_old_part(server: Server, tmp_path: Path) -> None:
+    server.broken = 1
+    with pytest.raises(InputError):
+        fetch(dataset(server), "test", tmp_path, progress=False)
+    server.body, server.etag = archive(5), '"second"'
+    assert fetch(dataset(server), "test", tmp_path, progress=False).read_bytes() == server.body
+    assert {p.name for p in tmp_path.iterdir()} == {"things"}
 
 
 def test_an_archive_of_another_checksum_is_not_kept(server: Server, tmp_path: Path) -> None:

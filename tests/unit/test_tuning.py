@@ -163,6 +163,34 @@ def test_examples_take_the_place_of_proxies(classifier: Classifier, val: Source,
     assert point.cost <= point.trivial_cost
 
 
+def test_recommend_goes_on_without_a_detector_that_fails(
+    classifier: Classifier, val: Source, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    three = open_source(coloured(tmp_path, "three", per_class=20, classes=3, side=8))
+    with caplog.at_level("INFO", logger="nescio"):
+        choice = recommend(classifier, val=val, train=three, proxy="tiles", workers=0, progress=False)
+    assert {"energy", "react+energy"} <= {c.detector for c in choice.candidates}
+    assert "ls+energy" not in {c.detector for c in choice.candidates}
+    assert "leaving out ls+energy: stage 'ls' needs training images of each of 4 classes" in caplog.text
+    with pytest.raises(InputError, match="none of class 3"):
+        tune(classifier, "ls+energy", val=val, train=three, proxy="tiles", workers=0, progress=False)
+
+
+def test_what_cannot_be_chosen_by_is_refused_before_any_image_is_read(
+    val: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nescio import tuning
+
+    monkeypatch.setattr(tuning, "extract", lambda *_, **__: pytest.fail("read images"))
+    network = tiny_net()
+    network.pool = torch.nn.AdaptiveMaxPool2d(1)
+    by_maximum = Classifier(network, TINY_TRANSFORM)
+    with pytest.raises(InputError, match="does not pool its feature map by the mean"):
+        tune(by_maximum, "energy", val=val, proxy="background")
+    with pytest.raises(InputError, match="the validation images themselves"):
+        tune(by_maximum, "energy", val=val, examples=val)
+
+
 def test_recommend_without_training_images_leaves_out_what_is_fitted_on_them(
     classifier: Classifier, val: Source
 ) -> None:

@@ -104,14 +104,16 @@ def present(results: Results, out: Path | None, *, report: bool, clock: Clock | 
         results.save(out)
         tables.save_tables(results, out)
         written = ["results.csv", "results.json", "results.md", "results.tex"]
-        if results.manifest.get("ranges"):
+        if report:
+            write_report_to(results, out, clock)
+            written.append("report.html")
+        elif results.manifest.get("ranges"):
             from nescio.report.ranges import range_plates
 
             for plate in range_plates(results):
-                written += plate.save(out)
-        if report:
-            write_report_to(results, out, clock)
-            written += ["report.html", "figures"]
+                plate.save(out / "figures")
+        if (out / "figures").is_dir():
+            written.append("figures")
         screen.print(f"wrote {', '.join(written)} to {out}/", highlight=False, markup=False)
     logging.getLogger("nescio").info("%s", clock)
 

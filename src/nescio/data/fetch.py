@@ -99,26 +99,8 @@ def _from_hugging_face(text: str, folder: Path, staging: Path) -> Path:
 
 
 def _download(address: str, path: Path, partial: Path, sha256: str, *, progress: bool) -> Path:
-    """An archive, from where an earlier call stopped. Its checksum is checked, or written down where none is known."""
-    done = partial.stat().st_size if partial.exists() else 0
-    request = urllib.request.Request(address, headers={"Range": f"bytes={done}-"} if done else {})  # noqa: S310
-    try:
-        response = urllib.request.urlopen(request, timeout=_TIMEOUT)  # noqa: S310 - addresses come from the data file
-    except urllib.error.HTTPError as e:
-        if e.code != 416:  # the part is the whole: nothing is left to ask for
-            raise
-    else:
-        with response, progress_bar(show=progress, of_bytes=True) as bar:
-            if done and response.status != 206:  # a server that cannot go on begins anew
-                done = 0
-            announced = int(response.headers.get("Content-Length") or 0)
-            task = bar.add_task(path.name, total=(announced + done) or None, completed=done)
-            with partial.open("ab" if done else "wb") as file:
-                while block := response.read(_BLOCK):
-                    file.write(block)
-                    bar.advance(task, len(block))
-            if announced and partial.stat().st_size != announced + done:
-                raise OSError(f"{address} ended after {partial.stat().st_size:,} of {announced + done:,} bytes")
+    """An archive, whose checksum is checked, or written down where none is known."""
+    _transfer(address, partial, path.name, progress=progress)
     with partial.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if sha256 and digest != sha256:
@@ -133,3 +115,32 @@ def _download(address: str, path: Path, partial: Path, sha256: str, *, progress:
     write_whole(path.with_name(path.name + ".sha256"), f"{digest}  {path.name}\n")
     partial.replace(path)
     return path
+
+
+def _transfer(address: str, partial: Path, name: str, *, progress: bool) -> None:
+    """Get a file from where an earlier call stopped, or anew where the server cannot go on or has another one now."""
+    done = partial.stat().st_size if partial.exists() else 0
+    version = partial.with_name(partial.name + ".version")  # of the file on the server, so that no two are joined
+    headers = {"Range": f"bytes={done}-"} if done else {}
+    if done and version.exists() and (known := version.read_text(encoding="utf-8")):
+        headers["If-Range"] = known
+    request = urllib.request.Request(address, headers=headers)  # noqa: S310
+    try:
+        response = urllib.request.urlopen(request, timeout=_TIMEOUT)  # noqa: S310 - addresses come from the data file
+    except urllib.error.HTTPError as e:
+        if e.code != 416:  # the part is the whole: nothing is left to ask for
+            raise
+    else:
+        with response, progress_bar(show=progress, of_bytes=True) as bar:
+            if done and response.status != 206:  # a server that cannot go on begins anew
+                done = 0
+            write_whole(version, response.headers.get("ETag") or response.headers.get("Last-Modified") or "")
+            announced = int(response.headers.get("Content-Length") or 0)
+            task = bar.add_task(name, total=(announced + done) or None, completed=done)
+            with partial.open("ab" if done else "wb") as file:
+                while block := response.read(_BLOCK):
+                    file.write(block)
+                    bar.advance(task, len(block))
+            if announced and partial.stat().st_size != announced + done:
+                raise OSError(f"{address} ended after {partial.stat().st_size:,} of {announced + done:,} bytes")
+    version.unlink(missing_ok=True)

@@ -100,6 +100,7 @@ class Plate:
 
     def save(self, folder: Path) -> list[str]:
         """Write the plate's files, each whole, and say what they are called."""
+        folder.mkdir(exist_ok=True)
         columns = min(COLUMNS, len(self.panels))
         rows = -(-len(self.panels) // columns)
         legend_rows = -(-len(self.keys) // columns)

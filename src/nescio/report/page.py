@@ -10,9 +10,9 @@ from typing import Any
 import jinja2
 
 from nescio.files import write_whole
-from nescio.report import curves, data, patches, pictures, space, table, words
+from nescio.report import curves, data, patches, pictures, ranges, space, table, words
 from nescio.report.figures import Plate, page_colour
-from nescio.results import DRAWN, Results
+from nescio.results import Results, drop_figures
 from nescio.sample import PER_SET
 
 LIMIT = 4_800_000
@@ -28,6 +28,8 @@ def write_report(results: Results, path: Path) -> None:
     results = results.as_kept()
     ranked, columns = words.ranked(results), table.columns(results)
     plates, how_mapped = _plates(results, ranked)
+    along = {plate.name: plate for plate in ranges.range_plates(results)}
+    plates |= along
     maps = patches.patch_maps(results)
     wrong = {d: pictures.mistakes(results, d) for d in ranked}
     numbers = data.embedded(results)
@@ -41,6 +43,7 @@ def write_report(results: Results, path: Path) -> None:
         "rows": table.rows(results),
         "plates": {name: (plate, plate.inline()) for name, plate in plates.items()},
         "curves": ranked[: curves.MOST_CURVES],
+        "along": list(along),
         "how_mapped": how_mapped,
         "command": words.command(results.manifest),
         "maps": maps,
@@ -124,9 +127,6 @@ def _places(album: pictures.Album, wrong: Mapping[str, Any], best: str) -> dict[
 
 def _save(plates: Mapping[str, Plate], folder: Path) -> None:
     """Write the figures' files; those of an earlier page that this one does not have go."""
-    (folder / FOLDER).mkdir(exist_ok=True)
     for plate in plates.values():
         plate.save(folder / FOLDER)
-    for name in DRAWN:
-        if Path(name).stem not in plates:
-            (folder / name).unlink(missing_ok=True)
+    drop_figures(folder, keep=plates)
