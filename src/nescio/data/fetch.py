@@ -134,7 +134,9 @@ def _transfer(address: str, partial: Path, name: str, *, progress: bool) -> None
         with response, progress_bar(show=progress, of_bytes=True) as bar:
             if done and response.status != 206:  # a server that cannot go on begins anew
                 done = 0
-            write_whole(version, response.headers.get("ETag") or response.headers.get("Last-Modified") or "")
+            tag = response.headers.get("ETag") or "W/"
+            known = tag if not tag.startswith("W/") else response.headers.get("Last-Modified") or ""
+            write_whole(version, known)  # a weak tag names no bytes
             announced = int(response.headers.get("Content-Length") or 0)
             task = bar.add_task(name, total=(announced + done) or None, completed=done)
             with partial.open("ab" if done else "wb") as file:
