@@ -1,0 +1,140 @@
+"""The guarantee of a calibrated threshold: against the closed form, and by drawing."""
+
+from __future__ import annotations
+
+import itertools
+from fractions import Fraction
+from math import comb
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nescio.conformal import Calibration, _beta_cdf, images_needed, threshold_rank
+from nescio.errors import InputError
+
+
+def tail(n: int, x: Fraction, k: int) -> float:
+    return float(sum(comb(n, i) * x**i * (1 - x) ** (n - i) for i in range(k, n + 1)))
+
+
+@pytest.mark.parametrize(
+    ("n", "k", "x"), [(1, 1, "1/20"), (19, 1, "1/20"), (99, 3, "1/20"), (200, 20, "1/7"), (60, 59, "1/2")]
+)
+def test_the_beta_law_is_the_exact_binomial_sum(n: int, k: int, x: str) -> None:
+    assert _beta_cdf(float(Fraction(x)), k, n) == pytest.approx(tail(n, Fraction(x), k), rel=1e-9)
+
+
+def test_the_law_of_a_thousand_images_is_the_one_that_is_known() -> None:
+    found = Calibration.fit(np.arange(1000.0))
+    assert found.groups[0].rank == 50
+    assert found.groups[0].threshold == 49
+    assert found.rejects_at_most(0.5) == pytest.approx(0.0496, abs=2e-4)  # about half of the draws exceed 0.05
+    assert found.rejects_at_most(0.9999) == pytest.approx(0.0776, abs=1e-3)
+    assert _beta_cdf(0.05, 50, 1000) == pytest.approx(0.52, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("n", "accept", "rank"),
+    [(999, 0.9, 100), (999, 0.95, 50), (19, 0.95, 1), (18, 0.95, 0), (9, 0.9, 1), (39, 0.975, 1)],
+)
+def test_a_whole_rank_is_not_lost_to_rounding(n: int, accept: float, rank: int) -> None:
+    assert threshold_rank(n, accept) == rank
+
+
+@given(st.sampled_from([0.5, 0.8, 0.9, 0.95, 0.99]), st.sampled_from([None, 0.5, 0.9, 0.99]))
+def test_the_fewest_images_are_the_fewest(accept: float, confidence: float | None) -> None:
+    least = images_needed(accept, confidence)
+    assert threshold_rank(least, accept, confidence) == 1
+    assert threshold_rank(least - 1, accept, confidence) == 0
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.9, 0.99])
+@pytest.mark.parametrize("n", [100, 1000, 20000])
+def test_the_rank_of_the_stronger_form_is_the_largest_that_holds(n: int, confidence: float) -> None:
+    rank = threshold_rank(n, 0.95, confidence)
+    assert _beta_cdf(0.05, rank, n) >= confidence > _beta_cdf(0.05, rank + 1, n)
+
+
+def rates(accept: float, confidence: float | None, n: int = 200, draws: int = 4000) -> np.ndarray:
+    """Uniform scores: the share of new ones below a threshold is the threshold."""
+    rng = np.random.default_rng(0)
+    rank = threshold_rank(n, accept, confidence)
+    return np.sort(rng.random((draws, n)), axis=1)[:, rank - 1]
+
+
+def test_on_average_no_more_is_rejected_than_said() -> None:
+    found = rates(0.9, None)
+    assert found.mean() == pytest.approx(20 / 201, abs=4 * found.std() / 60)
+    assert (found > 0.1).mean() > 0.4  # a single draw may well exceed it: that is the weaker form
+
+
+def test_the_stronger_form_holds_for_the_share_of_draws_that_is_said() -> None:
+    exceeding = (rates(0.9, 0.9) > 0.1).mean()
+    assert exceeding <= 0.1 + 3 * np.sqrt(0.09 / 4000)
+    assert exceeding > 0.05  # and is not more cautious than whole ranks make it
+
+
+def test_p_values_and_verdicts_say_the_same() -> None:
+    rng = np.random.default_rng(1)
+    found = Calibration.fit(rng.normal(size=333).round(1), accept=0.9)  # with ties
+    scores = np.concatenate([rng.normal(size=2000).round(1), [-np.inf, np.inf]])
+    p, accepted = found.p_values(scores, np.zeros(2002, int)), found.accepted(scores, np.zeros(2002, int))
+    assert ((p > found.alpha) == accepted).all()
+    own = found.groups[0].scores
+    assert p[0] == (1 + (own <= scores[0]).sum()) / 334
+    assert (p[-2], p[-1]) == (1 / 334, 1)
+
+
+def test_nan_is_not_accepted() -> None:
+    found = Calibration.fit(np.arange(100.0))
+    assert not found.accepted(np.array([np.nan]), np.array([0]))[0]
+    assert np.isnan(found.p_values(np.array([np.nan]), np.array([0])))[0]
+
+
+def test_classes_with_few_images_share_a_threshold() -> None:
+    pred = np.repeat([0, 1, 2, 3, 4], [300, 100, 30, 10, 0])
+    scores = np.concatenate([np.arange(300.0) + 1000, np.arange(100.0), np.arange(30.0), np.arange(10.0)])
+    found = Calibration.fit(scores, pred, n_classes=5)
+    assert [g.classes for g in found.groups] == [(2, 3, 4), (0,), (1,)]  # three and four have 10 of 19: two joins
+    assert sum(len(g.scores) for g in found.groups) == found.n == 440
+    assert found.accepted(np.array([500.0, 500.0]), np.array([0, 1])).tolist() == [False, True]
+    enough = Calibration.fit(scores[:400], pred[:400], n_classes=2)
+    assert [g.classes for g in enough.groups] == [(0,), (1,)]
+    assert "each group of predicted classes" in enough.promise()
+
+
+def test_every_class_falls_into_one_group() -> None:
+    rng = np.random.default_rng(0)
+    for size, classes in itertools.product((19, 40, 300), (2, 7, 30)):
+        pred = rng.integers(classes, size=size)
+        found = Calibration.fit(rng.random(size), pred, n_classes=classes)
+        listed = [c for g in found.groups for c in g.classes or ()]
+        assert sorted(listed) == list(range(classes))
+        assert min(len(g.scores) for g in found.groups) >= 19
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"accept": 95}, "write 0.95 for 95 %"),
+        ({"accept": 1.0}, "between 0 and 1"),
+        ({"confidence": 0.0}, "between 0 and 1"),
+        ({"accept": 0.999}, "999 or more are needed"),
+        ({"accept": 0.95, "confidence": 0.999}, "135 or more"),
+        ({"n_classes": 3}, "need the predictions"),
+    ],
+)
+def test_what_cannot_be_promised_is_refused(options: dict, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        Calibration.fit(np.arange(100.0), **options)
+    with pytest.raises(InputError, match="NaN"):
+        Calibration.fit(np.array([np.nan] * 50))
+
+
+def test_the_promise_says_which_form_holds() -> None:
+    scores = np.arange(1000.0)
+    assert "on average over calibration sets" in Calibration.fit(scores).promise()
+    assert "up to 0.059 with a sureness of 0.9" in Calibration.fit(scores).promise()
+    assert "for 0.9 of the calibration sets" in Calibration.fit(scores, confidence=0.9).promise()
