@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from nescio import metrics
 from nescio.bank import Bank
-from nescio.data.sources import Source, open_source
+from nescio.data.sources import AnySource, Source, as_source
 from nescio.detector import Detector, fit_all, score_all
 from nescio.errors import InputError, some
 from nescio.extraction import PLAIN, Pass, check_model, extract, pass_of, servable, training_pass
@@ -29,7 +29,6 @@ from nescio.sample import FeatureSample, sample_features
 log = logging.getLogger(__name__)
 
 DEFAULT_DETECTORS = ("msp", "maxlogit", "energy", "react:q=0.98+energy", "ls+energy", "fmls")
-AnySource = str | Path | Source
 
 
 def bench(
@@ -67,8 +66,8 @@ def bench(
         InputError: an input does not fit the others; the message names it and the way out.
     """
     clock = clock or Clock()
-    train_source, held_source = (None if given is None else _open(given) for given in (train, calibrate))
-    id_source, ood_sources = _open(id), {name: _open(source) for name, source in ood.items()}
+    train_source, held_source = (None if given is None else as_source(given) for given in (train, calibrate))
+    id_source, ood_sources = as_source(id), {name: as_source(source) for name, source in ood.items()}
     fitted = _parse([detectors] if isinstance(detectors, str) else detectors, classifier)
     _check(classifier, train_source, held_source, id_source, ood_sources, fitted)
     for given, detector in fitted.items():
@@ -137,10 +136,6 @@ def bench(
     labelled = correct if (id_source.labels >= 0).any() else None
     sample = _sample(banks, list(test_sources), fitted.values())
     return Results([Row(**r) for r in rows], manifest, id_set, ood_sets, skipped, labelled, sample=sample)
-
-
-def _open(source: AnySource) -> Source:
-    return open_source(source) if isinstance(source, str | Path) else source
 
 
 def _parse(specs: Sequence[str], classifier: Classifier) -> dict[str, Detector]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -136,19 +136,34 @@ class Detector(Chain):
         if not {"spec", "head"} <= set(metadata):
             raise InputError(f"{path} does not say what detector it holds, or for which head; fit and save it again")
         detector = cls.parse(metadata["spec"])
+        try:
+            detector.restore(tensors, metadata["head"])
+        except InputError as e:
+            raise InputError(f"{path}: {e}; fit and save it again") from None
+        return detector
+
+    def restore(self, tensors: Mapping[str, Tensor], head: str) -> None:
+        """Take over what a detector of the same spec learned.
+
+        Args:
+            tensors: its ``state_dict()``.
+            head: fingerprint of the head that it was fitted for.
+
+        Raises:
+            InputError: these are not what this detector learns.
+        """
         learned = {
             f"{owner}.{name}": (module, name)
-            for owner, module in detector.named_modules()
+            for owner, module in self.named_modules()
             if isinstance(module, Stage)
             for name in module.declared()
         }
         if set(learned) != set(tensors):
             odd = some(sorted(set(learned) ^ set(tensors)))
-            raise InputError(f"{path} does not hold what detector '{detector}' learns ({odd}); fit and save it again")
+            raise InputError(f"these tensors are not what detector '{self}' learns ({odd})")
         for key, (module, name) in learned.items():
             module.register_buffer(name, tensors[key])
-        detector.fitted_to = metadata["head"]
-        return detector
+        self.fitted_to = head
 
 
 def fit_all(

@@ -168,6 +168,15 @@ class Concatenated:
         return combine(*(p.identity for p in self.parts))
 
 
+AnySource = str | Path | Source
+"""A source, or what ``open_source`` takes."""
+
+
+def as_source(given: AnySource) -> Source:
+    """The source itself, or that of a name."""
+    return open_source(given) if isinstance(given, str | Path) else given
+
+
 def draw(base: Source, count: int) -> Source:
     """That many images of a source in its order, drawn once and for all; the source itself where it has no more."""
     if count < 1:

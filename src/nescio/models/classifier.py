@@ -63,6 +63,8 @@ class Classifier(nn.Module):
         self.name = name or type(model).__name__
         self.transform = transform
         self.classes = classes
+        self.seen: dict[str, str] = {}
+        """Identities of the data that it was trained (``train``) and chosen (``val``) with, where known."""
         self.body = shallow_copy(model).eval()
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.register_buffer("std", torch.tensor(transform.std, device=device), persistent=False)

@@ -17,6 +17,9 @@ from nescio.data.transforms import INTERPOLATIONS, Transform
 from nescio.errors import InputError, nearest
 from nescio.models.cifar import CIFAR_MODELS, CIFAR_TRANSFORM
 
+LIBRARIES = ("timm", "torchvision", "hf")
+"""What may stand before the colon of a name; anything else is a module of the user's own."""
+
 
 @dataclass
 class Architecture:
@@ -219,14 +222,21 @@ def _factory(module: str, attribute: str) -> Architecture:
     except Exception as e:  # noqa: BLE001 - importing runs the user's own code
         raise InputError(f"model '{module}:{attribute}' cannot be imported: {type(e).__name__}: {e}") from None
 
+    return made_by(made, f"{module}:{attribute}")
+
+
+def made_by(factory: nn.Module | Callable[[], Any], name: str | None = None) -> Architecture:
+    """How to make the network that a function of the user's makes."""
+    told = name or str(getattr(factory, "__name__", type(factory).__name__))
+
     def build(classes: int | None, pretrained: bool) -> nn.Module:
         del classes, pretrained
         try:
-            network = made if isinstance(made, nn.Module) else made()
+            network = factory if isinstance(factory, nn.Module) else factory()
         except Exception as e:  # noqa: BLE001 - the user's own code
-            raise InputError(f"{module}:{attribute}() failed: {type(e).__name__}: {e}") from None
+            raise InputError(f"{told}() failed: {type(e).__name__}: {e}") from None
         if not isinstance(network, nn.Module):
-            raise InputError(f"{module}:{attribute} returned {type(network).__name__}, not an nn.Module")
+            raise InputError(f"{told} returned {type(network).__name__}, not an nn.Module")
         return network
 
-    return Architecture(f"{module}:{attribute}", build, _timm_transform)
+    return Architecture(told, build, _timm_transform)

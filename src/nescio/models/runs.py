@@ -12,6 +12,7 @@ from torch import Tensor
 from nescio.data.transforms import Transform
 from nescio.errors import InputError
 from nescio.files import write_whole
+from nescio.models.classifier import Classifier
 from nescio.models.weights import read_weights
 
 FORMAT = "nescio-run/1"
@@ -83,6 +84,13 @@ class Run:
     def test_transform(self) -> Transform:
         """How test images are prepared."""
         return Transform.parse(self.transform)
+
+
+def state_of(classifier: Classifier) -> dict[str, Tensor]:
+    """All weights under the library network's own names, and the heads beside it under ``HEAD_PREFIX``."""
+    prefix = f"{classifier.head_name}." if classifier.head_name else ""
+    state = classifier.body.state_dict() | classifier.layer.state_dict(prefix=prefix)
+    return state | classifier.heads.state_dict(prefix=HEAD_PREFIX)
 
 
 def split_heads(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

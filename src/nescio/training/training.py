@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from nescio.data.hashing import combine, hash_files
-from nescio.data.sources import Source, open_source
+from nescio.data.sources import AnySource, Source, as_source
 from nescio.data.transforms import Transform
 from nescio.errors import InputError, check_at_least
 from nescio.models import Classifier
@@ -22,8 +22,6 @@ from nescio.training.images import Images, held_side
 from nescio.training.loop import Loop
 from nescio.training.recipe import Recipe
 from nescio.training.state import State
-
-AnySource = str | Path | Source
 
 
 def train(
@@ -73,9 +71,9 @@ def train(
         Interrupted: on SIGINT or SIGTERM, after a checkpoint.
     """
     out, hardware, recipe = Path(out).expanduser(), hardware or Hardware(), recipe or Recipe.named("ssod")
-    sources = {"train": _open(train), "val": _open(val)}
+    sources = {"train": as_source(train), "val": as_source(val)}
     n_classes = check_sources(sources["train"], sources["val"], recipe.batch_size)
-    watched = {name: _open(source) for name, source in (watch or {}).items()}
+    watched = {name: as_source(source) for name, source in (watch or {}).items()}
     goal = parse_objective(objective)
     if not check_at_least("seed", seed, 0) < 1 << 62:
         raise InputError(f"seed={seed} must be below 2^62")
@@ -132,7 +130,3 @@ def _identity(init: str) -> str:
     if not path.is_file():
         raise InputError(f"no weights file {path}")
     return combine(*hash_files([path]))
-
-
-def _open(source: AnySource) -> Source:
-    return open_source(source) if isinstance(source, str | Path) else source

@@ -1,0 +1,215 @@
+"""A classifier, a fitted detector and its calibration: images go in, verdicts come out."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from nescio.conformal import Calibration
+from nescio.data.given import Given, pictures
+from nescio.detector import Detector
+from nescio.errors import InputError
+from nescio.extraction import CPU_BATCH, GPU_BATCH, pass_of
+from nescio.features import Features
+from nescio.framework import ProxyCalibrator
+from nescio.models import Classifier
+from nescio.score.ssod import SSOD
+from nescio.stage import Network
+
+OOD_HEAD = "ood"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is said of one image.
+
+    Attributes:
+        label: the classifier's own prediction, whatever the detector does: a class name, or its number as text.
+        index: the same as a number.
+        probability: of the label, by the classifier's softmax: ``P(label | x ∈ ID, x)``.
+        score: the detector's; higher means more in-distribution.
+        p_value: share of ID images that score this low, as the calibration images show it. Not a probability of ID.
+        accepted: whether the score reaches the calibrated threshold.
+        p_id: ``P(x ∈ ID | x)``, from an OOD head or a calibrator against a named proxy; None where there is neither.
+    """
+
+    label: str
+    index: int
+    probability: float
+    score: float
+    p_value: float
+    accepted: bool
+    p_id: float | None = None
+
+    @property
+    def posterior(self) -> float | None:
+        """``P(label | x)``: ``probability · p_id``, equation 7 of the SSOD paper; None where there is no ``p_id``."""
+        return None if self.p_id is None else self.probability * self.p_id
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What is said of B images, column by column, as in ``Verdict``. Where features are not finite, scores are NaN."""
+
+    pred: npt.NDArray[np.int64]
+    probability: npt.NDArray[np.float64]
+    score: npt.NDArray[np.float64]
+    p_value: npt.NDArray[np.float64]
+    accepted: npt.NDArray[np.bool_]
+    p_id: npt.NDArray[np.float64] | None
+
+
+class Deployed:
+    """A detector that is ready for use, as ``nescio.fit`` makes it and ``nescio.load`` reads it.
+
+    Args:
+        classifier: the network.
+        detector: fitted for it.
+        calibration: its threshold.
+        calibrator: ``P(x ∈ ID | x)`` of a score; a network's own OOD head goes before it.
+        about: what else is known: where it comes from, versions.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        detector: Detector,
+        calibration: Calibration,
+        *,
+        calibrator: ProxyCalibrator | None = None,
+        about: dict[str, Any] | None = None,
+    ) -> None:
+        self.classifier, self.detector, self.calibration = classifier, detector, calibration
+        self.calibrator, self.about = calibrator, about or {}
+
+    def __call__(self, images: Given, *, batch_size: int | None = None) -> list[Verdict]:
+        """A verdict for each image.
+
+        Args:
+            images: a path, a PIL image, an array, a tensor, or several of these; see ``nescio.data.given.Given``.
+            batch_size: images per step; 32 on a CPU, 256 on a GPU by default.
+
+        Raises:
+            InputError: one of them is no image; it is named.
+        """
+        size = batch_size or (CPU_BATCH if self.classifier.device.type == "cpu" else GPU_BATCH)
+        geometry = self.classifier.transform.geometry
+        seen = (geometry(picture) for picture in pictures(images))
+        verdicts: list[Verdict] = []
+        while batch := list(itertools.islice(seen, size)):
+            verdicts += self.verdicts(self.judge(torch.stack(batch)))
+        return verdicts
+
+    def save(self, path: str | Path, *, weights: bool = True) -> None:
+        """Write one file that ``nescio.load`` reads, whole.
+
+        Args:
+            path: usually ends in ``.nescio``.
+            weights: put the network's weights into the file; else their hash alone, and ``load`` must be given them.
+        """
+        from nescio.deploy.file import save
+
+        save(self, path, weights=weights)
+
+    def verdicts(self, judged: Judged) -> Iterator[Verdict]:
+        """Row by row.
+
+        Raises:
+            InputError: the network's features of an image are not finite.
+        """
+        names = self.classifier.classes
+        for i, index in enumerate(judged.pred.tolist()):
+            if np.isnan(judged.score[i]):
+                raise InputError("the network's features of an image are not finite: no verdict can be given")
+            yield Verdict(
+                names[index] if names else str(index),
+                index,
+                float(judged.probability[i]),
+                float(judged.score[i]),
+                float(judged.p_value[i]),
+                bool(judged.accepted[i]),
+                None if judged.p_id is None else float(judged.p_id[i]),
+            )
+
+    @torch.no_grad()
+    def judge(self, images: Tensor) -> Judged:
+        """Verdicts for images as the transform's geometry leaves them: uint8 ``(B, 3, crop, crop)``."""
+        x = self.classifier.transform.normalise(images.to(self.classifier.device, non_blocking=True))
+        plain, own = self._passes(x.contiguous(memory_format=torch.channels_last))
+        return self.judged(plain, own)
+
+    @torch.no_grad()
+    def judged(self, plain: Features, own: Features | None = None) -> Judged:
+        """Verdicts from features.
+
+        Args:
+            plain: of the network's plain pass.
+            own: of the detector's own pass, where it has an input stage.
+
+        Raises:
+            InputError: the features are another model's.
+        """
+        read = plain if own is None else own
+        score = self._detector(read).cpu().numpy()
+        score[~read.h.isfinite().all(dim=1).cpu().numpy()] = np.nan
+        pred = plain.pred.cpu().numpy()
+        probability = plain.head.linear(plain.h).to(torch.float64).softmax(dim=1).max(dim=1).values
+        return Judged(
+            pred,
+            probability.cpu().numpy(),
+            score,
+            self.calibration.p_values(score, pred),
+            self.calibration.accepted(score, pred),
+            self._p_id(plain, score),
+        )
+
+    def _p_id(self, plain: Features, score: npt.NDArray[np.float64]) -> npt.NDArray[np.float64] | None:
+        if OOD_HEAD in self.classifier.heads:
+            p: npt.NDArray[np.float64] = SSOD()(plain).cpu().numpy()
+            return p
+        return None if self.calibrator is None else self.calibrator(torch.from_numpy(score)).numpy()
+
+    @cached_property
+    def _detector(self) -> Detector:
+        """The detector where the network is."""
+        return copy.deepcopy(self.detector).to(self.classifier.device)
+
+    @cached_property
+    def _networks(self) -> tuple[Network, Network | None]:
+        probes = dict(self.plain_probes)
+        if self.detector.input_stage is None:
+            return self.classifier.optimised().probed(probes), None
+        changed = self.classifier.changed(self.detector.input_stage.prepare).optimised()
+        return self.classifier.optimised().probed(probes), changed.probed(self.detector.probes())
+
+    @property
+    def plain_probes(self) -> dict[str, Any]:
+        """What is to be computed from feature maps in the plain pass."""
+        own = {} if self.detector.input_stage else dict(self.detector.probes())
+        return own | (dict(SSOD().probes()) if OOD_HEAD in self.classifier.heads else {})
+
+    def _passes(self, x: Tensor) -> tuple[Features, Features | None]:
+        plain, other = self._networks
+        own = None
+        if other is not None:
+            own = self._bound(pass_of(self.detector, self.classifier.device).run(other, x))
+        return self._bound(plain(x)), own
+
+    @cached_property
+    def _head(self) -> Any:
+        return self.classifier.head
+
+    def _bound(self, f: Features) -> Features:
+        """With one head for all batches, whose hash is taken once."""
+        return dataclasses.replace(f, head=self._head)
