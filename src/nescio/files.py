@@ -13,7 +13,10 @@ def whole(path: Path) -> Iterator[Path]:
     """A path to write to that takes the place of ``path`` at the end, or vanishes on an error."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
+        partial.touch()
+        mode = partial.stat().st_mode
         yield partial
+        partial.chmod(mode)  # that of any new file: some writers make theirs unreadable for others
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -1,7 +1,8 @@
 """The ``.nescio`` file: tensors and JSON in one safetensors file. Opening one runs nothing that it carries.
 
 Its tensors are the detector's (``detector.``), the calibration scores (``calibration.``) and, unless left out, the
-network's weights (``model.``). Its metadata are ``format`` and ``about``, JSON with all else.
+network's weights (``model.``). All else is JSON, the one entry of the metadata: of two, the order in the file would change
+from one writing to the next, and the file's hash with it.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from nescio.models.runs import state_of
 
 FORMAT = 1
 """Raised when a file of this version could not be read by an earlier one."""
+_ABOUT = "nescio"
 _MODEL, _DETECTOR, _CALIBRATION = "model.", "detector.", "calibration."
 
 
@@ -67,7 +69,7 @@ def save(deployed: Deployed, path: str | Path, *, weights: bool = True) -> None:
     with whole(Path(path)) as partial:
         # tied weights are one tensor under two names, which the format does not know
         own = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
-        save_file(own, partial, {"format": f"nescio/{FORMAT}", "about": json.dumps(about, ensure_ascii=False)})
+        save_file(own, partial, {_ABOUT: json.dumps({"format": FORMAT, **about}, ensure_ascii=False)})
 
 
 def load(
@@ -137,15 +139,15 @@ def weights_hash(state: Mapping[str, Tensor]) -> str:
 def _read(path: Path, *, tensors: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            kind, _, number = metadata.get("format", "").partition("/")
-            if kind != "nescio" or not number.isdecimal():
+            text = (file.metadata() or {}).get(_ABOUT)
+            if text is None:
                 raise InputError(f"{path} is not a file that 'nescio fit' wrote")
-            if int(number) > FORMAT:
+            about = json.loads(text)
+            number = about.pop("format") if isinstance(about, dict) else None
+            if not isinstance(number, int):
+                raise ValueError("it does not say its format")
+            if number > FORMAT:
                 raise InputError(f"{path} was written by a later version of nescio (format {number}); update nescio")
-            about = json.loads(metadata["about"])
-            if not isinstance(about, dict):
-                raise ValueError("no record")
             found = {key: file.get_tensor(key) for key in file.keys()} if tensors else {}  # noqa: SIM118 - not a dict
     except FileNotFoundError:
         raise InputError(f"no file {path}") from None
