@@ -29,7 +29,7 @@ def test_files_that_do_not_fit_their_own_spec_are_refused(tmp_path: Path) -> Non
         metadata = file.metadata()
     tensors = load_file(path)
     for changed, told in (
-        ({**tensors, "stages.9.mask": torch.ones(1)}, r"does not hold .*stages\.9\.mask"),
+        ({**tensors, "stages.9.mask": torch.ones(1)}, r"are not what detector .*stages\.9\.mask"),
         ({k: v for k, v in tensors.items() if "mask" not in k}, r"stages\.0\.mask"),
     ):
         save_file(changed, path, metadata)
