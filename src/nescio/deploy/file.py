@@ -1,8 +1,8 @@
 """The ``.nescio`` file: tensors and JSON in one safetensors file. Opening one runs nothing that it carries.
 
 Its tensors are the detector's (``detector.``), the calibration scores (``calibration.``) and, unless left out, the
-network's weights (``model.``). All else is JSON, the one entry of the metadata: of two, the order in the file, and with it
-the file's hash, would change from one writing to the next.
+network's weights (``model.``). All else is JSON, the one entry of the metadata: the order of two, and the file's hash
+with it, would change from one writing to the next.
 """
 
 from __future__ import annotations
