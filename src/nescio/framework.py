@@ -103,7 +103,9 @@ class ProxyCalibrator:
         if any(len(s) == 0 or not bool(s.isfinite().all()) for s in both):
             raise InputError("a calibrator needs finite scores of ID images and of the proxy")
         if both[0].mean() <= both[1].mean():
-            raise InputError(f"the proxy '{proxy}' scores as high as ID images do: no probability follows from it")
+            raise InputError(
+                f"the proxy '{proxy}' scores as high as ID images do: no probability follows from it; take another"
+            )
         x = torch.cat(both)
         centre, spread = x.mean(), x.std(correction=0)
         z = torch.stack([(x - centre) / spread, torch.ones_like(x)], dim=1)
