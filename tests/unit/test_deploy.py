@@ -84,6 +84,13 @@ def test_a_file_gives_the_same_verdicts(images: Path, tmp_path: Path, detector: 
     assert (tmp_path / "again.nescio").read_bytes() == path.read_bytes()
 
 
+def test_classes_are_called_as_the_images_call_them(images: Path) -> None:
+    network = Classifier(tiny_net(), TINY_TRANSFORM, name="tiny")
+    deployed = fit(network, "energy", calibrate=images / "held", **OPTIONS)
+    assert {v.label for v in deployed(images / "new")} <= {"class0", "class1", "class2", "class3"}
+    assert network.classes is None
+
+
 def test_the_label_is_the_raw_prediction_whatever_the_detector_does(images: Path) -> None:
     plain = [(v.label, v.probability) for v in made(images, "msp")(images / "new")]
     for detector in ("fm:p=0.9+react:q=0.1+ls+msp", "odin:eps=2+msp", "bats:lam=0.1+msp", "dice:p=0.9+msp"):

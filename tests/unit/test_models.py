@@ -329,3 +329,11 @@ def test_hugging_face_models_from_a_local_folder(tmp_path: Path) -> None:
     assert c.head.weight.shape == (6, 24)
     assert (c.transform.crop, c.transform.interpolation) == (32, "bicubic")
     assert c.classes == [f"LABEL_{i}" for i in range(6)]
+
+
+def test_the_librarys_own_weights_bring_the_classes_names() -> None:
+    classes = load_classifier("efficientnet-lite0").classes
+    assert classes is not None
+    assert (len(classes), classes[0], classes[207]) == (1000, "tench", "golden retriever")
+    network = timm.create_model("test_resnet", num_classes=1000)
+    assert load_classifier("timm:test_resnet", weights=network.state_dict()).classes is None  # of whatever they are

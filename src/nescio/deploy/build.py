@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 import logging
 import platform
@@ -72,6 +73,10 @@ def fit(
     if training is None and (fitted.needs_train or fitted.needs_held_out):
         raise InputError(f"detector '{fitted}' is fitted on training images; give them (--train), or another detector")
     held = _unseen(held, training, classifier)
+    if classifier.classes is None:
+        named = [s.classes for s in (training, held) if s is not None and s.classes]
+        classifier = copy.copy(classifier)  # the caller's keeps what it is
+        classifier.classes = next((n for n in named if len(n) == classifier.head.n_classes), None)
     chunks = None
     if training is not None and (fitted.needs_train or fitted.needs_held_out):
         chunks = extract(

@@ -23,13 +23,16 @@ LIBRARIES = ("timm", "torchvision", "hf")
 
 @dataclass
 class Architecture:
-    """How to make a network: ``build(classes, pretrained)``, and what is known of it."""
+    """How to make a network: ``build(classes, pretrained)``, and what is known of it.
+
+    ``class_names(network, pretrained)``: of other weights than the library's own it often cannot know them.
+    """
 
     name: str
     build: Callable[[int | None, bool], nn.Module]
     transform: Callable[[nn.Module], Transform | None]
     has_pretrained: bool = True
-    class_names: Callable[[nn.Module], list[str] | None] = lambda _: None
+    class_names: Callable[[nn.Module, bool], list[str] | None] = lambda *_: None
 
 
 def architecture_of(model: str) -> Architecture:
@@ -87,7 +90,7 @@ def _lite0() -> Architecture:
         made: nn.Module = timm.create_model("tf_efficientnet_lite0", pretrained=False, **options)
         return made
 
-    return Architecture("efficientnet-lite0", build, lambda _: LITE0_TRANSFORM)
+    return Architecture("efficientnet-lite0", build, lambda _: LITE0_TRANSFORM, class_names=_imagenet_names)
 
 
 def _timm(text: str) -> Architecture:
@@ -105,7 +108,18 @@ def _timm(text: str) -> Architecture:
         except TypeError as e:  # an option that this architecture lacks
             raise InputError(f"model 'timm:{text}': {e}") from None
 
-    return Architecture(f"timm:{text}", build, _timm_transform)
+    return Architecture(f"timm:{text}", build, _timm_transform, class_names=_imagenet_names)
+
+
+def _imagenet_names(network: nn.Module, pretrained: bool) -> list[str] | None:
+    """Where the weights are of ImageNet or of a part of it that timm knows."""
+    import timm
+
+    subset = timm.data.infer_imagenet_subset(network) if pretrained else None
+    if subset is None:
+        return None
+    info = timm.data.ImageNetInfo(subset)
+    return [info.index_to_description(i).partition(",")[0] for i in range(info.num_classes())]
 
 
 def _literals(text: str, name: str) -> dict[str, Any]:
@@ -165,7 +179,10 @@ def _torchvision(name: str) -> Architecture:
             std=tuple(t.std),
         )
 
-    return Architecture(f"torchvision:{name}", build, transform)
+    def class_names(_: nn.Module, pretrained: bool) -> list[str] | None:
+        return list(published.meta["categories"]) if pretrained else None
+
+    return Architecture(f"torchvision:{name}", build, transform, class_names=class_names)
 
 
 def drop_auxiliary(network: nn.Module) -> None:
@@ -207,7 +224,7 @@ def _hugging_face(name: str) -> Architecture:
             std=tuple(p.image_std),
         )
 
-    def class_names(network: nn.Module) -> list[str] | None:
+    def class_names(network: nn.Module, _: bool) -> list[str] | None:
         labels: dict[int, str] = network.config.id2label  # type: ignore[assignment,union-attr]
         return [str(labels[i]) for i in range(len(labels))]
 

@@ -65,7 +65,7 @@ def load_classifier(
     heads: dict[str, Tensor] = {}
     if weights is not None:
         network, heads = _load_weights(network, architecture, weights, classes, head, own)
-    names = run.classes if run else architecture.class_names(network)
+    names = run.classes if run else architecture.class_names(network, weights is None)
     classifier = Classifier(network, own, name=architecture.name, head=head, classes=names, heads=restore_heads(heads))
     classifier.seen = {name: run.settings[name] for name in ("train", "val") if name in run.settings} if run else {}
     if classes is not None and classifier.head.n_classes != classes:
