@@ -27,7 +27,7 @@ from nescio.errors import InputError
 from nescio.files import whole
 from nescio.framework import ProxyCalibrator
 from nescio.models import Classifier, load_classifier
-from nescio.models.libraries import LIBRARIES
+from nescio.models.libraries import is_known
 from nescio.models.runs import state_of
 
 FORMAT = 1
@@ -166,7 +166,7 @@ def _classifier(
     device: str | torch.device,
 ) -> Classifier:
     name, transform = about["name"], Transform.parse(about["transform"])
-    if model is None and ":" in name and name.partition(":")[0] not in LIBRARIES:
+    if model is None and not is_known(name):
         # a file must not say which code is run
         raise InputError(f"its network is made by '{name}', which is not run unasked; name it (model=, --model {name})")
     given = weights or state or None

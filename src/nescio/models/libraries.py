@@ -17,8 +17,14 @@ from nescio.data.transforms import INTERPOLATIONS, Transform
 from nescio.errors import InputError, nearest
 from nescio.models.cifar import CIFAR_MODELS, CIFAR_TRANSFORM
 
-LIBRARIES = ("timm", "torchvision", "hf")
-"""What may stand before the colon of a name; anything else is a module of the user's own."""
+_LIBRARIES = ("timm", "torchvision", "hf")
+_QUICKSTART = "nescio.quickstart:network"
+
+
+def is_known(model: str) -> bool:
+    """Whether a name is a library's or our own: any other names code of the user's, to be run when they say so."""
+    library, colon, _ = model.partition(":")
+    return not colon or library in _LIBRARIES or model == _QUICKSTART
 
 
 @dataclass
