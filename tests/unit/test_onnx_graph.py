@@ -8,7 +8,7 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,14 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import nn
 
 import nescio
+import tiny_networks
 from conftest import training
+from exported import in_onnx_runtime
+from nescio.cli import main
 from nescio.conformal import Calibration
 from nescio.data import Transform
 from nescio.deploy import Deployed, export, onnx_graph
@@ -58,16 +62,8 @@ COMBINED = (
     "mean(energy,rankfeat+energy)",
     "knn:index=flat",
 )
+pytestmark = pytest.mark.usefixtures("unrecorded")
 SPECS = [*all_specs(), *COMBINED]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _no_record_of_tracing() -> Iterator[None]:
-    """PyTorch writes down all that it traces for whoever listens, as pytest does; that would take half of the time."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("torch", "torch.__trace"):
-            patch.setattr(logging.getLogger(name), "propagate", False)
-        yield
 
 
 class TwoMaps(nn.Module):
@@ -162,28 +158,10 @@ def agrees(found: dict[str, np.ndarray], detector: Deployed) -> np.ndarray:
     return clear
 
 
-class Scores(nn.Module):
-    """Logits and the scores of many detectors in one graph, which is made in a fraction of the time."""
-
-    def __init__(self, detectors: list[Deployed]) -> None:
-        super().__init__()
-        probes = {name: probe for d in detectors for name, probe in d.plain_probes.items()}
-        self.network = network().probed(probes)
-        self.chains = nn.ModuleList(Judge(d, None).chain for d in detectors)
-
-    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        f = self.network(image)
-        return f.logits, *(chain(f) for chain in self.chains)
-
-
 @pytest.fixture(scope="module")
 def scores() -> Callable[[torch.Tensor], dict[str, np.ndarray]]:
     """What ONNX Runtime makes of images: the score of every detector that can be exported, and ``logits``."""
-    specs = [spec for spec in SPECS if spec not in REFUSED]
-    names, judge = ["logits", *specs], Scores([deployed(spec) for spec in specs]).eval()
-    proto = onnx_graph._converted(judge, names, torch.randn(3, 3, SIDE, SIDE), "the test's network")
-    session = onnxruntime.InferenceSession(proto.SerializeToString())
-    return lambda x: dict(zip(names, session.run(None, {"image": x.numpy()}), strict=True))
+    return in_onnx_runtime(network(), {spec: deployed(spec).detector for spec in SPECS if spec not in REFUSED})
 
 
 @pytest.fixture(scope="module")
@@ -322,3 +300,30 @@ def test_what_cannot_be_traced_or_would_differ_leaves_no_file(monkeypatch: pytes
     with pytest.raises(InputError, match=r"needs the package onnxruntime: pip install 'nescio\[onnx\]'"):
         export(deployed("energy"), tmp_path / "d.onnx")
     assert [p.read_text() for p in tmp_path.iterdir()] == ["before"]
+
+
+def test_the_command_writes_the_graph_or_says_why_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    logger = logging.getLogger("nescio")  # which the command sets up for a terminal
+    for attribute in ("handlers", "level", "propagate"):
+        monkeypatch.setattr(logger, attribute, getattr(logger, attribute))
+    model = "tiny_networks:batch_norm_net"
+    classifier = Classifier(tiny_networks.batch_norm_net().eval(), Transform(crop=16), name=model)
+    for spec in ("energy", "odin+msp"):
+        detector = Detector.parse(spec)
+        detector.fit(TrainingData(classifier.head))
+        Deployed(classifier, detector, Calibration.fit(np.linspace(-1, 3, 99))).save(tmp_path / f"{spec}.nescio")
+    x = torch.randn(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+    def command(spec: str, out: str, *flags: str) -> Any:
+        words = ["-q", "export", str(tmp_path / f"{spec}.nescio"), "-o", str(tmp_path / out), *flags]
+        return CliRunner().invoke(main, words)
+
+    made = command("energy", "new/d.onnx", "--model", model)
+    assert (made.exit_code, made.output.startswith("wrote ")) == (0, True), made.output
+    with torch.no_grad():
+        wanted = classifier(x).logits.double().logsumexp(dim=1)
+    np.testing.assert_allclose(run(tmp_path / "new/d.onnx", x)["score"], wanted, atol=1e-5)
+    refused = command("odin+msp", "odin.onnx", "--model", model)
+    assert refused.exit_code == 2
+    assert "'odin' makes a pass of its own" in refused.output
+    assert not (tmp_path / "odin.onnx").exists()
