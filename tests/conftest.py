@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,15 @@ def shared() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip("needs the reference images and weights; set NESCIO_SHARED to their folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def unrecorded() -> Iterator[None]:
+    """PyTorch writes down all that it traces for whoever listens, as pytest does; that would take half of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("torch", "torch.__trace"):
+            patch.setattr(logging.getLogger(name), "propagate", False)
+        yield
 
 
 class TinyNet(nn.Module):

@@ -24,6 +24,7 @@ _WHERE = {
     "bench_suite": "published",
     "compare": "comparison",
     "explain": "explanation",
+    "export": "deploy",
     "extract": "extraction",
     "fit": "deploy",
     "load": "deploy",

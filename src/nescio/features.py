@@ -19,12 +19,12 @@ class Head:
     """The last linear layer: ``weight (C, L)``, ``bias (C,)`` (zeros where the model has none).
 
     ``keep``, where there is one, makes the head depend on the predicted class: it gives for class c the mask ``(C, L)``
-    of the weights that images predicted as c are read with.
+    of the weights that images predicted as c are read with, and for classes ``(B,)`` the masks ``(B, C, L)``.
     """
 
     weight: Tensor
     bias: Tensor
-    keep: Callable[[int], Tensor] | None = None
+    keep: Callable[[int | Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         if self.weight.ndim != 2 or self.bias.shape != self.weight.shape[:1]:
@@ -35,6 +35,8 @@ class Head:
         """Logits ``(B, C)`` of features ``h (B, L)``, predicted as ``pred (B,)``."""
         if self.keep is None:
             return self.linear(h)
+        if torch.compiler.is_compiling():  # a graph of any batch has no groups, but a mask for each image
+            return ((self.weight * self.keep(pred)) @ h[:, :, None])[:, :, 0] + self.bias
         order = pred.argsort(stable=True)  # rows of one class together, so that each mask is made once
         classes, counts = torch.unique_consecutive(pred[order], return_counts=True)
         parts = [
@@ -128,7 +130,7 @@ class Features:
     @property
     def raw(self) -> Features:
         """The record as the network produced it."""
-        return self._raw or self
+        return self if self._raw is None else self._raw
 
     @cached_property
     def logits(self) -> Tensor:

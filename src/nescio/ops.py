@@ -134,14 +134,22 @@ def top_k_products(x: Tensor, bank: Tensor, k: int, *, at_once: int = 1 << 25) -
     Shapes: ``(B, L), (N, L) -> (B, k), (B, k)``, in descending order; k is N where the bank holds fewer. At most about
     ``at_once`` products are in memory at a time.
     """
-    values, indices = x.new_empty(len(x), 0), torch.empty(len(x), 0, dtype=torch.int64, device=x.device)
-    step = max(k, at_once // max(1, len(x)))
+    values, indices = x[:, :0], torch.empty_like(x[:, :0], dtype=torch.int64)
+    # in a graph that is traced the size of the batch is open: it has one product
+    step = len(bank) if torch.compiler.is_compiling() else max(k, at_once // max(1, len(x)))
     for start in range(0, len(bank), step):
         part = bank[start : start + step]
         new, at = (x @ part.T).topk(min(k, len(part)), dim=1)
         values, best = torch.cat([values, new], dim=1).topk(min(k, values.shape[1] + new.shape[1]), dim=1)
         indices = torch.cat([indices, at + start], dim=1).gather(1, best)
     return values, indices
+
+
+def at_most(ordered: Tensor, values: Tensor) -> Tensor:
+    """How many entries of each ascending row are at most the value: ``(m, N), (m, B) -> (m, B)`` int64."""
+    if torch.compiler.is_compiling():  # ONNX has no search
+        return (ordered[:, None, :] <= values[:, :, None]).sum(dim=2)
+    return torch.searchsorted(ordered, values, right=True)
 
 
 def sign_step(gradient: Tensor, eps: float) -> Tensor:

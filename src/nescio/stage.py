@@ -83,6 +83,10 @@ class Stage(Optioned, nn.Module):
         """What this stage wants to be computed from feature maps, by a name that says all it depends on."""
         return {}
 
+    def unexportable(self) -> str | None:
+        """Why an ONNX graph cannot hold the fitted stage, as the rest of a sentence that its name begins."""
+        return None
+
     def fit(self, data: TrainingData) -> None:
         """Learn from the head or the training features; most stages have nothing to learn."""
 
@@ -130,6 +134,10 @@ class Chain(nn.Module):
     def probes(self) -> dict[str, Probe]:
         """The probes of all stages."""
         return {name: probe for s in self.steps for name, probe in s.probes().items()}
+
+    def unexportable(self) -> str | None:
+        """Why an ONNX graph cannot hold the fitted stages: a sentence about the first that it cannot hold."""
+        return next((f"'{s!r}' {why}" for s in self.steps if (why := s.unexportable())), None)
 
     def settings(self) -> dict[str, dict[str, Any]]:
         """Every hyperparameter of every stage, defaults included, and the single numbers that fitting chose."""
@@ -179,6 +187,10 @@ class InputStage(Stage, place="input"):
     def fixed(self) -> bool:
         """Whether the pass follows from the options alone: training images then go through it too."""
         return self.reads == "options"
+
+    def unexportable(self) -> str | None:
+        """A graph is one plain pass."""
+        return "makes a pass of its own, beside the plain one that gives the label; a graph holds the plain one alone"
 
     def depends_on(self, stages: Sequence[Stage]) -> int:
         """How many of a detector's stages decide what the pass does."""

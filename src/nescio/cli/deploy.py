@@ -64,6 +64,36 @@ def fit(obj: dict[str, Any], /, out: Path, *, no_weights: bool, **options: Any) 
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="File to write.")
+@click.option(
+    "--preprocess",
+    type=click.Choice(["nchw", "nhwc"]),
+    help="Take uint8 pixels of resized images in this order and normalise them in the graph."
+    "  [default: normalised float32 images]",
+)
+@click.option("--model", help="What makes the network, where no library knows it by name.")
+@click.option("--weights", type=click.Path(path_type=Path), help="The network's, where FILE does not hold them.")
+def export(file: Path, out: Path, **options: Any) -> None:
+    """Write a FILE that fit wrote as one ONNX graph: images in; logits, score, p_value and accepted out.
+
+    \b
+    nescio export my.nescio -o my.onnx
+    """  # noqa: D301 - click reads the backslashes
+    check_writable(out.parent)
+    from nescio.deploy import export as run
+    from nescio.deploy import load
+
+    deployed = load(file, model=options["model"], weights=options["weights"], device="cpu")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        run(deployed, out, preprocess=options["preprocess"])
+    except OSError as e:
+        raise InputError(f"{out} cannot be written: {e}") from None
+    console().print(f"wrote {out} ({out.stat().st_size / 1e6:,.1f} MB)", highlight=False, markup=False)
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 def show(file: Path) -> None:
     """Say what is in a FILE that fit wrote: network, detector, threshold and what it promises."""
     from nescio.deploy import describe

@@ -3,5 +3,6 @@
 from nescio.deploy.build import fit
 from nescio.deploy.deployed import Deployed, Judged, Verdict
 from nescio.deploy.file import describe, load, save
+from nescio.deploy.onnx_graph import export
 
-__all__ = ["Deployed", "Judged", "Verdict", "describe", "fit", "load", "save"]
+__all__ = ["Deployed", "Judged", "Verdict", "describe", "export", "fit", "load", "save"]

@@ -38,12 +38,27 @@ _MODEL, _DETECTOR, _CALIBRATION = "model.", "detector.", "calibration."
 
 def save(deployed: Deployed, path: str | Path, *, weights: bool = True) -> None:
     """As ``Deployed.save``."""
-    c, calibration = deployed.classifier, deployed.calibration
-    state = state_of(c)
+    state, calibration = state_of(deployed.classifier), deployed.calibration
     tensors = _under(_DETECTOR, deployed.detector.state_dict())
     tensors |= {f"{_CALIBRATION}{i}": torch.from_numpy(g.scores) for i, g in enumerate(calibration.groups)}
     tensors |= _under(_MODEL, state) if weights else {}
-    about = deployed.about | {
+    about = record(deployed, state, embedded=weights)
+    with whole(Path(path)) as partial:
+        # tied weights are one tensor under two names, which the format does not know
+        own = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
+        save_file(own, partial, {_ABOUT: json.dumps({"format": FORMAT, **about}, ensure_ascii=False)})
+
+
+def record(deployed: Deployed, state: Mapping[str, Tensor], *, embedded: bool) -> dict[str, Any]:
+    """All that is known of a detector ready for use but its tensors, as JSON can hold it.
+
+    Args:
+        deployed: what is described.
+        state: the network's weights, as ``state_of`` gives them.
+        embedded: whether they go into the file that this goes into.
+    """
+    c, calibration = deployed.classifier, deployed.calibration
+    return deployed.about | {
         "model": {
             "name": c.name,
             "head": c.head_name,
@@ -52,7 +67,7 @@ def save(deployed: Deployed, path: str | Path, *, weights: bool = True) -> None:
             "transform": str(c.transform),
             "heads": sorted(c.heads),
             "weights": weights_hash(state),
-            "embedded": weights,
+            "embedded": embedded,
         },
         "detector": {"spec": repr(deployed.detector), "head": deployed.detector.fitted_to},
         "calibration": {
@@ -66,10 +81,6 @@ def save(deployed: Deployed, path: str | Path, *, weights: bool = True) -> None:
         },
         "calibrator": deployed.calibrator and asdict(deployed.calibrator),
     }
-    with whole(Path(path)) as partial:
-        # tied weights are one tensor under two names, which the format does not know
-        own = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
-        save_file(own, partial, {_ABOUT: json.dumps({"format": FORMAT, **about}, ensure_ascii=False)})
 
 
 def load(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nescio import ops
 from nescio.errors import InputError
 from nescio.features import Features, TrainingData
 from nescio.fitting import held_out
@@ -57,6 +58,10 @@ class Ensemble(Stage, place="score"):
     def needs_heads(self) -> set[str]:
         """The heads that some member reads."""
         return {head for chain in self.chains for head in chain.needs_heads()}
+
+    def unexportable(self) -> str | None:
+        """What holds for the first member that cannot be exported."""
+        return next((f"has a member that cannot be: {why}" for m in self.chains if (why := m.unexportable())), None)
 
     def probes(self) -> Mapping[str, Probe]:
         """The probes of all members."""
@@ -152,7 +157,7 @@ class Fisher(Ensemble, name="fisher"):
         """Score a batch."""
         scores = self.scores(f).T.contiguous()
         n = self.reference.shape[1]
-        above = torch.searchsorted(self.reference, scores, right=True).clamp(1, n - 1)
+        above = ops.at_most(self.reference, scores).clamp(1, n - 1)
         low, high = self.reference.gather(1, above - 1), self.reference.gather(1, above)
         part = torch.where(high > low, (scores - low) / torch.where(high > low, high - low, 1), 1).clamp(0, 1)
         return ((above + part) / (1 + n)).log().sum(dim=0)

@@ -102,6 +102,8 @@ def _row_sums(fmap: Tensor, orders: int) -> Tensor:
     Maps are scaled to a largest entry of 1 first, and back at the end: their tenth powers would not fit a float. Few
     images are taken at a time, so that their powers stay in the caches.
     """
+    if torch.compiler.is_compiling():  # of a graph that is traced, the number of images is open
+        return _row_sums_of_few(fmap.flatten(2), orders)
     at_once = max(1, _AT_ONCE // fmap[0].numel())
     return torch.cat([_row_sums_of_few(part, orders) for part in torch.split(fmap.flatten(2), at_once)])
 

@@ -51,6 +51,10 @@ class KNN(Stage, name="knn", place="score"):
         self._searcher = None
         self.bank = torch.cat([bank, bank.square().sum(dim=1, keepdim=True) / 2], dim=1)
 
+    def unexportable(self) -> str | None:
+        """The search of FAISS is no graph."""
+        return None if self.index == "exact" else "searches by FAISS, which is no part of ONNX; fit it with index=exact"
+
     def forward(self, f: Features) -> Tensor:
         """Score a batch."""
         z, bank = normalize(f.h), self.bank.to(f.h.dtype)

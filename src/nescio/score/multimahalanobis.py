@@ -37,7 +37,6 @@ class MultiMahalanobis(Stage, name="multimahalanobis", place="score"):
     means: Tensor
     whitening: Tensor
     spread: Tensor
-    widths: Tensor
 
     def __init__(self, *, shrink: float = 1e-6) -> None:
         super().__init__()
@@ -54,16 +53,14 @@ class MultiMahalanobis(Stage, name="multimahalanobis", place="score"):
         moments = [ops.moments(labelled(layer, self.name), data.head.n_classes) for layer in layers]
         refuse_empty(moments[0].counts, self.name)
         roots = [ops.whitening(m.within, self.shrink) for m in moments]
-        self.widths = torch.tensor([len(root) for root in roots])
         self.whitening = torch.cat([root.flatten() for root in roots])
         self.means = torch.cat([(m.means @ root).flatten() for m, root in zip(moments, roots, strict=True)])
         distances = torch.cat([self._distances(f) for f in data()])
         spread = distances.std(dim=0, correction=0)
         self.spread = torch.where(spread > 0, spread, 1)
 
-    def _layers(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def _layers(self, widths: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
         """Whitening ``(K, K)`` and whitened class means ``(C, K)`` of each layer."""
-        widths = self.widths.tolist()
         classes = len(self.means) // sum(widths)
         roots = torch.split(self.whitening, [w * w for w in widths])
         means = torch.split(self.means, [classes * w for w in widths])
@@ -73,12 +70,13 @@ class MultiMahalanobis(Stage, name="multimahalanobis", place="score"):
     def _distances(self, f: Features) -> Tensor:
         """Squared distance to the nearest class at each layer ``(B, layers)``."""
         parts = f.probed("mean")
-        if [p.shape[1] for p in parts] != self.widths.tolist():
+        widths = [p.shape[1] for p in parts]
+        if sum(w * w for w in widths) != len(self.whitening):
             raise InputError(f"stage '{self.name}' was fitted on feature maps of other widths; fit it for this model")
         return torch.stack(
             [
                 ops.squared_distances(x.to(torch.float64) @ root, means).amin(dim=1)
-                for x, (root, means) in zip(parts, self._layers(), strict=True)
+                for x, (root, means) in zip(parts, self._layers(widths), strict=True)
             ],
             dim=1,
         )

@@ -92,7 +92,7 @@ class OpenMax(Stage, name="openmax", place="score"):
         logits = f.logits.to(torch.float64)
         alpha = min(self.alpha, logits.shape[1])
         top, which = logits.topk(alpha, dim=1)
-        distances = torch.cdist(logits, self.means, compute_mode="donot_use_mm_for_euclid_dist").gather(1, which)
+        distances = (logits[:, None] - self.means[which]).norm(dim=2)
         x = (distances - self.smallest[which] + _SHIFT).clamp(min=0) / self.scale[which]
         extreme = -torch.expm1(-x.pow(self.shape[which]))
         rank = torch.arange(alpha, 0, -1, dtype=torch.float64, device=logits.device) / alpha

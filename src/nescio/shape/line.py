@@ -14,6 +14,9 @@ from nescio.features import Features, TrainingData
 from nescio.fitting import prototypes
 from nescio.stage import Stage
 
+MOST_EXPORTED = 1 << 21
+"""Weights of a head whose masks a graph makes for each image of a batch: 8 MB an image. 1,000 × 2,048 are fewer."""
+
 
 class LINe(Stage, name="line", place="shape"):
     """Keep the neurons and the weights that contributed to the predicted class in training, and clip the features.
@@ -55,11 +58,18 @@ class LINe(Stage, name="line", place="shape"):
         self.active = (self.contribution > limits[:, None]).to(weight.dtype)
         self.threshold = torch.stack([ops.quantile(row.abs() * weight, self.p_w) for row in self.contribution])
 
+    def unexportable(self) -> str | None:
+        """A graph has no groups of images, so each image has its own masks ``(C, L)`` in memory."""
+        if self.contribution.numel() <= MOST_EXPORTED:
+            return None
+        classes, width = self.contribution.shape
+        return f"would make masks of {classes:,} × {width:,} for each image; {MOST_EXPORTED:,} entries are the most"
+
     def forward(self, f: Features) -> Features:
         """Prune and clip a batch, and make its head depend on the prediction."""
         h = f.h.clamp(max=self.clip) * self.active[f.pred].to(f.h.dtype)
         head = dataclasses.replace(f.head, keep=self._important(f.raw.head.weight))
         return f.with_h(h).with_head(head)
 
-    def _important(self, weight: Tensor) -> Callable[[int], Tensor]:
-        return lambda c: self.contribution[c].abs() * weight > self.threshold[c]
+    def _important(self, weight: Tensor) -> Callable[[int | Tensor], Tensor]:
+        return lambda c: self.contribution[c].abs()[..., None, :] * weight > self.threshold[c][..., None, None]

@@ -25,6 +25,10 @@ class RankFeat(Stage, name="rankfeat", place="shape"):
         """Penultimate features of the deflated map."""
         return {self.name: _without_first_rank}
 
+    def unexportable(self) -> str | None:
+        """It has no such operation."""
+        return "takes the eigenvectors of each image's feature map, and ONNX has no operation for that"
+
     def forward(self, f: Features) -> Features:
         """Take the features of the deflated map."""
         return f.with_h(f.probed(self.name)[0].to(f.h.dtype))

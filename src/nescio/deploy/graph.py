@@ -1,0 +1,103 @@
+"""A detector that is ready for use as one function of a batch of images: what an exported graph computes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from nescio.conformal import Calibration
+from nescio.data.transforms import Transform
+from nescio.deploy.deployed import OOD_HEAD, Deployed
+from nescio.score.ssod import SSOD
+from nescio.stage import Chain
+
+OUTPUTS = {
+    "logits": "float32 (batch, C): the classifier's own; the largest is the label",
+    "score": "float64 (batch,): the detector's; higher means more in-distribution; NaN where features are not finite",
+    "p_value": "float64 (batch,): share of calibration ID images that score this low; no probability of ID",
+    "accepted": "bool (batch,): whether the score reaches the calibrated threshold; false where it is NaN",
+    "p_id": "float64 (batch,): P(x in ID | x)",
+}
+"""What the graph gives, in this order. ``p_id`` only where there is an OOD head or a calibrator."""
+LAYOUTS = ("nchw", "nhwc")
+
+
+class Judge(nn.Module):
+    """Images to ``logits, score, p_value, accepted`` and, where there is one, ``p_id``: see ``OUTPUTS``.
+
+    Args:
+        deployed: classifier, detector and calibration, all on the CPU.
+        layout: images are the RGB pixels that the transform's geometry leaves, uint8 ``(B, 3, crop, crop)`` for
+            ``nchw`` or ``(B, crop, crop, 3)`` for ``nhwc``; None for normalised float32 ``(B, 3, crop, crop)``.
+    """
+
+    def __init__(self, deployed: Deployed, layout: str | None) -> None:
+        super().__init__()
+        classifier = deployed.classifier
+        self.network = classifier.probed(deployed.plain_probes)
+        self.chain = Chain(deployed.detector.steps)  # a detector would hash the head, which a graph cannot
+        self.verdict = Threshold(deployed.calibration, classifier.head.n_classes)
+        self.p_id = SSOD() if OOD_HEAD in classifier.heads else None
+        self.calibrator = deployed.calibrator
+        self.transform, self.layout = classifier.transform, layout
+
+    @property
+    def outputs(self) -> list[str]:
+        """Names of what it returns."""
+        return [name for name in OUTPUTS if name != "p_id" or self.p_id is not None or self.calibrator is not None]
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Judge a batch."""
+        x, readable = _normalised(image, self.transform, self.layout)
+        f = self.network(x)
+        usable = f.h.isfinite().all(dim=1) & readable
+        score = torch.where(usable, self.chain(f), torch.nan)
+        logits = f.head.linear(f.h)
+        columns = (logits, score, *self.verdict(score, f.pred))
+        if self.p_id is not None:
+            return (*columns, torch.where(usable, self.p_id(f), torch.nan))
+        return columns if self.calibrator is None else (*columns, self.calibrator(score))
+
+
+class Threshold(nn.Module):
+    """What ``Calibration`` says of scores ``(B,)`` and predictions ``(B,)``, in operations on tensors."""
+
+    group: Tensor
+    thresholds: Tensor
+    references: Tensor
+    counts: Tensor
+
+    def __init__(self, calibration: Calibration, n_classes: int) -> None:
+        super().__init__()
+        groups = calibration.groups
+        group = torch.zeros(n_classes, dtype=torch.int64)
+        for i, g in enumerate(groups):
+            group[list(range(n_classes) if g.classes is None else g.classes)] = i
+        references = [torch.from_numpy(g.scores) for g in groups]
+        for name, t in {
+            "group": group,
+            "thresholds": torch.tensor([g.threshold for g in groups], dtype=torch.float64),
+            "references": nn.utils.rnn.pad_sequence(references, batch_first=True, padding_value=torch.inf),
+            "counts": torch.tensor([len(r) for r in references]),
+        }.items():
+            self.register_buffer(name, t)
+
+    def forward(self, score: Tensor, pred: Tensor) -> tuple[Tensor, Tensor]:
+        """P-values ``(B,)`` float64, NaN where the score is, and whether each score is accepted ``(B,)``."""
+        group = self.group[pred]
+        # one group serves all images: its scores are not repeated for each
+        references = self.references if len(self.references) == 1 else self.references[group]
+        lower = (references <= score[:, None]).sum(dim=1)
+        n = self.counts[group]
+        p = (1 + torch.minimum(lower, n)).to(torch.float64) / (1 + n).to(torch.float64)
+        return torch.where(score.isnan(), torch.nan, p), score >= self.thresholds[group]
+
+
+def _normalised(image: Tensor, transform: Transform, layout: str | None) -> tuple[Tensor, Tensor]:
+    """Normalised images, and whether each holds finite numbers alone ``(B,)``."""
+    if layout is None:
+        # runtimes may take the larger of NaN and 0 for 0, so that features would be finite
+        return image, image.abs().sum(dim=(1, 2, 3)).isfinite()
+    if layout == "nhwc":
+        image = image.permute(0, 3, 1, 2)
+    return transform.normalise(image), torch.ones_like(image[:, 0, 0, 0], dtype=torch.bool)

@@ -1,0 +1,156 @@
+"""A detector that is ready for use as one ONNX graph: image in; logits, score, p-value and verdict out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nescio.deploy.deployed import Deployed
+from nescio.deploy.file import record
+from nescio.deploy.graph import LAYOUTS, OUTPUTS, Judge
+from nescio.errors import InputError, check_choice
+from nescio.files import whole
+from nescio.models.runs import state_of
+
+FORMAT = "nescio-onnx/1"
+MOST = 500_000_000
+"""Bytes that a detector in a graph may have learned: a bank of 350,000 features of 342, or of 60,000 of 2,048."""
+LARGEST = 2_000_000_000
+"""Bytes of weights that one file can hold: what it is made of (protobuf) ends at 2 GiB."""
+_TOLERANCE = 1e-3
+"""Largest difference of the graph's logits from the network's on noise, relative to their scale, that is rounding."""
+
+
+def export(deployed: Deployed, path: str | Path, *, preprocess: str | None = None) -> None:
+    """Write a detector, its threshold and the network as one ONNX file for any batch size; what it is goes with it.
+
+    The graph maps ``image`` to ``logits``, ``score``, ``p_value``, ``accepted`` and, with an OOD head or a calibrator,
+    ``p_id``: the same numbers as ``deployed`` up to rounding. Scores are computed in float64, as there. Resizing is
+    not in the graph: a batch is images of one size, and no ONNX operation gives the same pixels as Pillow's antialiased
+    resizing, so the caller resizes and crops as the file's metadata say.
+
+    Args:
+        deployed: as ``fit`` or ``load`` gives it, on the CPU.
+        path: usually ends in ``.onnx``.
+        preprocess: ``nchw`` or ``nhwc`` for a graph that takes the pixels of resized and cropped RGB images, uint8
+            ``(batch, 3, crop, crop)`` or ``(batch, crop, crop, 3)``, and normalises them itself; without it, the graph
+            takes normalised float32 ``(batch, 3, crop, crop)``.
+
+    Raises:
+        InputError: a stage cannot be part of a graph, the detector or the file would be too large, the network cannot
+            be traced, or the packages that this needs are not there.
+    """
+    if preprocess is not None:
+        check_choice("preprocess", preprocess, LAYOUTS)
+    _refuse(deployed)
+    runtime = _imported()
+    judge = Judge(deployed, preprocess).eval()
+    size = sum(t.numel() * t.element_size() for t in judge.state_dict().values())
+    if size > LARGEST:
+        raise InputError(f"network and detector take {size / 1e9:.1f} GB, and an ONNX file holds 2 GB")
+    example = _noise(deployed.classifier.transform.crop, preprocess)
+    model = _converted(judge, judge.outputs, example, deployed.classifier.name)
+    for key, value in metadata(deployed, preprocess).items():
+        model.metadata_props.add(key=key, value=value)
+    content = model.SerializeToString()
+    _check(runtime.InferenceSession(content), judge, example, deployed.classifier.name)
+    with whole(Path(path)) as partial:
+        partial.write_bytes(content)
+
+
+def metadata(deployed: Deployed, preprocess: str | None = None) -> dict[str, str]:
+    """What goes with the graph, by name: text that whoever opens it must know, and ``about``, JSON with all else."""
+    about = record(deployed, state_of(deployed.classifier), embedded=True)
+    model, calibration, transform = about["model"], about["calibration"], deployed.classifier.transform
+    side = transform.crop
+    shape = f"batch, {side}, {side}, 3" if preprocess == "nhwc" else f"batch, 3, {side}, {side}"
+    kind = "float32 ({}): pixels in [0, 1] less mean, by std" if preprocess is None else "uint8 ({}): pixels"
+    return {
+        "format": FORMAT,
+        "model": model["name"],
+        "classes": json.dumps(model["classes"] or model["n_classes"], ensure_ascii=False),
+        "transform": model["transform"],
+        "input": f"{kind.format(shape)}, RGB, resized (antialiased) and cropped as 'transform' says",
+        "outputs": json.dumps(OUTPUTS),
+        "detector": about["detector"]["spec"],
+        "thresholds": json.dumps([{k: g[k] for k in ("classes", "threshold", "n")} for g in calibration["groups"]]),
+        "promise": calibration["promise"],
+        "about": json.dumps(about, ensure_ascii=False),
+    }
+
+
+def _refuse(deployed: Deployed) -> None:
+    detector = deployed.detector
+    why = detector.unexportable()
+    if why is not None:
+        raise InputError(f"detector '{detector}' cannot be exported: {why}")
+    if detector.size > MOST:
+        raise InputError(
+            f"detector '{detector}' holds {detector.size / 1e6:,.0f} MB of what it learned, and a graph takes "
+            f"{MOST / 1e6:,.0f} MB; fit one that keeps less (knn:alpha=0.1)"
+        )
+    if deployed.classifier.device.type != "cpu":
+        raise InputError("a graph is made on the CPU: load the file with device='cpu'")
+
+
+def _imported() -> Any:
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError as e:
+        raise InputError(f"export needs the package {e.name}: pip install 'nescio[onnx]'") from None
+    return onnxruntime
+
+
+@torch.no_grad()
+def _converted(judge: nn.Module, outputs: Sequence[str], example: Tensor, name: str) -> Any:
+    """The graph of a function of images, as ONNX's own record."""
+    try:
+        batch = torch.export.Dim("batch")
+        traced = torch.export.export(judge, (example,), dynamic_shapes=({0: batch},), strict=False)
+        program: Any = torch.onnx.export(
+            traced, dynamo=True, input_names=["image"], output_names=outputs, external_data=False, verbose=False
+        )
+    except Exception as e:  # whatever the model's own code raises when it is traced
+        first = str(e).strip().partition("\n")[0]
+        raise InputError(f"{name} cannot be made a graph: {type(e).__name__}: {first}") from e
+    return _tidied(program.model)
+
+
+def _tidied(model: Any) -> Any:
+    """Without what tracing left: the source of each operation, with paths of this machine."""
+    import onnx_ir
+
+    onnx_ir.passes.common.ClearMetadataAndDocStringPass()(model)
+    proto = onnx_ir.to_proto(model)
+    del proto.graph.value_info[:]
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.doc_string = OUTPUTS.get(value.name, "")
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    return proto
+
+
+def _noise(side: int, preprocess: str | None) -> Tensor:
+    """Three images that the graph could be given, always the same."""
+    g = torch.Generator().manual_seed(0)
+    if preprocess is None:
+        return torch.randn(3, 3, side, side, generator=g)
+    shape = (3, side, side, 3) if preprocess == "nhwc" else (3, 3, side, side)
+    return torch.randint(0, 256, shape, generator=g, dtype=torch.uint8)
+
+
+@torch.no_grad()
+def _check(session: Any, judge: Judge, example: Tensor, name: str) -> None:
+    """Refuse a graph whose logits are not the network's: tracing follows one way through the model's code."""
+    for images in (example, example[:1]):
+        logits = judge(images)[0]
+        (found,) = session.run(["logits"], {"image": images.numpy()})
+        off = (torch.from_numpy(found) - logits).abs().max() / logits.abs().max().clamp(min=1e-6)
+        if not off < _TOLERANCE:
+            raise InputError(f"the graph of {name} gives other logits than the network (off by {float(off):.2g})")
