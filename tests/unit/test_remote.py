@@ -132,7 +132,7 @@ def test_a_store_is_asked_again_before_the_run_stops(
     if works:
         assert next(batches).bad == []
     else:
-        with pytest.raises(InputError, match="a/0.png cannot be fetched .*reset by peer"):
+        with pytest.raises(InputError, match=r"a/0\.png cannot be fetched .*reset by peer"):
             next(batches)
 
 

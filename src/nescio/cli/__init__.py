@@ -10,7 +10,7 @@ import nescio
 from nescio.cli.base import Group, console
 from nescio.cli.bench import bench, compare, quickstart, report
 from nescio.cli.data import data
-from nescio.cli.deploy import fit, show
+from nescio.cli.deploy import fit, score, show
 from nescio.cli.train import explain, train
 from nescio.cli.tune import recommend, tune
 
@@ -53,5 +53,5 @@ def methods(name: str | None) -> None:
         console().print(table)
 
 
-for command in (bench, compare, data, explain, fit, quickstart, recommend, report, show, train, tune):
+for command in (bench, compare, data, explain, fit, quickstart, recommend, report, score, show, train, tune):
     main.add_command(command)

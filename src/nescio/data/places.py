@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -101,12 +102,13 @@ def stamp(places: Sequence[Place]) -> str:
     return combine(*(p.version + p.url if isinstance(p, Remote) else _said_of(p) for p in places))
 
 
-def _said_of(path: Path) -> str:
+def _said_of(path: Path) -> bytes:
+    name = os.fsencode(path)  # a file's name need not be text
     try:
         stat = path.stat()
     except OSError:
-        return str(path)
-    return f"{path}:{stat.st_size}:{stat.st_mtime_ns}"
+        return name
+    return name + f":{stat.st_size}:{stat.st_mtime_ns}".encode()
 
 
 def hash_places(places: Sequence[Place]) -> list[str]:

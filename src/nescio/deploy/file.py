@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from nescio.conformal import Calibration, Group
+from nescio.data.hashing import combine
 from nescio.data.transforms import Transform
 from nescio.deploy.deployed import Deployed
 from nescio.detector import Detector
@@ -36,12 +37,32 @@ _MODEL, _DETECTOR, _CALIBRATION = "model.", "detector.", "calibration."
 
 def save(deployed: Deployed, path: str | Path, *, weights: bool = True) -> None:
     """As ``Deployed.save``."""
+    about, tensors = _contents(deployed)
+    about["model"]["embedded"] = weights
+    about["calibration"]["promise"] = deployed.calibration.promise()
+    tensors |= _under(_MODEL, state_of(deployed.classifier)) if weights else {}
+    with whole(Path(path)) as partial:
+        # tied weights are one tensor under two names, which the format does not know
+        own = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
+        save_file(
+            own,
+            partial,
+            {"format": f"nescio/{FORMAT}", "about": json.dumps(deployed.about | about, ensure_ascii=False)},
+        )
+
+
+def fingerprint(deployed: Deployed) -> str:
+    """A hash of all that verdicts follow from, wherever it was loaded from."""
+    about, tensors = _contents(deployed)
+    return combine(json.dumps(about, sort_keys=True), weights_hash(tensors))
+
+
+def _contents(deployed: Deployed) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """All that verdicts follow from; of the network its hash alone."""
     c, calibration = deployed.classifier, deployed.calibration
-    state = state_of(c)
     tensors = _under(_DETECTOR, deployed.detector.state_dict())
     tensors |= {f"{_CALIBRATION}{i}": torch.from_numpy(g.scores) for i, g in enumerate(calibration.groups)}
-    tensors |= _under(_MODEL, state) if weights else {}
-    about = deployed.about | {
+    about: dict[str, Any] = {
         "model": {
             "name": c.name,
             "head": c.head_name,
@@ -49,14 +70,12 @@ def save(deployed: Deployed, path: str | Path, *, weights: bool = True) -> None:
             "classes": c.classes,
             "transform": str(c.transform),
             "heads": sorted(c.heads),
-            "weights": weights_hash(state),
-            "embedded": weights,
+            "weights": weights_hash(state_of(c)),
         },
         "detector": {"spec": repr(deployed.detector), "head": deployed.detector.fitted_to},
         "calibration": {
             "accept": calibration.accept,
             "confidence": calibration.confidence,
-            "promise": calibration.promise(),
             "groups": [
                 {"classes": g.classes, "rank": g.rank, "threshold": g.threshold, "n": len(g.scores)}
                 for g in calibration.groups
@@ -64,10 +83,7 @@ def save(deployed: Deployed, path: str | Path, *, weights: bool = True) -> None:
         },
         "calibrator": deployed.calibrator and asdict(deployed.calibrator),
     }
-    with whole(Path(path)) as partial:
-        # tied weights are one tensor under two names, which the format does not know
-        own = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
-        save_file(own, partial, {"format": f"nescio/{FORMAT}", "about": json.dumps(about, ensure_ascii=False)})
+    return about, tensors
 
 
 def load(
