@@ -34,6 +34,7 @@ _WHERE = {
     "operating_point": "calibration",
     "posterior": "framework",
     "recommend": "tuning",
+    "score_images": "deploy",
     "train": "training",
     "tune": "tuning",
 }

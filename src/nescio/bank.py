@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,14 +17,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nescio.data.hashing import combine, hash_files
 from nescio.errors import InputError, some
 from nescio.features import Columns, Features, Head
-from nescio.files import whole
+from nescio.files import alone, whole
 
 log = logging.getLogger(__name__)
 
@@ -165,23 +164,21 @@ class BankWriter:
         self.root = root
         self.final = root / key.digest
         self.partial = root / f"{key.digest}.partial"
-        self._lock = FileLock(root / f"{key.digest}.lock")
         self._arrays: dict[str, Any] = {}
 
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Keep other processes from this bank; where one is at it already, say so and wait."""
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
+
+        def waiting() -> None:
             log.info("another process is making bank %s: waiting for it", self.final.name)
-            self._lock.acquire()
-        except OSError as e:
-            raise InputError(f"banks cannot be kept in {self.final.parent}: {e}; name another (--cache DIR)") from None
-        try:
+
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(alone(self.root / f"{self.key.digest}.lock", waiting))
+            except OSError as e:
+                raise InputError(f"banks cannot be kept in {self.root}: {e}; name another (--cache DIR)") from None
             yield
-        finally:
-            self._lock.release()
 
     def finished(self, reaction: Tensor) -> Bank | None:
         """The bank, or one that holds more probes, if it was written before, is whole, and by this network.

@@ -1,11 +1,13 @@
-"""Writing files so that nobody ever sees half of one."""
+"""Writing files so that nobody ever sees half of one, and folders one process at a time."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 
 @contextmanager
@@ -26,3 +28,18 @@ def write_whole(path: Path, text: str) -> None:
     """Write a text file, whole."""
     with whole(path) as partial:
         partial.write_text(text, encoding="utf-8", newline="\n", errors="backslashreplace")
+
+
+@contextmanager
+def alone(lock: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    """Keep other processes out of what ``lock`` stands for; where one is at it already, say so and wait for it."""
+    guard = FileLock(lock)
+    try:
+        guard.acquire(timeout=0)
+    except Timeout:
+        waiting()
+        guard.acquire()
+    try:
+        yield
+    finally:
+        guard.release()

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from nescio.cli.base import MODEL, check_writable, console, extraction_options, model_options, use_cache
 from nescio.errors import InputError
+
+if TYPE_CHECKING:
+    from nescio.deploy import Deployed
+
+MOST_PRINTED = 100
+"""Verdicts that go onto a screen; more belong into files."""
 
 
 @click.command()
@@ -99,6 +105,78 @@ def show(file: Path) -> None:
     from nescio.deploy import describe
 
     _show(describe(file))
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("images", nargs=-1, required=True)
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder for the scores.  [default: print them]")
+@click.option("--model", help="As for bench, where no library knows the file's network.")
+@click.option("--weights", type=click.Path(path_type=Path), help="The network's, where the file does not hold them.")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, …")
+@click.option("--engine", default="local", show_default=True, help="local, or ray: on a Ray cluster (nescio[ray]).")
+@click.option("--part-size", type=click.IntRange(1), help="Images per parquet file.  [default: 10,000]")
+@click.option("--batch-size", type=click.IntRange(1), help="Images per step.  [default: 32; on a GPU 256]")
+@click.option("--workers", type=click.IntRange(0), help="Decoding processes.  [default: one per core; with ray none]")
+@click.pass_obj
+def score(obj: dict[str, Any], /, file: Path, images: tuple[str, ...], out: Path | None, **options: Any) -> None:
+    """Say of IMAGES whether the detector in FILE accepts them.
+
+    \b
+    nescio score my.nescio photo.jpg                   prints the verdict
+    nescio score my.nescio IMAGES… -o scores/          writes parquet files, a row for each image
+
+    IMAGES are files, folders, globs, zip, tar or parquet files, here or behind a URL (s3://, gs://, https://). The same
+    command goes on with a job that was killed.
+    """  # noqa: D301 - click reads the backslashes
+    from nescio.deploy import load, score_images
+
+    deployed = load(file, **{k: options.pop(k) for k in ("model", "weights", "device")})
+    if out is None:
+        _print_verdicts(deployed, images, options["batch_size"], options["workers"])
+        return
+    done = score_images(deployed, images, out, **options, progress=not obj["quiet"])
+    tally = done.tally
+    listed = f" (listed in {out / '_errors.csv'})" if tally.unreadable else ""
+    rate = f"; {done.images / done.seconds:,.0f} images/s" if done.images else ""
+    console().print(
+        f"{tally.images:,} images: {tally.accepted:,} accepted, {tally.rejected:,} rejected, "
+        f"{tally.unreadable:,} unreadable{listed}{rate}\nwrote {tally.parts:,} parts to {out}/",
+        highlight=False,
+        markup=False,
+    )
+
+
+def _print_verdicts(deployed: Deployed, images: tuple[str, ...], batch_size: int | None, workers: int | None) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from nescio.data.batches import spans
+    from nescio.data.sources import open_sources
+    from nescio.deploy.rows import verdict_rows
+
+    source = open_sources(images)
+    if len(source) > MOST_PRINTED:
+        raise InputError(f"{len(source):,} images are too many to print; name a folder for their scores (-o scores/)")
+    batches = spans(0, len(source), batch_size or deployed.batch_size)
+    found = verdict_rows(deployed, source, batches, 0 if workers is None else workers)
+    rows = [row for batch in found for row in batch.to_pylist()]
+    table = Table()
+    table.add_column("image", overflow="fold")
+    table.add_column("class")
+    table.add_column("probability", justify="right")
+    table.add_column("verdict")
+    numbers = {"p_value": "p-value"} | ({"p_id": "P(ID | image)"} if deployed.gives_p_id else {})
+    for title in numbers.values():
+        table.add_column(title, justify="right")
+    for row in rows:
+        if row["error"] is not None:
+            table.add_row(Text(row["path"]), "", "", Text(f"unreadable: {row['error']}", "yellow"))
+            continue
+        said = Text("ACCEPTED", "green") if row["accepted"] else Text("I do not know", "red")
+        values = [f"{row[name]:.3f}" for name in numbers]
+        table.add_row(Text(row["path"]), Text(row["label"]), f"{row['probability']:.1%}", said, *values)
+    console().print(table)
 
 
 def _show(about: dict[str, Any]) -> None:

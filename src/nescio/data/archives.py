@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import os
+import shutil
 import tarfile
 import tempfile
 import zipfile
@@ -11,16 +13,33 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from nescio.data.hashing import combine, hash_files
+from nescio.data.hashing import combine
+from nescio.data.places import Place, hash_places, stamp
 from nescio.data.sources import class_folders, is_image_name
 from nescio.errors import BadImage, InputError
 
+_BLOCK = 1 << 22
+
 
 class _Archive:
-    """What zip and tar have in common: member names, from which classes follow, and the archive's own hash."""
+    """What zip and tar have in common: a plain local file, member names, from which classes follow, the archive's hash.
 
-    def __init__(self, path: Path, members: list[str]) -> None:
+    Where the archive is compressed as a whole or behind a URL, the local file is a temporary one: it has no random
+    access, or finding its members would read all of it anyway.
+    """
+
+    def __init__(self, path: Place) -> None:
         self.path = path
+        self._copy: Any = None
+        self._find_file()
+
+    def _find_file(self) -> None:
+        if isinstance(self.path, Path) and not self.path.name.endswith("gz"):
+            self.file = self.path
+        else:
+            self._copy, self.file = _copied(self.path)
+
+    def _set_members(self, members: list[str]) -> None:
         parts = [Path(m).parts for m in members]
         while parts and len({p[0] for p in parts}) == 1 and min(map(len, parts)) > 1:
             parts = [p[1:] for p in parts]  # the archived folder itself is not a class
@@ -34,7 +53,7 @@ class _Archive:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the open file, so that a worker process opens its own."""
-        return {**self.__dict__, "_open": None, "_owner": -1}
+        return {**self.__dict__, "_copy": None, "_open": None, "_owner": -1}
 
     def name(self, i: int) -> str:
         """Archive and member."""
@@ -42,6 +61,8 @@ class _Archive:
 
     def _handle(self) -> Any:
         if self._owner != os.getpid():  # after a fork, parent and child would share one file position
+            if not self.file.exists() and self.file != self.path:
+                self._find_file()  # this process runs on another machine
             self._open, self._owner = self._reopen(), os.getpid()
         return self._open
 
@@ -51,22 +72,28 @@ class _Archive:
     @cached_property
     def identity(self) -> str:
         """Of the archive's bytes."""
-        return combine(*hash_files([self.path]))
+        return combine(*hash_places([self.path]))
+
+    @property
+    def stamp(self) -> str:
+        """Of the archive."""
+        return stamp([self.path])
 
 
 class ZipSource(_Archive):
     """Images in a zip file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Place) -> None:
         try:
-            with zipfile.ZipFile(path) as archive:
+            super().__init__(path)
+            with zipfile.ZipFile(self.file) as archive:
                 names = sorted(n for n in archive.namelist() if is_image_name(n))
         except (zipfile.BadZipFile, OSError) as e:
             raise InputError(f"{path} cannot be read as a zip file: {e}") from None
-        super().__init__(path, names)
+        self._set_members(names)
 
     def _reopen(self) -> zipfile.ZipFile:
-        return zipfile.ZipFile(self.path)
+        return zipfile.ZipFile(self.file)
 
     def read(self, i: int) -> bytes:
         """The member's bytes."""
@@ -79,25 +106,18 @@ class ZipSource(_Archive):
 
 
 class TarSource(_Archive):
-    """Images in a tar file. A compressed one is unpacked once, to a temporary file, since it has no random access."""
+    """Images in a tar file."""
 
-    def __init__(self, path: Path) -> None:
-        self._plain: Any = None
-        self.file = path
+    def __init__(self, path: Place) -> None:
         try:
-            if path.name.endswith("gz"):
-                self._plain, self.file = _decompress(path)
+            super().__init__(path)
             with tarfile.open(self.file, "r:") as archive:
                 found = {m.name: (m.offset_data, m.size) for m in archive if m.isfile() and is_image_name(m.name)}
         except (tarfile.TarError, OSError, EOFError, zlib.error) as e:
             raise InputError(f"{path} cannot be read as a tar file: {e}") from None
         names = sorted(found)
         self._where = [found[n] for n in names]
-        super().__init__(path, names)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without open files."""
-        return {**super().__getstate__(), "_plain": None}
+        self._set_members(names)
 
     def _reopen(self) -> BinaryIO:
         return self.file.open("rb")
@@ -110,12 +130,13 @@ class TarSource(_Archive):
         return handle.read(size)
 
 
-def _decompress(path: Path) -> tuple[Any, Path]:
-    import gzip
-    import shutil
-
-    plain = tempfile.NamedTemporaryFile(suffix=".tar")  # noqa: SIM115 - lives as long as the source
-    with gzip.open(path) as packed:
-        shutil.copyfileobj(packed, plain)
-    plain.flush()
-    return plain, Path(plain.name)
+def _copied(path: Place) -> tuple[Any, Path]:
+    """A temporary file with an archive's bytes, decompressed, and its path; it lives as long as the former."""
+    copy = tempfile.NamedTemporaryFile()  # noqa: SIM115 - lives as long as the source
+    with (
+        path.open("rb") if isinstance(path, Path) else path.open() as packed,
+        gzip.open(packed) if path.name.endswith("gz") else packed as plain,
+    ):
+        shutil.copyfileobj(plain, copy, _BLOCK)
+    copy.flush()
+    return copy, Path(copy.name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from nescio.data.decode import decode
 from nescio.data.sources import Source
 from nescio.data.transforms import Transform
-from nescio.errors import BadImage
+from nescio.errors import BadImage, InputError
 
 
 @dataclass
@@ -29,19 +29,17 @@ class Batch:
     bad: list[tuple[int, str]]
 
 
-class _Images(Dataset[Batch]):
+class _Images(Dataset[Batch | InputError]):
     """Whole batches by number, so that a worker reads its images one after the other."""
 
-    def __init__(self, source: Source, transform: Transform, start: int, batch_size: int) -> None:
-        self.source, self.transform = source, transform
-        self.starts = range(start, len(source), batch_size)
+    def __init__(self, source: Source, transform: Transform, spans: Sequence[range]) -> None:
+        self.source, self.transform, self.spans = source, transform, spans
 
     def __len__(self) -> int:
-        return len(self.starts)
+        return len(self.spans)
 
-    def __getitem__(self, number: int) -> Batch:
-        start = self.starts[number]
-        size = min(self.starts.step, len(self.source) - start)
+    def __getitem__(self, number: int) -> Batch | InputError:
+        start, size = self.spans[number].start, len(self.spans[number])
         images: list[Tensor] = []
         good: list[int] = []
         bad: list[tuple[int, str]] = []
@@ -51,6 +49,8 @@ class _Images(Dataset[Batch]):
                 good.append(i)
             except BadImage as e:
                 bad.append((i, str(e)))
+            except InputError as e:
+                return e  # not this image's fault; the loader would wrap it in a worker's traceback
             except Exception as e:  # noqa: BLE001 - whatever one image does, the others go on
                 bad.append((i, f"{type(e).__name__}: {e}"))
         return Batch(start, size, torch.stack(images) if images else None, np.array(good, dtype=np.int64), bad)
@@ -61,22 +61,39 @@ def default_workers() -> int:
     return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8)
 
 
+def spans(start: int, stop: int, size: int) -> list[range]:
+    """Consecutive ranges of ``size`` positions, the last one as long as what is left."""
+    return [range(at, min(at + size, stop)) for at in range(start, stop, size)]
+
+
 def read_batches(
     source: Source, transform: Transform, start: int, batch_size: int, workers: int | None
 ) -> Iterator[Batch]:
-    """Images from number ``start`` on, in order, as the transform's geometry leaves them.
+    """Images from number ``start`` on, in order, ``batch_size`` at a time; all else as for ``read_spans``."""
+    return read_spans(source, transform, spans(start, len(source), batch_size), workers)
+
+
+def read_spans(
+    source: Source, transform: Transform, batches: Sequence[range], workers: int | None = None
+) -> Iterator[Batch]:
+    """Batches of images, as the transform's geometry leaves them.
 
     Whatever a single image does wrong becomes a reason in its batch; the others go on.
 
     Args:
         source: the images.
         transform: its geometry is applied.
-        start: the first image.
-        batch_size: images per batch.
+        batches: the positions of each.
         workers: decoding processes; one per core, at most 8, where None. 0 decodes in this process.
+
+    Raises:
+        InputError: the source as a whole cannot be read on.
     """
-    images = _Images(source, transform, start, batch_size)
+    images = _Images(source, transform, batches)
     workers = default_workers() if workers is None else workers
     # a generator of its own: whoever reads images keeps the random numbers of whoever trains as they are
     own = torch.Generator()
-    return iter(DataLoader(images, batch_size=None, num_workers=min(workers, len(images)), generator=own))
+    for batch in DataLoader(images, batch_size=None, num_workers=min(workers, len(images)), generator=own):
+        if isinstance(batch, InputError):
+            raise batch
+        yield batch

@@ -107,3 +107,8 @@ class Changed:
     def identity(self) -> str:
         """Of the base, the change and the geometry."""
         return combine(self.base.identity, "changed", self.change, str(self.transform))
+
+    @property
+    def stamp(self) -> str:
+        """Of the base, the change and the geometry."""
+        return combine(self.base.stamp, "changed", self.change, str(self.transform))

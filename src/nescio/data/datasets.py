@@ -64,6 +64,11 @@ class DatasetSource:
         images = (self.read(i) for i in range(len(self)))
         return combine(*(combine(f"{im.mode}{im.size}", im.tobytes()) for im in images), self.labels.tobytes())
 
+    @property
+    def stamp(self) -> str:
+        """Of the identity as given, else of class and length: nothing else is known without reading the images."""
+        return self._identity or combine(type(self.dataset).__name__, str(len(self)))
+
 
 def as_image(value: Any) -> Image.Image:
     """A PIL image from one, an array ``(H, W[, 3])``, or a tensor ``(C, H, W)``."""

@@ -116,3 +116,8 @@ class NoiseSource:
     def identity(self) -> str:
         """Of all that the images follow from."""
         return combine("noise", self.noise.name, *(f"{k}={v}" for k, v in self.noise.settings().items()))
+
+    @property
+    def stamp(self) -> str:
+        """Of the same."""
+        return self.identity

@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from nescio.data.hashing import combine, hash_files
+from nescio.data.hashing import combine
+from nescio.data.places import Place, hash_places, stamp, unreachable
 from nescio.errors import BadImage, InputError, some
 
 log = logging.getLogger(__name__)
@@ -31,10 +32,10 @@ _GROUP = 1000
 class ParquetSource:
     """Rows of one parquet file. Each process keeps the one or two row groups it reads from, never the whole file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Place) -> None:
         self.path = path
         try:
-            file = pq.ParquetFile(path)
+            file = self._opened()
         except (pa.ArrowException, OSError) as e:
             raise InputError(f"{path} cannot be read as parquet: {e}") from None
         with file:
@@ -51,6 +52,9 @@ class ParquetSource:
                 self.labels = np.full(len(self), -1, dtype=np.int64)
                 _warn_of_other_labels(schema, path)
         self._reset()
+
+    def _opened(self) -> pq.ParquetFile:
+        return pq.ParquetFile(self.path if isinstance(self.path, Path) else self.path.open())
 
     def _reset(self) -> None:
         self._file: pq.ParquetFile | None = None
@@ -80,8 +84,13 @@ class ParquetSource:
     def _group(self, group: int) -> Any:
         if group not in self._groups:
             if self._file is None:
-                self._file = pq.ParquetFile(self.path)
-            self._groups[group] = self._file.read_row_group(group, columns=[self._image]).column(0)
+                self._file = self._opened()
+            try:
+                self._groups[group] = self._file.read_row_group(group, columns=[self._image]).column(0)
+            except Exception as e:
+                if isinstance(self.path, Path) or isinstance(e, pa.ArrowInvalid):
+                    raise  # damaged: the fault of these rows
+                raise unreachable(str(self.path), e) from None
             if len(self._groups) > _KEPT_GROUPS:
                 self._groups.popitem(last=False)
         self._groups.move_to_end(group)
@@ -90,7 +99,12 @@ class ParquetSource:
     @cached_property
     def identity(self) -> str:
         """Of the file's bytes."""
-        return combine(*hash_files([self.path]))
+        return combine(*hash_places([self.path]))
+
+    @property
+    def stamp(self) -> str:
+        """Of the file."""
+        return stamp([self.path])
 
 
 def write_parquet(
@@ -122,7 +136,7 @@ def _png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _warn_of_other_labels(schema: pa.Schema, path: Path) -> None:
+def _warn_of_other_labels(schema: pa.Schema, path: Place) -> None:
     for name in _LABEL_NAMES:
         if name in schema.names:
             kind = schema.field(name).type
@@ -138,7 +152,7 @@ def _declared_features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
         return {}
 
 
-def _image_column(schema: pa.Schema, features: dict[str, Any], path: Path) -> str:
+def _image_column(schema: pa.Schema, features: dict[str, Any], path: Place) -> str:
     """The column that Hugging Face's metadata calls an image, else the first that looks like one."""
     declared = [name for name, f in features.items() if f.get("_type") == "Image"]
     looks = [

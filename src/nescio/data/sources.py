@@ -1,4 +1,4 @@
-"""Where images come from: a folder, a zip or tar of one, parquet, a named or user's own data set, globs."""
+"""Where images come from: a folder, a zip or tar of one, parquet, a named or user's own data set, globs, URLs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from nescio import ops
 from nescio.data.decode import Raw
-from nescio.data.hashing import combine, hash_files
+from nescio.data.hashing import combine
+from nescio.data.places import Place, Remote, hash_places, stamp
 from nescio.errors import InputError, some
 
 Labels = npt.NDArray[np.int64]
@@ -43,6 +44,7 @@ IMAGE_SUFFIXES = frozenset(
 )
 _SLICE = re.compile(r"(?P<base>.+)\[(?P<start>\d*):(?P<stop>\d*)\]")
 _DRAW = re.compile(r"(?P<base>.+)\[~(?P<count>\d+)\]")
+_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 _SPLITS = {"train", "test", "val", "validation"}
 _UNLABELLED = -1
 
@@ -77,6 +79,11 @@ class Source(Protocol):
         """A hash of the contents and labels: equal for equal data, wherever they lie."""
         ...
 
+    @property
+    def stamp(self) -> str:
+        """A hash of paths, sizes and times: another one where images came, went or changed. Reads none of them."""
+        ...
+
 
 @dataclass
 class Rows:
@@ -105,11 +112,16 @@ class Rows:
         """Of the base and the positions."""
         return combine(self.base.identity, np.asarray(self.rows, dtype=np.int64).tobytes())
 
+    @property
+    def stamp(self) -> str:
+        """Of the base and the positions."""
+        return combine(self.base.stamp, np.asarray(self.rows, dtype=np.int64).tobytes())
+
 
 class Files:
-    """Image files on disk. Folders directly below ``root`` that hold images are the classes, in sorted order."""
+    """Image files. Folders directly below ``root`` that hold images are the classes, in sorted order."""
 
-    def __init__(self, paths: Sequence[Path], root: Path | None = None) -> None:
+    def __init__(self, paths: Sequence[Place], root: Path | str | None = None) -> None:
         self.paths = list(paths)
         relative = [p.relative_to(root).parts for p in self.paths] if root else []
         self.classes, self.labels = class_folders(relative, len(self.paths))
@@ -122,28 +134,39 @@ class Files:
         return str(self.paths[i])
 
     def read(self, i: int) -> Raw:
-        """The path: Pillow opens it in the worker."""
-        return self.paths[i]
+        """The path, which Pillow opens in the worker, or the bytes behind a URL."""
+        path = self.paths[i]
+        return path if isinstance(path, Path) else path.read_bytes()
 
     @cached_property
     def identity(self) -> str:
         """Of all file contents and labels, whatever the files are called."""
-        return combine(*hash_files(self.paths), self.labels.tobytes())
+        return combine(*hash_places(self.paths), self.labels.tobytes())
+
+    @cached_property
+    def stamp(self) -> str:
+        """Of all files."""
+        return stamp(self.paths)
 
 
 @dataclass
 class Concatenated:
-    """Several sources one after the other (a glob of shards)."""
+    """Several sources one after the other, unlabelled where they don't mean the same classes."""
 
     parts: Sequence[Source]
 
     def __post_init__(self) -> None:
         self.ends = np.cumsum([len(p) for p in self.parts])
-        self.labels = np.concatenate([p.labels for p in self.parts])
-        names = [p.classes for p in self.parts]
-        if any(n != names[0] for n in names):
-            raise InputError("the parts of a glob have different class names; give them one at a time")
-        self.classes = names[0]
+        self.classes = self.parts[0].classes
+        if self.agree:
+            self.labels = np.concatenate([p.labels for p in self.parts])
+        else:
+            self.classes, self.labels = None, np.full(len(self), _UNLABELLED, dtype=np.int64)
+
+    @cached_property
+    def agree(self) -> bool:
+        """Whether all parts have the same class names."""
+        return all(p.classes == self.parts[0].classes for p in self.parts)
 
     def __len__(self) -> int:
         return int(self.ends[-1])
@@ -166,6 +189,11 @@ class Concatenated:
     def identity(self) -> str:
         """Of the parts in order."""
         return combine(*(p.identity for p in self.parts))
+
+    @property
+    def stamp(self) -> str:
+        """Of the parts in order."""
+        return combine(*(p.stamp for p in self.parts))
 
 
 AnySource = str | Path | Source
@@ -207,7 +235,8 @@ def open_source(spec: str | Path) -> Source:
         spec: a folder of images (class sub-folders or flat) or of parquet shards; a ``.zip``, ``.tar``, ``.tar.gz`` or
             ``.tgz`` of one; a ``.parquet`` file in the Hugging Face image schema; a glob over any of these;
             ``torchvision:CIFAR10/test``, a torchvision data set (downloaded where it can be); ``noise:gaussian`` or
-            ``noise:uniform`` with options, images that are drawn. ``[:2000]`` at the end takes the first 2,000 images,
+            ``noise:uniform`` with options, images that are drawn; a file, folder or glob behind a URL (``s3://…``,
+            ``gs://…``, ``https://…``: whatever fsspec reaches). ``[:2000]`` at the end takes the first 2,000 images,
             ``[~2000]`` any 2,000, always the same ones (all, where there are no more).
 
     Raises:
@@ -232,6 +261,11 @@ def open_source(spec: str | Path) -> Source:
         from nescio.data.datasets import torchvision_source
 
         return torchvision_source(text.removeprefix("torchvision:"))
+    if "://" in text:
+        from nescio.data.remote import local_path, open_remote
+
+        here = local_path(text)
+        return open_remote(text) if here is None else open_source(here)
     try:
         path = Path(text).expanduser()
         source = _open_glob(text) if not path.exists() and glob.has_magic(text) else _open_path(path)
@@ -242,40 +276,83 @@ def open_source(spec: str | Path) -> Source:
     return source
 
 
+def open_sources(specs: Sequence[AnySource]) -> Source:
+    """One source of several, in the order given.
+
+    Raises:
+        InputError: as ``open_source``; or there are none.
+    """
+    if not specs:
+        raise InputError("no images were named")
+    sources = [as_source(spec) for spec in specs]
+    return sources[0] if len(sources) == 1 else Concatenated(sources)
+
+
 def _open_path(path: Path) -> Source:
+    if path.is_dir():
+        return of_files(_files_below(path), path)
+    if not path.exists():
+        raise InputError(f"no such file or folder: {path}")
+    return of_file(path)
+
+
+def single(name: str) -> bool:
+    """Whether a file of that name can hold images, or be one."""
+    return name.lower().endswith((".parquet", *_ARCHIVES)) or is_image_name(name)
+
+
+def of_file(place: Place) -> Source:
+    """The images in one file."""
     from nescio.data.archives import TarSource, ZipSource
     from nescio.data.parquet import ParquetSource
 
-    name = path.name.lower()
-    if path.is_dir():
-        return _open_folder(path)
-    if not path.exists():
-        raise InputError(f"no such file or folder: {path}")
+    name = place.name.lower()
     if name.endswith(".parquet"):
-        return ParquetSource(path)
+        return ParquetSource(place)
     if name.endswith(".zip"):
-        return ZipSource(path)
-    if name.endswith((".tar", ".tar.gz", ".tgz")):
-        return TarSource(path)
+        return ZipSource(place)
+    if name.endswith(_ARCHIVES):
+        return TarSource(place)
     if is_image_name(name):
-        return Files([path])
-    raise InputError(f"{path} is neither a folder, an image, nor a .parquet, .zip or .tar file")
+        return Files([place])
+    raise InputError(f"{place} is neither a folder, an image, nor a .parquet, .zip or .tar file")
 
 
-def _open_folder(path: Path) -> Source:
-    files = _files_below(path)
-    images = [p for p in files if is_image_name(str(p.relative_to(path)))]
+def of_files(files: Sequence[Place], root: Path | str) -> Source:
+    """The images of a folder, from all files below it: images, else parquet shards."""
+    images = [p for p in files if is_image_name(str(p.relative_to(root)))]
     if images:
-        return Files(images, path)
+        return Files(images, root)
     shards = [p for p in files if p.suffix == ".parquet"]
     if not shards:
         others = sorted({p.suffix for p in files})
         found = f"; its {len(files)} files end in {some(others)}" if files else "; it is empty"
-        raise InputError(f"{path} holds no images{found}")
+        raise InputError(f"{root} holds no images{found}")
     splits = sorted({p.name.partition("-")[0] for p in shards} & _SPLITS)
     if len(splits) > 1:
-        raise InputError(f"{path} holds the splits {some(splits)}; name one, e.g. '{path}/**/{splits[0]}-*.parquet'")
-    return Concatenated([_open_path(p) for p in shards])
+        raise InputError(f"{root} holds the splits {some(splits)}; name one, e.g. '{root}/**/{splits[0]}-*.parquet'")
+    return _alike([of_file(p) for p in shards])
+
+
+def of_matches(matches: Sequence[Place], pattern: str) -> Source:
+    """The images of what a glob matches."""
+    files = [p for p in matches if isinstance(p, Remote) or p.is_file()]
+    if files and all(is_image_name(p.name) for p in files):
+        return Files(files)
+    if any(is_image_name(p.name) for p in files):
+        raise InputError(f"'{pattern}' matches images and other things; match images alone, e.g. '{pattern}.jpg'")
+    opened = (of_file(p) if isinstance(p, Remote) else _open_path(p) for p in matches)
+    parts = [source for source in opened if len(source)]
+    if not parts:
+        raise InputError(f"no images match '{pattern}'")
+    return _alike(parts)
+
+
+def _alike(parts: Sequence[Source]) -> Source:
+    source = Concatenated(parts)
+    if not source.agree:
+        raise InputError("the parts of a glob have different class names; give them one at a time")
+    return source
 
 
 def _files_below(root: Path) -> list[Path]:
@@ -298,14 +375,5 @@ def _files_below(root: Path) -> list[Path]:
 
 def _open_glob(pattern: str) -> Source:
     # an absolute pattern has no root for Path.glob to start from
-    matches = sorted(Path(p) for p in glob.glob(str(Path(pattern).expanduser()), recursive=True))  # noqa: PTH207
-    files = [p for p in matches if p.is_file()]
-    if files and all(is_image_name(p.name) for p in files):
-        return Files(files)
-    if any(is_image_name(p.name) for p in files):
-        raise InputError(f"'{pattern}' matches images and other things; match images alone, e.g. '{pattern}.jpg'")
-    parts = [_open_path(p) for p in matches]
-    parts = [p for p in parts if len(p)]
-    if not parts:
-        raise InputError(f"no images match '{pattern}'")
-    return Concatenated(parts)
+    matches = glob.glob(str(Path(pattern).expanduser()), recursive=True)  # noqa: PTH207
+    return of_matches(sorted(Path(p) for p in matches), pattern)

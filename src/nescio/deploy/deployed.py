@@ -103,7 +103,7 @@ class Deployed:
         Raises:
             InputError: one of them is no image; it is named.
         """
-        size = batch_size or (CPU_BATCH if self.classifier.device.type == "cpu" else GPU_BATCH)
+        size = batch_size or self.batch_size
         geometry = self.classifier.transform.geometry
         seen = (geometry(picture) for picture in pictures(images))
         verdicts: list[Verdict] = []
@@ -173,6 +173,21 @@ class Deployed:
             self.calibration.accepted(score, pred),
             self._p_id(plain, score),
         )
+
+    @property
+    def gives_p_id(self) -> bool:
+        """Whether verdicts have a ``p_id``."""
+        return OOD_HEAD in self.classifier.heads or self.calibrator is not None
+
+    @property
+    def batch_size(self) -> int:
+        """Images per step where nobody says otherwise."""
+        return CPU_BATCH if self.classifier.device.type == "cpu" else GPU_BATCH
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is made on first use: traced networks cannot be pickled."""
+        made = {name for name, of_class in vars(type(self)).items() if isinstance(of_class, cached_property)}
+        return {name: value for name, value in self.__dict__.items() if name not in made}
 
     def _p_id(self, plain: Features, score: npt.NDArray[np.float64]) -> npt.NDArray[np.float64] | None:
         if OOD_HEAD in self.classifier.heads:

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from nescio.conformal import Calibration, Group
+from nescio.data.hashing import combine
 from nescio.data.transforms import Transform
 from nescio.deploy.deployed import Deployed
 from nescio.detector import Detector
@@ -38,27 +39,42 @@ _MODEL, _DETECTOR, _CALIBRATION = "model.", "detector.", "calibration."
 
 def save(deployed: Deployed, path: str | Path, *, weights: bool = True) -> None:
     """As ``Deployed.save``."""
-    state, calibration = state_of(deployed.classifier), deployed.calibration
-    tensors = _under(_DETECTOR, deployed.detector.state_dict())
-    tensors |= {f"{_CALIBRATION}{i}": torch.from_numpy(g.scores) for i, g in enumerate(calibration.groups)}
-    tensors |= _under(_MODEL, state) if weights else {}
-    about = record(deployed, state, embedded=weights)
+    tensors = _learned(deployed) | (_under(_MODEL, state_of(deployed.classifier)) if weights else {})
+    about = {"format": FORMAT, **record(deployed, embedded=weights)}
     with whole(Path(path)) as partial:
         # tied weights are one tensor under two names, which the format does not know
         own = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
-        save_file(own, partial, {_ABOUT: json.dumps({"format": FORMAT, **about}, ensure_ascii=False)})
+        save_file(own, partial, {_ABOUT: json.dumps(about, ensure_ascii=False)})
 
 
-def record(deployed: Deployed, state: Mapping[str, Tensor], *, embedded: bool) -> dict[str, Any]:
+def record(deployed: Deployed, *, embedded: bool) -> dict[str, Any]:
     """All that is known of a detector ready for use but its tensors, as JSON can hold it.
 
     Args:
         deployed: what is described.
-        state: the network's weights, as ``state_of`` gives them.
-        embedded: whether they go into the file that this goes into.
+        embedded: whether the network's weights go into the file that this goes into.
     """
+    facts = _facts(deployed)
+    facts["model"]["embedded"] = embedded
+    facts["calibration"]["promise"] = deployed.calibration.promise()
+    return deployed.about | facts
+
+
+def fingerprint(deployed: Deployed) -> str:
+    """A hash of all that verdicts follow from, wherever it was loaded from."""
+    return combine(json.dumps(_facts(deployed), sort_keys=True), weights_hash(_learned(deployed)))
+
+
+def _learned(deployed: Deployed) -> dict[str, Tensor]:
+    """The detector's and the calibration's tensors."""
+    scores = {f"{_CALIBRATION}{i}": torch.from_numpy(g.scores) for i, g in enumerate(deployed.calibration.groups)}
+    return _under(_DETECTOR, deployed.detector.state_dict()) | scores
+
+
+def _facts(deployed: Deployed) -> dict[str, Any]:
+    """All else that verdicts follow from; of the network its hash alone."""
     c, calibration = deployed.classifier, deployed.calibration
-    return deployed.about | {
+    return {
         "model": {
             "name": c.name,
             "head": c.head_name,
@@ -66,14 +82,12 @@ def record(deployed: Deployed, state: Mapping[str, Tensor], *, embedded: bool) -
             "classes": c.classes,
             "transform": str(c.transform),
             "heads": sorted(c.heads),
-            "weights": weights_hash(state),
-            "embedded": embedded,
+            "weights": weights_hash(state_of(c)),
         },
         "detector": {"spec": repr(deployed.detector), "head": deployed.detector.fitted_to},
         "calibration": {
             "accept": calibration.accept,
             "confidence": calibration.confidence,
-            "promise": calibration.promise(),
             "groups": [
                 {"classes": g.classes, "rank": g.rank, "threshold": g.threshold, "n": len(g.scores)}
                 for g in calibration.groups

@@ -15,7 +15,6 @@ from nescio.deploy.file import record
 from nescio.deploy.graph import LAYOUTS, OUTPUTS, Judge
 from nescio.errors import InputError, check_choice
 from nescio.files import whole
-from nescio.models.runs import state_of
 
 FORMAT = "nescio-onnx/1"
 MOST = 500_000_000
@@ -65,7 +64,7 @@ def export(deployed: Deployed, path: str | Path, *, preprocess: str | None = Non
 
 def metadata(deployed: Deployed, preprocess: str | None = None) -> dict[str, str]:
     """What goes with the graph, by name: text that whoever opens it must know, and ``about``, JSON with all else."""
-    about = record(deployed, state_of(deployed.classifier), embedded=True)
+    about = record(deployed, embedded=True)
     model, calibration, transform = about["model"], about["calibration"], deployed.classifier.transform
     side = transform.crop
     shape = f"batch, {side}, {side}, 3" if preprocess == "nhwc" else f"batch, 3, {side}, {side}"
