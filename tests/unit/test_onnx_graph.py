@@ -67,7 +67,7 @@ SPECS = [*all_specs(), *COMBINED]
 
 
 class TwoMaps(nn.Module):
-    """Feature maps of two sizes, a pooling that drops NaN in some runtimes, and features that a ReLU leaves."""
+    """Feature maps of two sizes, dropout, and features that a ReLU leaves."""
 
     def __init__(self) -> None:
         super().__init__()

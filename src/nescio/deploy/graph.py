@@ -48,9 +48,8 @@ class Judge(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Judge a batch."""
-        x, readable = _normalised(image, self.transform, self.layout)
-        f = self.network(x)
-        usable = f.h.isfinite().all(dim=1) & readable
+        f = self.network(_normalised(image, self.transform, self.layout))
+        usable = f.h.isfinite().all(dim=1)
         score = torch.where(usable, self.chain(f), torch.nan)
         logits = f.head.linear(f.h)
         columns = (logits, score, *self.verdict(score, f.pred))
@@ -93,11 +92,7 @@ class Threshold(nn.Module):
         return torch.where(score.isnan(), torch.nan, p), score >= self.thresholds[group]
 
 
-def _normalised(image: Tensor, transform: Transform, layout: str | None) -> tuple[Tensor, Tensor]:
-    """Normalised images, and whether each holds finite numbers alone ``(B,)``."""
+def _normalised(image: Tensor, transform: Transform, layout: str | None) -> Tensor:
     if layout is None:
-        # runtimes may take the larger of NaN and 0 for 0, so that features would be finite
-        return image, image.abs().sum(dim=(1, 2, 3)).isfinite()
-    if layout == "nhwc":
-        image = image.permute(0, 3, 1, 2)
-    return transform.normalise(image), torch.ones_like(image[:, 0, 0, 0], dtype=torch.bool)
+        return image
+    return transform.normalise(image.permute(0, 3, 1, 2) if layout == "nhwc" else image)
