@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import os
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -15,8 +22,11 @@ from safetensors.torch import save_file
 
 from conftest import TINY_TRANSFORM, encoded, picture, tiny_net
 from nescio.cli import main
-from nescio.deploy import Deployed, fit
+from nescio.deploy import Deployed, Scored, fit, load, score_images
+from nescio.errors import InputError
 from nescio.models import Classifier
+
+TESTS = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -120,3 +130,115 @@ def test_a_proxy_adds_p_id(deployed: Deployed) -> None:
     (verdict,) = deployed("new/a/0.png")
     assert "P(ID | image)" in result.output
     assert f"{verdict.p_id:.3f}" in result.output
+
+
+class Slow:
+    """Images that take their time. Nobody gets one before so many processes ask for some."""
+
+    classes = None
+
+    def __init__(self, n: int, traces: Path, together: int = 1, delay: float = 0.0) -> None:
+        self.n, self.traces, self.together, self.delay = n, traces, together, delay
+        self.labels = np.full(n, -1)
+        self.identity = self.stamp = str(n)
+
+    def __len__(self) -> int:
+        return self.n
+
+    def name(self, i: int) -> str:
+        return f"picture {i}"
+
+    def read(self, i: int) -> bytes:
+        (self.traces / str(os.getpid())).touch()
+        deadline = time.monotonic() + 600
+        while len(list(self.traces.iterdir())) < self.together:
+            if time.monotonic() > deadline:
+                raise InputError("one process is left alone with the work")
+            time.sleep(0.01)
+        time.sleep(self.delay)
+        return b"" if i == 7 else encoded(picture(i))
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """The address of a cluster of this machine with two CPUs, which outlives those who use it."""
+    ray = pytest.importorskip("ray", reason="needs Ray: pip install 'nescio[ray]'")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        context = ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        yield context.address_info["address"]
+        ray.shutdown()
+
+
+def on_ray(deployed: Deployed, images: Slow, out: Path) -> Scored:
+    return score_images(deployed, images, out, part_size=6, batch_size=4, engine="ray", progress=False)
+
+
+KILLED = """
+import sys, ray
+from pathlib import Path
+from nescio.deploy import load
+from conftest import tiny_net
+from test_score import Slow, on_ray
+ray.init(sys.argv[1], log_to_driver=False)
+images = Slow(60, Path("traces").absolute(), together=2, delay=0.1)
+on_ray(load("my.nescio", model=tiny_net), images, Path("ray").absolute())
+"""
+
+
+def test_two_ray_workers_share_a_job_that_goes_on_when_it_was_killed(cluster: str, deployed: Deployed) -> None:
+    deployed = load("my.nescio", model=tiny_net)
+    traces, out = Path("traces").absolute(), Path("ray").absolute()
+    traces.mkdir()
+    score_images(deployed, Slow(60, traces), "local", part_size=6, batch_size=4, workers=0, progress=False)
+    (traces / str(os.getpid())).unlink()
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS / "e2e"), *sys.path])}
+    driver = subprocess.Popen([sys.executable, "-c", KILLED, cluster], env=environment)
+    while len(list(out.glob("part-*"))) < 3 and driver.poll() is None:
+        time.sleep(0.01)
+    driver.kill()
+    assert driver.wait() == -signal.SIGKILL
+    assert len(list(traces.iterdir())) == 2
+    done = on_ray(deployed, Slow(60, traces), out)
+    assert done.images <= 42
+    assert done.tally.unreadable == 1
+    assert_same(pq.read_table(out), pq.read_table("local"))
+
+
+def test_what_stops_a_ray_worker_is_said_by_the_driver(deployed: Deployed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a cluster: the worker as Ray runs it."""
+    ray = pytest.importorskip("ray", reason="needs Ray: pip install 'nescio[ray]'")
+    from nescio.deploy.on_ray import _Worker
+
+    class Away:
+        def make(self, parts: list[int]) -> None:
+            if parts == [3]:
+                raise InputError("the store does not answer")
+
+    monkeypatch.setattr(ray, "get", lambda packed: packed)
+    buffer = io.BytesIO()
+    torch.save(Away(), buffer, pickle_module=ray.cloudpickle)
+    worker = _Worker(buffer.getvalue(), "cpu", [])
+    assert worker({"item": 2}) == {"item": 2, "error": ""}
+    assert worker({"item": 3}) == {"item": 3, "error": "the store does not answer"}
+    Path("gone.py").write_text("class Network: pass\n")
+    monkeypatch.syspath_prepend(".")
+    import gone
+
+    buffer = io.BytesIO()
+    torch.save(gone.Network(), buffer)
+    monkeypatch.delitem(sys.modules, "gone")
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p != "."])
+    Path("gone.py").unlink()
+    assert "No module named 'gone'" in _Worker(buffer.getvalue(), "cpu", [])({"item": 0})["error"]
+
+
+def assert_same(found: pa.Table, expected: pa.Table) -> None:
+    """Up to what the number of threads does to the last bits."""
+    assert found.schema == expected.schema
+    for name in found.column_names:
+        values = found[name].to_pylist()
+        if pa.types.is_floating(found.schema.field(name).type):
+            assert [v if v is None else pytest.approx(v, rel=1e-4) for v in values] == expected[name].to_pylist()
+        else:
+            assert values == expected[name].to_pylist()

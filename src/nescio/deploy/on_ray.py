@@ -63,8 +63,8 @@ def make_on_ray(job: Job, parts: Sequence[int], seen: Callable[[int], object]) -
     if not ray.is_initialized():
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody asked for a report to Ray's makers
         ray.init(logging_level=logging.WARNING, log_to_driver=False)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
+    ray.data.DataContext.get_current().enable_progress_bars = False  # there is one already
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     gpu = job.deployed.classifier.device.type != "cpu"
     pool = int(ray.cluster_resources().get("GPU" if gpu else "CPU", 0))
     if pool < 1:
