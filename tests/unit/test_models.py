@@ -337,3 +337,12 @@ def test_the_librarys_own_weights_bring_the_classes_names() -> None:
     assert (len(classes), classes[0], classes[207]) == (1000, "tench", "golden retriever")
     network = timm.create_model("test_resnet", num_classes=1000)
     assert load_classifier("timm:test_resnet", weights=network.state_dict()).classes is None  # of whatever they are
+
+
+def test_a_network_with_buffers_of_five_dimensions_runs_all_the_same() -> None:
+    network = tiny_net()
+    network.register_buffer("mask", torch.zeros(1, 1, 1, 1, 1))  # as Swin transformers have
+    found = Classifier(network, TINY_TRANSFORM)
+    x = found.noise()
+    with torch.no_grad():
+        assert torch.allclose(found.optimised()(x).h, found(x).h, atol=1e-5)

@@ -150,7 +150,10 @@ class Classifier(nn.Module):
         except Exception as e:  # noqa: BLE001 - tracing runs the model's own code
             log.debug("%s: batch norms stay as they are (%s)", self.name, e)
             body = copy.deepcopy(self.body)
-        return self.changed(lambda _: body.requires_grad_(requires_grad=False).to(memory_format=torch.channels_last))
+        for t in (*body.parameters(), *body.buffers()):
+            if t.ndim == 4:  # a network may hold others, whose order Module.to would not take
+                t.data = t.data.to(memory_format=torch.channels_last)
+        return self.changed(lambda _: body.requires_grad_(requires_grad=False))
 
     def changed(self, change: Callable[[nn.Module], nn.Module]) -> Classifier:
         """The same classifier with a body that ``change`` makes of a copy of it. The original is unchanged."""
