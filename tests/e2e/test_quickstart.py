@@ -1,20 +1,31 @@
 from __future__ import annotations
 
 import csv
+import re
+import shlex
 import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 from click.testing import CliRunner
 
 from nescio.cli import main
 from nescio.data import open_source
 from nescio.data.decode import decode
 
+DOCS = Path(__file__).parents[2] / "docs"
 
-def test_the_quickstart_trains_judges_and_reports(tmp_path: Path) -> None:
-    out = tmp_path / "quickstart"
-    arguments = ["quickstart", "--out", str(out), "--epochs", "3", "--workers", "1", "--cache", str(tmp_path / "cache")]
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the quickstart is run once for all tests here."""
+    return tmp_path_factory.mktemp("root")
+
+
+def test_the_quickstart_trains_judges_and_reports(root: Path) -> None:
+    out = root / "quickstart"
+    arguments = ["quickstart", "--out", str(out), "--epochs", "3", "--workers", "1", "--cache", str(root / "cache")]
     result = CliRunner().invoke(main, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     rows = list(csv.DictReader((out / "results.csv").open(newline="")))
@@ -30,6 +41,35 @@ def test_the_quickstart_trains_judges_and_reports(tmp_path: Path) -> None:
     assert again.exit_code == 0
     assert again.stdout == result.stdout  # trained once, and the banks are there
     assert time.monotonic() - start < 60
+
+
+def test_the_walk_to_a_deployed_detector_works_as_written(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(root)
+    monkeypatch.setenv("NESCIO_CACHE", str(root / "cache"))
+    names: dict[str, object] = {}
+    blocks = re.findall(r"```(sh|python)\n(.*?)```", (DOCS / "deploy.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) == 8
+    shown = ""
+    for kind, text in blocks:
+        if kind == "python":
+            exec(text, names)  # noqa: S102 - our own documentation
+            continue
+        for line in text.replace("\\\n", " ").splitlines():
+            result = CliRunner().invoke(main, shlex.split(line)[1:], catch_exceptions=False)
+            assert result.exit_code == 0, (line, result.output)
+            shown += result.output
+    assert "I do not know" in shown
+    assert "ACCEPTED" in shown
+    scores = names["scores"]
+    assert len(scores) == 2000
+    assert scores.accepted[:1000].mean() > max(0.9, scores.accepted[1000:].mean() + 0.1)
+    same = names["digits"](np.zeros((2, 32, 32, 3), np.uint8))
+    assert names["accepted"].tolist() == [v.accepted for v in same]
+    assert names["p_value"].tolist() == [v.p_value for v in same]
+    (alarm, *_) = names["drift"].alarms
+    assert 300 < alarm.image < 1300
 
 
 def test_the_embedded_images_are_what_they_say(tmp_path: Path) -> None:
