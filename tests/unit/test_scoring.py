@@ -180,6 +180,7 @@ def test_one_percent_of_corrupt_images_costs_no_other(
 
 def _score_in_a_process(deployed: Deployed, out: Path, delay: float, workers: int) -> None:
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # its decoders begin as those of the command line do
     source = Pictures(72, BAD, delay)
     score_images(deployed, source, out, part_size=6, batch_size=4, workers=workers, progress=False)
 
