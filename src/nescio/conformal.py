@@ -136,27 +136,25 @@ class Calibration:
         everything = np.ones(len(pred), dtype=bool)
         return [(g, everything if g.classes is None else np.isin(pred, g.classes)) for g in self.groups]
 
-    def rejects_at_most(self, sureness: float = 0.9) -> float:
-        """The share of new ID images that this very calibration set rejects, at most, with this sureness.
+    def rejects_at_most(self, certainty: float = 0.9) -> float:
+        """The share of new ID images that this very calibration set rejects, at most, with this certainty.
 
         Over groups, the largest. Exact where scores do not tie, cautious where they do.
         """
-        return max(_beta_quantile(sureness, g.rank, len(g.scores)) for g in self.groups)
+        return max(_beta_quantile(certainty, g.rank, len(g.scores)) for g in self.groups)
 
     def promise(self) -> str:
         """The guarantee, as it is, in words."""
-        share, n = f"{self.alpha:.4g}", f"{self.n:,}"
-        by_class = "" if self.groups[0].classes is None else " of each group of predicted classes"
+        n, rejected = f"{self.n:,} images", f"at most {100 * self.alpha:.4g} % of new ID images"
+        by_class = "" if self.groups[0].classes is None else ", in each group of predicted classes,"
+        assumed = "it assumes that new ID images are like these"
         if self.confidence is not None:
-            return (
-                f"at most a share of {share} of new ID images{by_class} is rejected, for {self.confidence:.4g} of the "
-                f"calibration sets that could have been drawn ({n} images); it assumes that new ID images are like them"
-            )
-        worst = self.rejects_at_most()
+            sets = f"{100 * self.confidence:.4g} % of the calibration sets that could have been drawn"
+            return f"{rejected}{by_class} are rejected, for {sets} ({n}); {assumed}"
+        worst = f"up to {100 * self.rejects_at_most():.3g} % with 90 % certainty"
         return (
-            f"at most a share of {share} of new ID images{by_class} is rejected on average over calibration sets like "
-            f"this one ({n} images); this one may reject more: up to {worst:.3g} with a sureness of 0.9; it assumes "
-            "that new ID images are like them"
+            f"{rejected}{by_class} are rejected, on average over calibration sets that could have been drawn ({n}); "
+            f"this one may reject more: {worst}; {assumed}"
         )
 
 

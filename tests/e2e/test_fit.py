@@ -46,7 +46,7 @@ def test_a_file_is_fitted_and_says_what_it_is(here: Path) -> None:
         "resize=8,crop=8",
         "fm+react:q=0.98+ls+energy",
         f"scores of {deployed.calibration.groups[0].threshold:.6g} and above",
-        "at most a share of 0.05 of new ID images is rejected on average",
+        "at most 5 % of new ID images are rejected, on average",
         "(48 images)",
     ):
         assert said in " ".join(shown.output.split()), said
@@ -57,7 +57,7 @@ def test_the_stronger_form_and_classes_are_options(here: Path) -> None:
     knn = [*FIT, *SETS, "--detector", "knn:k=1", "--accept", "0.8", "--confidence", "0.9"]
     result = nescio(*knn, "--proxy", "blur", "--prior", "0.7", "-o", "c.nescio")
     assert result.exit_code == 0, result.output
-    assert "for 0.9 of the calibration sets" in result.output
+    assert "for 90 % of the calibration sets" in result.output
     assert "against the proxy 'blur', prior 0.7" in result.output
     result = nescio(*FIT, *SETS, "--accept", "0.8", "--per-class", "--no-weights", "-o", "p.nescio")
     assert result.exit_code == 0, result.output

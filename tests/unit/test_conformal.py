@@ -137,5 +137,5 @@ def test_what_cannot_be_promised_is_refused(options: dict, said: str) -> None:
 def test_the_promise_says_which_form_holds() -> None:
     scores = np.arange(1000.0)
     assert "on average over calibration sets" in Calibration.fit(scores).promise()
-    assert "up to 0.0589 with a sureness of 0.9" in Calibration.fit(scores).promise()
-    assert "for 0.9 of the calibration sets" in Calibration.fit(scores, confidence=0.9).promise()
+    assert "up to 5.89 % with 90 % certainty" in Calibration.fit(scores).promise()
+    assert "for 90 % of the calibration sets" in Calibration.fit(scores, confidence=0.9).promise()
