@@ -20,9 +20,9 @@ import time
 from pathlib import Path
 
 import torch
+from one_pass import TRANSFORM, Images
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import v2
+from torch.utils.data import DataLoader
 
 from nescio import fit, load_classifier, open_source, score_images
 from nescio.data.decode import Raw, decode
@@ -31,25 +31,8 @@ from nescio.deploy import Deployed
 from nescio.models.cifar import densenet_bc_100_12
 from nescio.models.weights import read_weights
 
-MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
-TRANSFORM = v2.Compose(
-    [v2.Resize(32), v2.CenterCrop(32), v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
-)
 BATCH = 32
 CORRUPT = {"empty": lambda _: b"", "cut": lambda data: data[: len(data) // 3], "text": lambda _: b"no image at all"}
-
-
-class Images(Dataset):
-    """The plain data set: decode, transform, return."""
-
-    def __init__(self, source: Source) -> None:
-        self.source = source
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, i: int) -> torch.Tensor:
-        return TRANSFORM(decode(self.source.read(i)))
 
 
 def bare(weights: Path) -> nn.Module:

@@ -3,6 +3,8 @@ from __future__ import annotations
 import io
 import logging
 import os
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 
 from nescio.data import Transform
@@ -43,6 +46,26 @@ def unrecorded() -> Iterator[None]:
         for name in ("torch", "torch.__trace"):
             patch.setattr(logging.getLogger(name), "propagate", False)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    """A command sets the logger up for a terminal."""
+    yield
+    logger = logging.getLogger("nescio")
+    logger.handlers, logger.propagate = [], True
+    logger.setLevel(logging.NOTSET)
+
+
+@pytest.fixture
+def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that commands are run in: weights, the user's own module ``mine``, and a cache."""
+    save_file(tiny_net().state_dict(), tmp_path / "w.safetensors")
+    (tmp_path / "mine.py").write_text("from conftest import tiny_net as make\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("NESCIO_CACHE", str(tmp_path / "cache"))
+    return tmp_path
 
 
 class TinyNet(nn.Module):
@@ -119,6 +142,26 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+class Pictures:
+    """A source in memory whose images can be bad, slow, or counted."""
+
+    def __init__(self, n: int, bad: dict[int, bytes] | None = None, delay: float = 0) -> None:
+        self.n, self.bad, self.delay = n, bad or {}, delay
+        self.labels = np.arange(n) % 4
+        self.classes = None
+        self.identity = self.stamp = f"{n}-{sorted(self.bad)}"
+
+    def __len__(self) -> int:
+        return self.n
+
+    def name(self, i: int) -> str:
+        return f"picture {i}"
+
+    def read(self, i: int) -> bytes:
+        time.sleep(self.delay)
+        return self.bad.get(i) if i in self.bad else encoded(picture(i))
 
 
 def coloured(root: Path, name: str, per_class: int, classes: int = 3, seed: int = 0, side: int = 16) -> Path:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 from safetensors.torch import save_file
 
-from conftest import TinyNet, encoded, picture, tiny_net
+from conftest import TinyNet, encoded, picture
 from nescio import extraction
 from nescio.cli import main
 from nescio.results import Results
@@ -24,25 +23,12 @@ from nescio.results import Results
 TESTS = Path(__file__).parents[1]
 
 
-@pytest.fixture(autouse=True)
-def _logging_as_it_was() -> Iterator[None]:
-    yield
-    logger = logging.getLogger("nescio")
-    logger.handlers, logger.propagate = [], True
-    logger.setLevel(logging.NOTSET)
-
-
 @pytest.fixture
-def here(tmp_path: Path, make_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(working_folder: Path, make_folder: Callable[..., Path]) -> Path:
     """A working folder: images, weights, and the user's module."""
     for name, seed in (("train", 0), ("id", 1000), ("far", 2000), ("near", 3000)):
         make_folder(name, per_class=12, classes=("a", "b", "c", "d"), seed=seed)
-    save_file(tiny_net().state_dict(), tmp_path / "w.safetensors")
-    (tmp_path / "mine.py").write_text("from conftest import tiny_net as make\n")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setenv("NESCIO_CACHE", str(tmp_path / "cache"))
-    return tmp_path
+    return working_folder
 
 
 COMMON = {

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from safetensors.torch import save_file
 
 from conftest import picture, tiny_net
 from nescio.cli import main
@@ -19,15 +17,10 @@ SETS = ["--train", "train", "--calibrate", "held"]
 
 
 @pytest.fixture
-def here(tmp_path: Path, make_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(working_folder: Path, make_folder: Callable[..., Path]) -> Path:
     for name, seed in (("train", 0), ("held", 1000)):
         make_folder(name, per_class=12, classes=("a", "b", "c", "d"), seed=seed)
-    save_file(tiny_net().state_dict(), tmp_path / "w.safetensors")
-    (tmp_path / "mine.py").write_text("from conftest import tiny_net as make\n")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setenv("NESCIO_CACHE", str(tmp_path / "cache"))
-    return tmp_path
+    return working_folder
 
 
 def nescio(*arguments: str) -> Result:

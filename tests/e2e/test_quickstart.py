@@ -44,7 +44,7 @@ def test_the_quickstart_trains_judges_and_reports(root: Path) -> None:
 
 
 def test_the_walk_to_a_deployed_detector_works_as_written(
-    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    root: Path, monkeypatch: pytest.MonkeyPatch, unrecorded: None
 ) -> None:
     monkeypatch.chdir(root)
     monkeypatch.setenv("NESCIO_CACHE", str(root / "cache"))

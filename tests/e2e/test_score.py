@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 import os
 import signal
 import subprocess
@@ -29,25 +28,14 @@ from nescio.models import Classifier
 TESTS = Path(__file__).parents[1]
 
 
-@pytest.fixture(autouse=True)
-def _logging_as_it_was() -> Iterator[None]:
-    yield
-    logger = logging.getLogger("nescio")
-    logger.handlers, logger.propagate = [], True
-    logger.setLevel(logging.NOTSET)
-
-
 @pytest.fixture
-def deployed(tmp_path: Path, make_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Deployed:
+def deployed(working_folder: Path, make_folder: Callable[..., Path]) -> Deployed:
     """A working folder with a detector in a file, new images, and the user's module."""
     classifier = Classifier(tiny_net(), TINY_TRANSFORM, name="mine:make", classes=["ant", "bee", "cat", "dog"])
     calibrate = make_folder("calibrate", per_class=20, seed=5000)
     made = fit(classifier, "energy", calibrate=calibrate, accept=0.5, workers=0, progress=False)
-    made.save(tmp_path / "my.nescio")
+    made.save(working_folder / "my.nescio")
     make_folder("new", per_class=6)
-    (tmp_path / "mine.py").write_text("from conftest import tiny_net as make\n")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
     return made
 
 

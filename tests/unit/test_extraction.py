@@ -15,33 +15,13 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import TINY_TRANSFORM, encoded, picture, tiny_net
+from conftest import TINY_TRANSFORM, Pictures, encoded, picture, tiny_net
 from nescio.bank import Bank, BankKey, BankWriter
 from nescio.data import Source, open_source
 from nescio.data.decode import decode
 from nescio.errors import BadImage, InputError
 from nescio.extraction import Pass, extract
 from nescio.models import Classifier
-
-
-class Pictures:
-    """A source in memory whose images can be bad, slow, or counted."""
-
-    def __init__(self, n: int, bad: dict[int, bytes] | None = None, delay: float = 0) -> None:
-        self.n, self.bad, self.delay = n, bad or {}, delay
-        self.labels = np.arange(n) % 4
-        self.classes = None
-        self.identity = f"{n}-{sorted(self.bad)}"
-
-    def __len__(self) -> int:
-        return self.n
-
-    def name(self, i: int) -> str:
-        return f"picture {i}"
-
-    def read(self, i: int) -> bytes:
-        time.sleep(self.delay)
-        return self.bad.get(i) if i in self.bad else encoded(picture(i))
 
 
 def expected(classifier: Classifier, source: Source, rows: Iterator[int]) -> torch.Tensor:

@@ -20,7 +20,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-from conftest import TINY_TRANSFORM, TinyNet, encoded, picture, tiny_net
+from conftest import TINY_TRANSFORM, Pictures, TinyNet, encoded, picture, tiny_net
 from nescio.data import Source, open_source
 from nescio.data.decode import decode
 from nescio.deploy import Deployed, fit, load, score_images
@@ -33,27 +33,6 @@ from nescio.models import Classifier
 
 COLUMNS = ["path", "label", "probability", "score", "p_value", "accepted", "error"]
 BAD = {3: b"", 8: encoded(picture(8))[:70], 20: b"not an image"}
-
-
-class Pictures:
-    """A source in memory whose images can be bad, or slow."""
-
-    classes = None
-
-    def __init__(self, n: int, bad: dict[int, bytes] | None = None, delay: float = 0) -> None:
-        self.n, self.bad, self.delay = n, bad or {}, delay
-        self.labels = np.full(n, -1)
-        self.identity = self.stamp = f"{n}-{sorted(self.bad)}"
-
-    def __len__(self) -> int:
-        return self.n
-
-    def name(self, i: int) -> str:
-        return f"picture {i}"
-
-    def read(self, i: int) -> bytes:
-        time.sleep(self.delay)
-        return self.bad.get(i) if i in self.bad else encoded(picture(i))
 
 
 def made(detector: str = "msp", **options: object) -> Deployed:
