@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 from conftest import TINY_TRANSFORM, encoded, picture, tiny_net
 from nescio.cli import main
-from nescio.deploy import Deployed, Scored, fit, load, score_images
+from nescio.deploy import Deployed, ScoringDone, fit, load, score_images
 from nescio.errors import InputError
 from nescio.models import Classifier
 
@@ -158,7 +158,7 @@ def cluster() -> Iterator[str]:
         ray.shutdown()
 
 
-def on_ray(deployed: Deployed, images: Slow, out: Path) -> Scored:
+def on_ray(deployed: Deployed, images: Slow, out: Path) -> ScoringDone:
     return score_images(deployed, images, out, part_size=6, batch_size=4, engine="ray", progress=False)
 
 

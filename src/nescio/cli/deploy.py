@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nescio.cli.base import MODEL, check_writable, console, extraction_options, model_options, use_cache
+from nescio.cli.base import MODEL, check_writable, console, extraction_options, model_options, taking, use_cache
 from nescio.errors import InputError
 
 if TYPE_CHECKING:
     from nescio.deploy import Deployed
 
+_network_options = taking(
+    click.option("--model", help="As for bench, where no library knows the network of FILE."),
+    click.option("--weights", type=click.Path(path_type=Path), help="The network's, where FILE does not hold them."),
+)
 MOST_PRINTED = 100
 """Verdicts that go onto a screen; more belong into files."""
 
@@ -77,8 +81,7 @@ def fit(obj: dict[str, Any], /, out: Path, *, no_weights: bool, **options: Any) 
     help="Take uint8 pixels of resized images in this order and normalise them in the graph."
     "  [default: normalised float32 images]",
 )
-@click.option("--model", help="What makes the network, where no library knows it by name.")
-@click.option("--weights", type=click.Path(path_type=Path), help="The network's, where FILE does not hold them.")
+@_network_options
 def export(file: Path, out: Path, **options: Any) -> None:
     """Write a FILE that fit wrote as one ONNX graph: images in; logits, score, p_value and accepted out.
 
@@ -111,8 +114,7 @@ def show(file: Path) -> None:
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @click.argument("images", nargs=-1, required=True)
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder for the scores.  [default: print them]")
-@click.option("--model", help="As for bench, where no library knows the file's network.")
-@click.option("--weights", type=click.Path(path_type=Path), help="The network's, where the file does not hold them.")
+@_network_options
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, …")
 @click.option("--engine", default="local", show_default=True, help="local, or ray: on a Ray cluster (nescio[ray]).")
 @click.option("--part-size", type=click.IntRange(1), help="Images per parquet file.  [default: 10,000]")

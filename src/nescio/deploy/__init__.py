@@ -2,8 +2,8 @@
 
 from nescio.deploy.build import fit
 from nescio.deploy.deployed import Deployed, Judged, Verdict
-from nescio.deploy.file import describe, load, save
+from nescio.deploy.file import describe, load
 from nescio.deploy.onnx_graph import export
-from nescio.deploy.scoring import Scored, score_images
+from nescio.deploy.scoring import ScoringDone, score_images
 
-__all__ = ["Deployed", "Judged", "Scored", "Verdict", "describe", "export", "fit", "load", "save", "score_images"]
+__all__ = ["Deployed", "Judged", "ScoringDone", "Verdict", "describe", "export", "fit", "load", "score_images"]

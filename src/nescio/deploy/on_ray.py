@@ -33,6 +33,8 @@ class _Worker:
         self.job: Job | None = None
         self.error = ""
         try:
+            # no file of anybody's: bytes that the process which started this actor packed, by way of Ray, which
+            # pickles all that it carries; torch.load for the device alone
             self.job = torch.load(io.BytesIO(ray.get(packed)), map_location=device, weights_only=False)
         except (ImportError, AttributeError) as e:  # code that this machine lacks, or has in another version
             self.error = f"the network cannot be made on the cluster's machines ({type(e).__name__}: {e})"

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoringDone:
     """A finished job.
 
     Attributes:
@@ -80,7 +80,7 @@ def score_images(
     workers: int | None = None,
     engine: str = "local",
     progress: bool = True,
-) -> Scored:
+) -> ScoringDone:
     """A row for each image, in parquet files below ``out``, with the columns of ``nescio.deploy.rows.schema``.
 
     Memory holds the rows of one part and a few batches of images. A job that was killed, at whatever moment, goes on
@@ -128,7 +128,7 @@ def score_images(
             task = bar.add_task("scoring", total=todo)
             if missing:
                 _ENGINES[engine](job, missing, lambda n: bar.advance(task, n))
-        return Scored(folder.finish(), todo, time.perf_counter() - begin)
+        return ScoringDone(folder.finish(), todo, time.perf_counter() - begin)
 
 
 def _on_ray(job: Job, parts: Sequence[int], seen: Callable[[int], object]) -> None:
