@@ -9,7 +9,7 @@ images.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -43,6 +43,23 @@ class Group:
 
 
 @dataclass(frozen=True)
+class ClassTally:
+    """What became of the calibration images that were predicted as one class.
+
+    Attributes:
+        index: the predicted class.
+        images: of the calibration images.
+        rejected: of these.
+        median: of their scores.
+    """
+
+    index: int
+    images: int
+    rejected: int
+    median: float
+
+
+@dataclass(frozen=True)
 class Calibration:
     """What says, of any image's score, how it stands among the calibration images', and whether to accept it.
 
@@ -51,11 +68,13 @@ class Calibration:
         confidence: of the calibration sets that could have been drawn, the share for which that is to hold; None where
             it is to hold on average over them.
         groups: one for all images, or several by predicted class.
+        by_class: how the calibration images fared, for a picture of the input later on; empty where unknown.
     """
 
     accept: float
     confidence: float | None
     groups: tuple[Group, ...]
+    by_class: tuple[ClassTally, ...] = ()
 
     @classmethod
     def fit(
@@ -102,7 +121,8 @@ class Calibration:
             predicted = np.asarray(pred, dtype=np.int64)
             parts = [(c, values[np.isin(predicted, c)]) for c in _classes(predicted, n_classes, least)]
         groups = (Group(c, np.sort(s), threshold_rank(len(s), accept, confidence)) for c, s in parts)
-        return cls(accept, confidence, tuple(groups))
+        made = cls(accept, confidence, tuple(groups))
+        return made if pred is None else replace(made, by_class=made.tally(values, np.asarray(pred, dtype=np.int64)))
 
     @property
     def alpha(self) -> float:
@@ -131,6 +151,12 @@ class Calibration:
         for group, of_group in self._split(pred):
             p[of_group] = (1 + np.searchsorted(group.scores, scores[of_group], "right")) / (len(group.scores) + 1)
         return np.where(np.isnan(scores), np.nan, p)
+
+    def tally(self, scores: Scores, pred: Labels) -> tuple[ClassTally, ...]:
+        """How scores ``(B,)`` with raw predictions ``(B,)`` fare, by predicted class."""
+        rejected = ~self.accepted(scores, pred)
+        each = ((int(c), pred == c) for c in np.unique(pred))
+        return tuple(ClassTally(c, int(m.sum()), int(rejected[m].sum()), float(np.median(scores[m]))) for c, m in each)
 
     def _split(self, pred: Labels) -> list[tuple[Group, npt.NDArray[np.bool_]]]:
         everything = np.ones(len(pred), dtype=bool)

@@ -18,6 +18,14 @@ class BadImage(ValueError):
     """One image cannot be decoded. It is recorded and skipped; it never stops a run."""
 
 
+class TooLarge(BadImage):
+    """It has more pixels than are taken."""
+
+
+class UnknownFormat(BadImage):
+    """It is no image, or of a format that is not read."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """``"; did you mean 'energy'?"`` when a known name is close to ``name``, else the list of known names."""
     spellings = {k.lower(): k for k in sorted(known)}

@@ -134,7 +134,7 @@ def sample_features(banks: Mapping[str, Bank], detectors: Iterable[Detector]) ->
         banks: by data set, ``id`` first.
         detectors: fitted ones without an input stage; the first prototypes among them give the cosines.
     """
-    centres = _prototypes(detectors)
+    centres = prototypes_of(detectors)
     return FeatureSample({name: _sampled(bank, centres) for name, bank in banks.items()}, _activation(banks))
 
 
@@ -180,7 +180,7 @@ def _compact(values: Tensor) -> Floats:
     return array.astype(np.float16 if np.abs(array).max(initial=0.0) <= np.finfo(np.float16).max else np.float32)
 
 
-def _prototypes(detectors: Iterable[Detector]) -> Tensor | None:
+def prototypes_of(detectors: Iterable[Detector]) -> Tensor | None:
     """Mean training features by class, from the first detector that learned them from plain features."""
     for detector in detectors:
         first = detector.steps[0]

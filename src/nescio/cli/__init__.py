@@ -10,7 +10,7 @@ import nescio
 from nescio.cli.base import Group, console
 from nescio.cli.bench import bench, compare, quickstart, report
 from nescio.cli.data import data
-from nescio.cli.deploy import export, fit, score, show
+from nescio.cli.deploy import export, fit, score, serve, show
 from nescio.cli.train import explain, train
 from nescio.cli.tune import recommend, tune
 
@@ -53,6 +53,6 @@ def methods(name: str | None) -> None:
         console().print(table)
 
 
-COMMANDS = (bench, compare, data, explain, export, fit, quickstart, recommend, report, score, show, train, tune)
+COMMANDS = (bench, compare, data, explain, export, fit, quickstart, recommend, report, score, serve, show, train, tune)
 for command in COMMANDS:
     main.add_command(command)

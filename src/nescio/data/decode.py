@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import warnings
 from pathlib import Path
@@ -9,42 +10,63 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from nescio.errors import BadImage
+from nescio.errors import BadImage, TooLarge, UnknownFormat
 
 MAX_PIXELS = 100_000_000
 """Larger images are recorded as bad: a decompression bomb, or a scan that no classifier was trained for."""
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO", "PCX", "QOI", "SGI", "TGA")
+"""What is read, by Pillow's names. Others run another program on the file (EPS), or hardly hold photographs."""
 
 Raw = bytes | Path | Image.Image
 """An image as a source hands it over."""
 
 
-def decode(raw: Raw) -> Image.Image:
+def decode(raw: Raw, *, max_pixels: int | None = None) -> Image.Image:
     """An 8-bit RGB image, upright.
 
     Transparency is laid on white, palettes and CMYK are resolved, 16-bit grey is scaled (not clipped) to 8 bits,
     the EXIF orientation is applied; of an animation the first frame is taken.
 
+    Args:
+        raw: the image.
+        max_pixels: the most it may have; ``MAX_PIXELS`` by default.
+
     Raises:
-        BadImage: the data are empty, truncated, corrupt, not an image, or larger than ``MAX_PIXELS``.
+        UnknownFormat: the data are no image in one of ``FORMATS``.
+        TooLarge: it has too many pixels.
+        BadImage: the data are empty, truncated or corrupt.
     """
     if isinstance(raw, Image.Image):
         return _to_rgb(raw)
+    most = MAX_PIXELS if max_pixels is None else max_pixels
     if isinstance(raw, bytes) and not raw:
         raise BadImage("zero bytes")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own warnings on size and metadata: size is checked below
-            with Image.open(io.BytesIO(raw) if isinstance(raw, bytes) else raw) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise BadImage(f"{image.width} × {image.height} pixels, above the limit of {MAX_PIXELS:,}")
+            with Image.open(io.BytesIO(raw) if isinstance(raw, bytes) else raw, formats=_formats()) as image:
+                if image.width * image.height > most:
+                    raise TooLarge(f"{image.width} × {image.height} pixels, above the limit of {most:,}")
                 image.load()
                 return _to_rgb(image)
     except BadImage:
         raise
     except UnidentifiedImageError:
-        raise BadImage("zero bytes" if _is_empty(raw) else "not an image in a known format") from None
+        if _is_empty(raw):
+            raise BadImage("zero bytes") from None
+        raise UnknownFormat("not an image in a known format") from None
+    except Image.DecompressionBombError as e:  # Pillow's own limit, where a caller's is higher
+        raise TooLarge(str(e)) from None
     except Exception as e:  # noqa: BLE001 - Pillow's decoders raise nearly anything on damaged data
         raise BadImage(f"{type(e).__name__}: {e}") from None
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those of ``FORMATS`` that this Pillow knows."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _is_empty(raw: bytes | Path) -> bool:

@@ -13,7 +13,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tvf
 
 from nescio.data.decode import MAX_PIXELS
-from nescio.errors import BadImage, InputError, nearest
+from nescio.errors import InputError, TooLarge, nearest
 
 INTERPOLATIONS = {
     m.value: m for m in (InterpolationMode.BILINEAR, InterpolationMode.BICUBIC, InterpolationMode.NEAREST)
@@ -63,7 +63,7 @@ class Transform:
         """An RGB image as the network will see it: uint8 ``(3, crop, crop)``."""
         short, long = sorted(image.size)
         if (self.resize or self.crop) ** 2 * long / short > MAX_PIXELS:
-            raise BadImage(f"{image.width} × {image.height} pixels: resized, it would exceed {MAX_PIXELS:,}")
+            raise TooLarge(f"{image.width} × {image.height} pixels: resized, it would exceed {MAX_PIXELS:,}")
         mode = INTERPOLATIONS[self.interpolation]
         image = tvf.resize(image, [self.resize or self.crop], interpolation=mode, antialias=True)
         pixels: Tensor = tvf.pil_to_tensor(tvf.center_crop(image, [self.crop, self.crop]))

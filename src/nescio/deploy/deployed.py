@@ -126,28 +126,44 @@ class Deployed:
         """Row by row.
 
         Raises:
-            InputError: the network's features of an image are not finite.
+            InputError: as ``verdict``.
         """
-        names = self.classifier.classes
-        for i, index in enumerate(judged.pred.tolist()):
-            if np.isnan(judged.score[i]):
-                raise InputError("the network's features of an image are not finite: no verdict can be given")
-            yield Verdict(
-                names[index] if names else str(index),
-                index,
-                float(judged.probability[i]),
-                float(judged.score[i]),
-                float(judged.p_value[i]),
-                bool(judged.accepted[i]),
-                None if judged.p_id is None else float(judged.p_id[i]),
-            )
+        for i in range(len(judged.pred)):
+            yield self.verdict(judged, i)
+
+    def verdict(self, judged: Judged, i: int) -> Verdict:
+        """Row ``i``.
+
+        Raises:
+            InputError: the network's features of the image are not finite.
+        """
+        if np.isnan(judged.score[i]):
+            raise InputError("the network's features of an image are not finite: no verdict can be given")
+        index = int(judged.pred[i])
+        return Verdict(
+            self.class_name(index),
+            index,
+            float(judged.probability[i]),
+            float(judged.score[i]),
+            float(judged.p_value[i]),
+            bool(judged.accepted[i]),
+            None if judged.p_id is None else float(judged.p_id[i]),
+        )
+
+    def class_name(self, index: int) -> str:
+        """A class's name, or its number where none is known."""
+        return self.classifier.classes[index] if self.classifier.classes else str(index)
 
     @torch.no_grad()
     def judge(self, images: Tensor) -> Judged:
         """Verdicts for images as the transform's geometry leaves them: uint8 ``(B, 3, crop, crop)``."""
+        return self.judged(*self.features(images))
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> tuple[Features, Features | None]:
+        """What ``judged`` needs of images: the plain pass, and the detector's own where it has an input stage."""
         x = self.classifier.transform.normalise(images.to(self.classifier.device, non_blocking=True))
-        plain, own = self._passes(x.contiguous(memory_format=torch.channels_last))
-        return self.judged(plain, own)
+        return self._passes(x.contiguous(memory_format=torch.channels_last))
 
     @torch.no_grad()
     def judged(self, plain: Features, own: Features | None = None) -> Judged:

@@ -12,17 +12,24 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from nescio.conformal import Calibration
+from nescio.conformal import Calibration, ClassTally
 from nescio.errors import check_at_least
 
 POWERS = (0.2, 0.4, 0.6, 0.8)
 """κ of the bets κ·p^(κ-1) on low scores and κ·(1-p)^(κ-1) on high ones: the smaller, the more on the very lowest."""
+MOST_ALARMS = 100
+"""The last ones, which are remembered."""
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+"""Of scores, in the picture."""
+BINS = 10
+"""Of p-values, in the picture."""
 _TINY = 1e-12
 
 
@@ -61,11 +68,11 @@ class Drift:
         self.calibration = calibration
         self.every = check_at_least("every", every, 1)
         self.span = check_at_least("span", span, 1)
-        self.alarms: list[Alarm] = []
-        self.seen = 0
+        self.alarms: deque[Alarm] = deque(maxlen=MOST_ALARMS)
+        self.seen = self.alarmed = 0
         self._group_of = {c: i for i, g in enumerate(calibration.groups) for c in g.classes or ()}
         self._rng = np.random.default_rng(seed)
-        self._window: deque[tuple[int, bool]] = deque(maxlen=check_at_least("window", window, 1))
+        self._window: deque[tuple[int, float, float]] = deque(maxlen=check_at_least("window", window, 1))
         self._restart()
 
     def _restart(self) -> None:
@@ -85,12 +92,12 @@ class Drift:
             the alarms that they raise.
         """
         raised = []
-        accepted = self.calibration.accepted(scores, pred)
-        for score, label, taken in zip(scores.tolist(), pred.tolist(), accepted.tolist(), strict=True):
+        p_values = self.calibration.p_values(scores, pred)
+        for score, label, p in zip(scores.tolist(), pred.tolist(), p_values.tolist(), strict=True):
             if math.isnan(score):
                 continue
             self.seen += 1
-            self._window.append((label, taken))
+            self._window.append((label, score, p))
             self._bet(self._rank(score, label))
             if self.evidence >= 1:
                 raised.append(Alarm(self.seen, int(self._began[self._evidence.argmax()]) + 1))
@@ -98,6 +105,7 @@ class Drift:
             elif self.seen - self._start >= self.span:
                 self._restart()
         self.alarms += raised
+        self.alarmed += len(raised)
         return raised
 
     def _rank(self, score: float, label: int) -> float:
@@ -115,24 +123,58 @@ class Drift:
         self._began = np.where(fresh, self.seen - 1, self._began)
         self._evidence = (1 + self._evidence) * won
 
-    def picture(self, names: list[str] | None = None) -> dict[str, Any]:
-        """The last ``window`` images, as JSON can say it: how many were rejected, over all and by predicted class."""
-        labels = np.array([label for label, _ in self._window], dtype=np.int64)
-        taken = np.array([accepted for _, accepted in self._window], dtype=bool)
+    def picture(self, names: Sequence[str] | None = None) -> dict[str, Any]:
+        """The last ``window`` images beside the calibration images, as JSON can say it.
+
+        Args:
+            names: of the classes; their numbers where None.
+
+        Returns:
+            ``seen``, ``window`` (images that the picture is over), ``rejected`` of these and ``expected_rejected``;
+            ``evidence``, ``alarmed`` (how often), ``alarms`` (the last ones); ``p_values``: how many lie in each tenth
+            of [0, 1], which are equally many while nothing changes; ``scores``: quantiles, of the window and of the
+            calibration images; ``classes``: by predicted class ``images``, ``rejected`` and ``median`` score, and the
+            same of the calibration images where they are known. What is not known is null.
+        """
+        columns = list(zip(*self._window, strict=True)) or [(), (), ()]
+        pred, scores, p = (np.array(c, dtype=t) for c, t in zip(columns, (np.int64, float, float), strict=True))
+        known = np.concatenate([g.scores for g in self.calibration.groups])
+        tallies = self.calibration.tally(scores, pred)
+        before = {t.index: t for t in self.calibration.by_class}
         classes = [
             {
-                "label": names[c] if names else str(c),
-                "images": int((labels == c).sum()),
-                "rejected": int((~taken[labels == c]).sum()),
+                "label": names[t.index] if names else str(t.index),
+                **_tally(t),
+                "calibration": _tally(before[t.index]) if t.index in before else None,
             }
-            for c in np.unique(labels).tolist()
+            for t in tallies
         ]
         return {
             "seen": self.seen,
-            "window": len(labels),
-            "rejected": int((~taken).sum()),
-            "expected_rejected": self.calibration.alpha * len(labels),
+            "window": len(scores),
+            "rejected": sum(t.rejected for t in tallies),
+            "expected_rejected": self.calibration.alpha * len(scores),
             "evidence": self.evidence,
+            "alarmed": self.alarmed,
             "alarms": [vars(a) for a in self.alarms],
+            "p_values": np.histogram(p, bins=BINS, range=(0, 1))[0].tolist(),
+            "scores": {
+                "quantiles": list(QUANTILES),
+                "window": _quantiles(scores),
+                "calibration": _quantiles(known),
+            },
             "classes": classes,
         }
+
+
+def _tally(t: ClassTally) -> dict[str, Any]:
+    return {"images": t.images, "rejected": t.rejected, "median": _number(t.median)}
+
+
+def _quantiles(scores: npt.NDArray[np.float64]) -> list[float | None] | None:
+    return None if not len(scores) else [_number(q) for q in np.quantile(scores, QUANTILES, method="nearest").tolist()]
+
+
+def _number(value: float) -> float | None:
+    """JSON has no infinity."""
+    return value if math.isfinite(value) else None

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from nescio.conformal import Calibration, Group
+from nescio.conformal import Calibration, ClassTally, Group
 from nescio.data.hashing import combine
 from nescio.data.transforms import Transform
 from nescio.deploy.deployed import Deployed
@@ -56,7 +56,8 @@ def record(deployed: Deployed, *, embedded: bool) -> dict[str, Any]:
     """
     facts = _facts(deployed)
     facts["model"]["embedded"] = embedded
-    facts["calibration"]["promise"] = deployed.calibration.promise()
+    calibration = deployed.calibration
+    facts["calibration"] |= {"promise": calibration.promise(), "by_class": [asdict(t) for t in calibration.by_class]}
     return deployed.about | facts
 
 
@@ -130,6 +131,7 @@ def load(
                 Group(g["classes"] and tuple(g["classes"]), tensors[f"{_CALIBRATION}{i}"].numpy(), g["rank"])
                 for i, g in enumerate(of_calibration["groups"])
             ),
+            tuple(ClassTally(**t) for t in of_calibration.get("by_class", ())),  # not in the first files
         )
         calibrator = about["calibrator"] and ProxyCalibrator(**about["calibrator"])
     except (KeyError, TypeError, ValueError, IndexError) as e:

@@ -1,0 +1,354 @@
+"""The HTTP service: one process with the network, a few that decode, and everything that is counted in one place."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.resources
+import logging
+import signal
+import socket
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+
+import torch
+import uvicorn
+from fastapi import Depends, FastAPI, File, HTTPException, Query, Request, UploadFile
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from fastapi.security import HTTPBearer
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from torch import Tensor
+
+import nescio
+from nescio.deploy.deployed import Deployed, Verdict
+from nescio.deploy.drift import Drift
+from nescio.deploy.file import record
+from nescio.errors import BadImage, InputError
+from nescio.serving.answers import Answer, Said, Status, problems
+from nescio.serving.batcher import Batcher
+from nescio.serving.decoders import STATUS, Decoders
+from nescio.serving.explain import Explainer
+from nescio.serving.limits import BUSY, LATE, NO_TOKEN, TOO_LARGE, Gate, Limits, refusal
+from nescio.serving.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+PREDICT = "/predict"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+PAGES = {
+    "/": ("index.html", "text/html"),
+    "/page.js": ("page.js", "text/javascript"),
+    "/page.css": ("page.css", "text/css"),
+}
+FREE = {*PAGES, "/health", "/ready"}
+"""Paths that need no token: the page without anything on it, and what a machine asks to see whether this one lives."""
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-cache",
+}
+_LONGEST = 200
+"""Characters of a file's name that are said back."""
+
+
+class Service:
+    """What the endpoints share.
+
+    Args:
+        deployed: judges the images.
+        limits: of requests.
+        batch_size: images that go through the network together, at most.
+        decoders: processes that decode; one per core, at most 8, by default.
+    """
+
+    def __init__(
+        self, deployed: Deployed, limits: Limits, *, batch_size: int | None = None, decoders: int | None = None
+    ) -> None:
+        self.deployed, self.limits = deployed, limits
+        self.batch_size, self.processes = batch_size or deployed.batch_size, decoders
+        self.drift, self.lock = Drift(deployed.calibration), threading.Lock()
+        self.metrics = Metrics(self.picture)
+        self.about = record(deployed, embedded=True)
+        self.ready = False
+
+    def start(self) -> None:
+        """Start the processes and the thread, and see that the network runs."""
+        transform = self.deployed.classifier.transform
+        self.deployed.judge(torch.randint(0, 256, (2, 3, transform.crop, transform.crop), dtype=torch.uint8))
+        explainer = Explainer(self.deployed)
+        self.decode = Decoders(
+            transform, processes=self.processes, most=self.limits.pixels, seconds=self.limits.seconds
+        )
+        self.decode.warm()
+        self.judging = Batcher(self._judge, self.batch_size)
+        self.explaining = Batcher(explainer, self.batch_size)
+        self.ready = True
+
+    def stop(self) -> None:
+        """Finish what has come in, and end them."""
+        self.ready = False
+        for batcher in (self.judging, self.explaining):
+            batcher.close()
+        self.decode.close()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the threads with the network run."""
+        return self.ready and self.judging.thread.is_alive() and self.explaining.thread.is_alive()
+
+    def picture(self) -> dict[str, Any]:
+        """How the last images compare with the calibration images."""
+        with self.lock:
+            return self.drift.picture(self.deployed.classifier.classes)
+
+    async def verdicts(self, uploads: list[UploadFile], *, explain: bool) -> list[Said]:
+        """Verdicts on images.
+
+        Raises:
+            HTTPException: there are too many, or some cannot be read; each of these is named.
+        """
+        if len(uploads) > self.limits.images:
+            raise HTTPException(TOO_LARGE, f"{len(uploads)} images: a request may have {self.limits.images}")
+        names = [(u.filename or f"image {i}")[:_LONGEST] for i, u in enumerate(uploads)]
+        found = await asyncio.gather(*(self._decoded(upload) for upload in uploads))
+        bad = {name: e for name, e in zip(names, found, strict=True) if isinstance(e, BadImage)}
+        if bad:
+            self.metrics.images.labels("refused").inc(len(bad))
+            raise HTTPException(
+                max(STATUS[type(e)] for e in bad.values()), "; ".join(f"{name}: {e}" for name, e in bad.items())
+            )
+        images = [image for image in found if isinstance(image, Tensor)]
+        verdicts = await self._all(self.judging, images)
+        explanations = await self._all(self.explaining, images) if explain else [None] * len(images)
+        return [Said.of(*said) for said in zip(names, verdicts, explanations, strict=True)]
+
+    async def _decoded(self, upload: UploadFile) -> Tensor | BadImage:
+        try:
+            return await self.decode(await upload.read())
+        except BadImage as e:
+            return e
+
+    async def _all(self, batcher: Batcher[Any], images: list[Tensor]) -> list[Any]:
+        try:
+            return list(await asyncio.gather(*(asyncio.wrap_future(batcher.submit(image)) for image in images)))
+        except InputError as e:
+            raise HTTPException(STATUS[BadImage], str(e)) from None
+
+    def _judge(self, images: Tensor) -> list[Verdict | Exception]:
+        judged = self.deployed.judge(images)
+        with self.lock:
+            for alarm in self.drift.update(judged.score, judged.pred):
+                log.warning("the input has changed since image %d (noticed at %d)", alarm.began, alarm.image)
+        self.metrics.batches.observe(len(images))
+        return [self._said(judged, i) for i in range(len(images))]
+
+    def _said(self, judged: Any, i: int) -> Verdict | Exception:
+        try:
+            verdict = self.deployed.verdict(judged, i)
+        except InputError as e:
+            self.metrics.images.labels("refused").inc()
+            return e
+        self.metrics.images.labels("accepted" if verdict.accepted else "rejected").inc()
+        return verdict
+
+
+def create_app(
+    deployed: Deployed,
+    *,
+    limits: Limits | None = None,
+    token: str | None = None,
+    hosts: tuple[str, ...] | None = None,
+    batch_size: int | None = None,
+    decoders: int | None = None,
+) -> FastAPI:
+    """The service as an ASGI application, for any server of these.
+
+    Args:
+        deployed: as ``nescio.load`` gives it.
+        limits: of requests.
+        token: that clients must send as ``Authorization: Bearer TOKEN``; none by default.
+        hosts: names that the service may be asked by; any by default. Where it listens to this machine alone, its own
+            names keep web pages of others from reaching it through a name that they control.
+        batch_size: images that go through the network together; 32 on a CPU, 256 on a GPU by default.
+        decoders: processes that decode uploads; one per core, at most 8, by default.
+    """
+    service = Service(deployed, limits or Limits(), batch_size=batch_size, decoders=decoders)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await asyncio.to_thread(service.start)
+        yield
+        await asyncio.to_thread(service.stop)
+
+    app = FastAPI(
+        title="nescio",
+        version=nescio.__version__,
+        description="Tells whether an image is something a classifier was trained for.",
+        lifespan=lifespan,
+        # checked before a body is read; this describes it
+        dependencies=[] if token is None else [Depends(HTTPBearer(auto_error=False))],
+        responses=problems() if token is None else problems(NO_TOKEN),
+    )
+    app.state.service = service
+    app.add_exception_handler(RequestValidationError, _invalid)
+    _add_pages(app)
+    _add_endpoints(app, service)
+    app.add_middleware(
+        Gate,
+        limits=service.limits,
+        path=PREDICT,
+        token=token,
+        free=FREE,
+        seen=service.metrics.request,
+        running=service.metrics.running.set,
+    )
+    if hosts is not None:
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
+    return app
+
+
+def _add_endpoints(app: FastAPI, service: Service) -> None:
+    @app.post(PREDICT, responses=problems(400, LATE, TOO_LARGE, 415, 422, BUSY))
+    async def predict(
+        images: Annotated[list[UploadFile], File(description="Encoded images: JPEG, PNG, WebP, …")],
+        explain: Annotated[bool, Query(description="Add the nearest class and the patch maps.")] = False,
+    ) -> Answer:
+        """Verdicts on images. If one of them cannot be read, all are refused, and the reason names it."""
+        return Answer(verdicts=await service.verdicts(images, explain=explain))
+
+    @app.get("/health", responses=problems(BUSY))
+    async def health() -> Status:
+        """Whether the service lives; else it should be started again."""
+        if not service.alive:
+            raise HTTPException(BUSY, "the network does not run")
+        return Status(status="alive")
+
+    @app.get("/ready", responses=problems(BUSY))
+    async def ready() -> Status:
+        """Whether requests can be sent."""
+        if not service.alive:
+            raise HTTPException(BUSY, "not ready")
+        return Status(status="ready")
+
+    @app.get("/info")
+    async def info() -> dict[str, Any]:
+        """The network, the detector, what its threshold promises, and the limits of requests."""
+        transform = service.deployed.classifier.transform
+        return {
+            **service.about,
+            "limits": vars(service.limits),
+            "geometry": {"crop": transform.crop, "resize": transform.resize or transform.crop},
+        }
+
+    @app.get("/drift")
+    async def drift() -> dict[str, Any]:
+        """The last images beside the calibration images, and whether the input has changed."""
+        return service.picture()
+
+    @app.get("/metrics", response_class=Response, responses={200: {"content": {CONTENT_TYPE_LATEST: {}}}})
+    async def metrics() -> Response:
+        """The same and more, for Prometheus."""
+        return Response(generate_latest(service.metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+def _add_pages(app: FastAPI) -> None:
+    folder = importlib.resources.files("nescio.serving") / "page"
+    for path, (name, kind) in PAGES.items():
+        content = (folder / name).read_bytes()
+        app.add_api_route(path, _page(content, kind), include_in_schema=False)
+
+
+def _page(content: bytes, kind: str) -> Callable[[], Awaitable[Response]]:
+    async def page() -> Response:
+        return Response(content, media_type=kind, headers=_HEADERS)
+
+    return page
+
+
+async def _invalid(request: Request, error: Exception) -> JSONResponse:
+    """What FastAPI finds wrong with a request, in the form of all other refusals."""
+    del request
+    found = error.errors() if isinstance(error, RequestValidationError) else []
+    return refusal(422, "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in found) or str(error))
+
+
+def serve(
+    deployed: Deployed,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    token: str | None = None,
+    limits: Limits | None = None,
+    batch_size: int | None = None,
+    decoders: int | None = None,
+) -> None:
+    """Run the service until it is told to end (SIGINT, SIGTERM): it takes no more requests then, and finishes the rest.
+
+    Args:
+        deployed: as ``nescio.load`` gives it.
+        host: address to listen on; this machine alone by default.
+        port: 0 for any that is free.
+        token: as for ``create_app``.
+        limits: of requests.
+        batch_size: images that go through the network together.
+        decoders: processes that decode uploads.
+
+    Raises:
+        InputError: the address cannot be listened on, or the network does not run.
+    """
+    limits = limits or Limits()
+    listening = _listening(host, port)
+    app = create_app(
+        deployed,
+        limits=limits,
+        token=token,
+        hosts=LOOPBACK if host in LOOPBACK else None,
+        batch_size=batch_size,
+        decoders=decoders,
+    )
+    if host not in LOOPBACK and token is None:
+        log.warning("whoever reaches %s can use this service; --token asks them for one", host)
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=round(limits.seconds),
+        backlog=4 * limits.requests,
+    )
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # to end as with Ctrl-C
+    server = _Server(config, f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}")
+    try:
+        server.run(sockets=[listening])
+    except KeyboardInterrupt:  # uvicorn has ended in order, and hands the signal on
+        log.info("stopped")
+    except SystemExit:
+        raise InputError("the service did not start; what stands above says why") from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _Server(uvicorn.Server):
+    """Says where it is to be found once it is."""
+
+    def __init__(self, config: uvicorn.Config, address: str) -> None:
+        super().__init__(config)
+        self.address = address
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            log.info("serving at %s (page), %s/docs (API); Ctrl-C ends it", self.address, self.address)
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except (OSError, OverflowError) as e:
+        why = getattr(e, "strerror", None) or e
+        raise InputError(f"{host}:{port} cannot be listened on: {why}; name another (--host, --port)") from None

@@ -1,0 +1,335 @@
+"""The service, without a network between: endpoints, limits, refusals, drift, metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from conftest import TINY_TRANSFORM, coloured, encoded, picture, tiny_net
+from nescio.errors import BadImage, InputError
+
+pytest.importorskip("fastapi", reason="needs nescio[serve]")
+
+from starlette.testclient import TestClient
+
+from nescio.data import Transform
+from nescio.deploy import Deployed, fit
+from nescio.models import Classifier
+from nescio.serving import Limits, create_app, serve
+from nescio.serving.batcher import Batcher
+from nescio.serving.decoders import Decoders
+
+TOKEN = "sésame"  # noqa: S105 - no secret
+LIMITS = Limits(bytes=300_000, pixels=10_000, images=3, seconds=20, requests=2)
+
+
+def upload(*images: bytes) -> list[tuple[str, tuple[str, bytes]]]:
+    return [("images", (f"{i}.png", raw)) for i, raw in enumerate(images)]
+
+
+@pytest.fixture(scope="module")
+def tiny_deployed(tmp_path_factory: pytest.TempPathFactory) -> Deployed:
+    root = tmp_path_factory.mktemp("images")
+    for seed, name in enumerate(("train", "held")):
+        coloured(root, name, per_class=30, classes=4, side=8, seed=seed)
+    classifier = Classifier(tiny_net(), TINY_TRANSFORM, name="tiny", classes=["red", "green", "blue", "dark"])
+    options = {"accept": 0.9, "workers": 0, "progress": False}
+    return fit(classifier, "fm:p=0.5+ls+energy", train=root / "train", calibrate=root / "held", **options)
+
+
+@pytest.fixture(scope="module")
+def client(tiny_deployed: Deployed) -> Iterator[TestClient]:
+    with TestClient(create_app(tiny_deployed, limits=LIMITS, decoders=1)) as opened:
+        yield opened
+
+
+def test_verdicts_are_those_of_the_file(client: TestClient, tiny_deployed: Deployed) -> None:
+    images = [encoded(picture(i)) for i in range(3)]
+    answer = client.post("/predict", files=upload(*images))
+    assert answer.status_code == 200
+    said = answer.json()["verdicts"]
+    for name, one, v in zip(("0.png", "1.png", "2.png"), said, tiny_deployed(images), strict=True):
+        assert (one["image"], one["label"], one["index"], one["accepted"]) == (name, v.label, v.index, v.accepted)
+        assert one["score"] == pytest.approx(v.score, rel=1e-5)
+        assert one["p_value"] == pytest.approx(v.p_value, abs=0.02)
+        assert one["explanation"] is None
+
+
+def test_an_explanation_names_the_nearest_prototype_and_maps_the_patches(
+    client: TestClient, tiny_deployed: Deployed
+) -> None:
+    raw = encoded(picture(1))
+    (said,) = client.post("/predict?explain=true", files=upload(raw)).json()["verdicts"]
+    crop = tiny_deployed.classifier.transform.geometry(Image.open(io.BytesIO(raw)))
+    h = tiny_deployed.features(crop[None])[0].h[0].numpy()
+    (centres,) = (s.centres for s in tiny_deployed.detector.modules() if hasattr(s, "centres"))
+    cosines = centres.numpy() @ h / np.linalg.norm(centres.numpy(), axis=1) / np.linalg.norm(h)
+    explanation = said["explanation"]
+    assert explanation["nearest"] == tiny_deployed.class_name(int(cosines.argmax()))
+    assert explanation["cosine"] == pytest.approx(cosines.max(), abs=1e-5)
+    assert explanation["prototypes"] == "training"
+    confidence = np.array(explanation["patch_map"])
+    assert confidence.ndim == 2
+    assert ((confidence >= 0) & (confidence <= 1)).all()
+
+
+REFUSED: dict[str, tuple[list[bytes], int, str]] = {
+    "no image": ([b"hello"], 415, "0.png: not an image in a known format"),
+    "empty": ([b""], 422, "0.png: zero bytes"),
+    "cut off": ([encoded(picture(0, (64, 64)))[:200]], 422, "0.png: "),
+    "too many pixels": ([encoded(Image.new("1", (200, 200)))], 413, "200 × 200 pixels, above the limit of 10,000"),
+    "too large when resized": ([encoded(Image.new("1", (9_000, 1)))], 200, ""),
+    "one of several": ([encoded(picture(0)), b"hello", encoded(picture(1))], 415, "1.png: not an image"),
+    "too many": ([encoded(picture(0))] * 4, 413, "4 images: a request may have 3"),
+    "too many bytes": ([os.urandom(400_000)], 413, "a request may have 300,000 bytes"),
+    "a program for a printer": ([b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n"], 415, "known format"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_cannot_be_judged_is_refused_with_the_reason(client: TestClient, what: str) -> None:
+    images, status, reason = REFUSED[what]
+    answer = client.post("/predict", files=upload(*images))
+    assert answer.status_code == status, answer.text
+    if status != 200:
+        assert reason in answer.json()["detail"]
+    assert client.post("/predict", files=upload(encoded(picture(0)))).status_code == 200  # it goes on
+
+
+def test_requests_that_are_none_are_refused(client: TestClient) -> None:
+    assert "images: Field required" in client.post("/predict").json()["detail"]
+    assert "images" in client.post("/predict", data={"images": "text"}).json()["detail"]
+    broken = {"Content-Type": "multipart/form-data; boundary=x"}
+    assert client.post("/predict", content=b"--y\r\nnothing", headers=broken).status_code in (400, 422)
+    assert client.post("/predict", content=b"x", headers={"Content-Type": "multipart/form-data"}).status_code == 400
+    assert client.get("/predict").status_code == 405
+    assert client.get("/nothing").status_code == 404
+
+
+def test_a_body_of_no_stated_length_is_counted(client: TestClient) -> None:
+    def endless() -> Iterator[bytes]:
+        yield b'--x\r\nContent-Disposition: form-data; name="images"; filename="a"\r\n\r\n'
+        for _ in range(40):
+            yield bytes(10_000)
+
+    kind = {"Content-Type": "multipart/form-data; boundary=x"}
+    answer = client.post("/predict", content=endless(), headers=kind)
+    assert (answer.status_code, answer.json()["detail"]) == (413, "a request may have 300,000 bytes")
+
+
+def asked(app: Any, messages: list[dict[str, Any]] | None, **scope: Any) -> tuple[int, dict[str, Any]]:
+    """What an app answers to a request whose body comes as these messages; None: it never comes."""
+    sent: list[dict[str, Any]] = []
+    left = iter(messages or [])
+
+    async def receive() -> dict[str, Any]:
+        return next(left) if messages is not None else await asyncio.Future()
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    full = {"type": "http", "method": "POST", "path": "/predict", "headers": [], "query_string": b"", **scope}
+    asyncio.run(app(full, receive, send))
+    return sent[0]["status"], json.loads(sent[1]["body"])
+
+
+MULTIPART = [(b"content-type", b"multipart/form-data; boundary=x"), (b"host", b"localhost")]
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(tiny_deployed: Deployed) -> None:
+    app = create_app(tiny_deployed, limits=Limits(seconds=0.2))
+    status, said = asked(app, None, headers=MULTIPART)
+    assert (status, said["detail"]) == (408, "no answer within 0.2 s: the request is not complete")
+    assert app.state.service.metrics.running._value.get() == 0
+
+
+def test_more_requests_than_may_run_are_told_to_come_again(tiny_deployed: Deployed) -> None:
+    app = create_app(tiny_deployed, limits=Limits(seconds=0.3, requests=1))
+
+    async def both() -> list[int]:
+        sent: list[int] = []
+
+        async def send(message: dict[str, Any]) -> None:
+            sent.extend([message["status"]] if "status" in message else [])
+
+        scope = {"type": "http", "method": "POST", "path": "/predict", "headers": MULTIPART, "query_string": b""}
+        await asyncio.gather(*(app(dict(scope), asyncio.Future, send) for _ in range(2)))
+        return sent
+
+    assert sorted(asyncio.run(both())) == [408, 503]
+
+
+def test_a_token_is_asked_for_where_there_is_one(tiny_deployed: Deployed) -> None:
+    with TestClient(create_app(tiny_deployed, token=TOKEN, decoders=1)) as client:
+        for path in ("/info", "/drift", "/metrics", "/docs", "/openapi.json"):
+            assert client.get(path).status_code == 401, path
+        for path in ("/", "/page.js", "/health", "/ready"):
+            assert client.get(path).status_code == 200, path
+        image = upload(encoded(picture(0)))
+        for wrong in ({}, {"Authorization": "Bearer no"}, {"Authorization": TOKEN.encode()}):
+            answer = client.post("/predict", files=image, headers=wrong)
+            assert (answer.status_code, answer.json()["detail"]) == (401, "this service asks for a token")
+        right = {"Authorization": f"Bearer {TOKEN}".encode()}
+        assert client.post("/predict", files=image, headers=right).status_code == 200
+        described = client.get("/openapi.json", headers=right).json()
+        assert described["paths"]["/predict"]["post"]["security"] == [{"HTTPBearer": []}]
+
+
+def test_names_of_others_do_not_reach_a_service_of_this_machine(tiny_deployed: Deployed) -> None:
+    app = create_app(tiny_deployed, hosts=("localhost",))
+    assert TestClient(app, base_url="http://localhost:8000").get("/ready").status_code == 503  # not started
+    assert TestClient(app, base_url="http://evil.example").get("/ready").status_code == 400
+
+
+def test_drift_is_told_by_class_in_metrics_and_to_people(tiny_deployed: Deployed) -> None:
+    with TestClient(create_app(tiny_deployed, decoders=1)) as client:
+        assert client.get("/drift").json()["window"] == 0
+        noise = [
+            encoded(Image.fromarray(np.random.default_rng(i).integers(0, 256, (8, 8, 3), np.uint8))) for i in range(60)
+        ]
+        said = [
+            v
+            for at in range(0, 60, 30)
+            for v in client.post("/predict", files=upload(*noise[at : at + 30])).json()["verdicts"]
+        ]
+        p = client.get("/drift").json()
+        assert (p["seen"], p["window"], sum(p["p_values"])) == (60, 60, 60)
+        assert p["rejected"] == sum(not v["accepted"] for v in said)
+        assert {c["label"]: c["images"] for c in p["classes"]} == {
+            label: sum(v["label"] == label for v in said) for label in {v["label"] for v in said}
+        }
+        known = {t.index: t for t in tiny_deployed.calibration.by_class}
+        assert sum(t.images for t in known.values()) == tiny_deployed.calibration.n
+        for c in p["classes"]:
+            assert c["calibration"] is None or c["calibration"]["images"] > 0
+        text = client.get("/metrics").text
+        values = dict(re.findall(r"^(nescio_\S+) (\S+)$", text, re.MULTILINE))
+        assert float(values["nescio_window_images"]) == 60
+        assert float(values["nescio_window_rejected"]) == p["rejected"]
+        assert float(values["nescio_drift_evidence"]) == pytest.approx(p["evidence"])
+        assert float(values['nescio_images_total{said="rejected"}']) == p["rejected"]
+        assert float(values['nescio_requests_total{status="200"}']) == 2
+        assert float(values["nescio_requests_running"]) == 0
+        assert "process_resident_memory_bytes" in text
+
+
+def test_info_says_what_is_served(client: TestClient, tiny_deployed: Deployed) -> None:
+    info = client.get("/info").json()
+    assert info["calibration"]["promise"] == tiny_deployed.calibration.promise()
+    assert info["limits"]["images"] == 3
+    assert info["geometry"] == {"crop": 8, "resize": 8}
+
+
+def test_pages_run_no_scripts_of_others(client: TestClient) -> None:
+    page = client.get("/")
+    assert "default-src 'none'; script-src 'self'" in page.headers["content-security-policy"]
+    assert not re.search(r"https?://", page.text + client.get("/page.js").text + client.get("/page.css").text)
+
+
+# --- the parts
+
+
+def test_images_that_come_while_others_are_judged_go_together() -> None:
+    sizes, go = [], threading.Event()
+
+    def work(images: Tensor) -> list[float]:
+        go.wait(10)
+        sizes.append(len(images))
+        return [float(image.sum()) for image in images]
+
+    batcher = Batcher(work, 4)
+    first = batcher.submit(torch.full((3, 1, 1), 7.0))
+    time.sleep(0.1)
+    futures: list[Future[Any]] = [batcher.submit(torch.full((3, 1, 1), float(i))) for i in range(9)]
+    assert futures[8].cancel()
+    go.set()
+    batcher.close()  # what has come in is finished first
+    assert first.result() == 21
+    assert [f.result() for f in futures[:8]] == [3.0 * i for i in range(8)]
+    assert sizes == [1, 4, 4]
+
+
+def test_a_batch_that_fails_is_told_to_its_clients_alone() -> None:
+    def work(images: Tensor) -> list[Any]:
+        if len(images) == 1 and images.sum() < 0:
+            raise RuntimeError("out of memory")
+        return [InputError("this one") if image.sum() > 5 else 1 for image in images]
+
+    batcher = Batcher(work, 1)
+    bad, odd, good = (batcher.submit(torch.full((1, 1, 1), v)) for v in (-1.0, 9.0, 0.0))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        bad.result(10)
+    with pytest.raises(InputError, match="this one"):
+        odd.result(10)
+    assert good.result(10) == 1
+    batcher.close()
+
+
+class Hangs(Transform):
+    """Decoding that never ends, or ends the process, by the size of the image."""
+
+    def geometry(self, image: Image.Image) -> Tensor:
+        if image.width == 2:
+            time.sleep(100)
+        if image.width == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().geometry(image)
+
+
+def test_a_decoder_that_hangs_or_dies_is_replaced() -> None:
+    decoders = Decoders(Hangs(4), processes=1, most=1000, seconds=1.0)
+
+    async def each() -> list[Any]:
+        raws = [encoded(Image.new("RGB", (width, 8))) for width in (4, 2, 3, 5)]
+        return [await asyncio.gather(decoders(raw), return_exceptions=True) for raw in raws]
+
+    decoders.warm()
+    (fine,), (hung,), (died,), (again,) = asyncio.run(each())
+    assert isinstance(hung, BadImage)
+    assert str(hung) == "it takes longer than 1 s to decode"
+    assert str(died) == "the decoder broke down on it"
+    assert fine.shape == again.shape == (3, 4, 4)
+    decoders.close()
+
+
+def test_limits_are_numbers_above_zero() -> None:
+    with pytest.raises(InputError, match="seconds=0"):
+        Limits(seconds=0)
+
+
+def test_an_address_in_use_is_said(tiny_deployed: Deployed) -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(InputError, match=f"127.0.0.1:{port} cannot be listened on: Address already in use"):
+            serve(tiny_deployed, port=port)
+    with pytest.raises(InputError, match="cannot be listened on"):
+        serve(tiny_deployed, host="no.such.name.invalid")
+
+
+def test_a_network_that_does_not_run_is_not_served(
+    tiny_deployed: Deployed, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(_: Tensor) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(tiny_deployed, "judge", broken)
+    with pytest.raises(InputError, match="did not start"):
+        serve(tiny_deployed, port=0, decoders=1)
+    assert "out of memory" in capsys.readouterr().err
