@@ -16,10 +16,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from one_pass import DETECTORS
-
 from nescio import Detector, bench, extract, load_classifier, open_source
 from nescio.grammar import all_specs
+from one_pass import DETECTORS
 
 SETS = ("textures", "mnist", "scenes")
 

@@ -18,7 +18,6 @@ import warnings
 from pathlib import Path
 
 import torch
-from one_pass import TRANSFORM
 from pytorch_ood import detector as peer
 from pytorch_ood.benchmark.base import Benchmark
 from torch import nn
@@ -28,6 +27,7 @@ from nescio import bench, load_classifier, open_source
 from nescio.data.decode import decode
 from nescio.data.sources import Source
 from nescio.models import Classifier
+from one_pass import TRANSFORM
 
 LOADER = {"batch_size": 32, "num_workers": 2}
 

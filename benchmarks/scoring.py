@@ -20,7 +20,6 @@ import time
 from pathlib import Path
 
 import torch
-from one_pass import TRANSFORM, Images
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -30,6 +29,7 @@ from nescio.data.sources import Rows, Source
 from nescio.deploy import Deployed
 from nescio.models.cifar import densenet_bc_100_12
 from nescio.models.weights import read_weights
+from one_pass import TRANSFORM, Images
 
 BATCH = 32
 CORRUPT = {"empty": lambda _: b"", "cut": lambda data: data[: len(data) // 3], "text": lambda _: b"no image at all"}

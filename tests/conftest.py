@@ -3,10 +3,12 @@ from __future__ import annotations
 import io
 import logging
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,6 +48,18 @@ def unrecorded() -> Iterator[None]:
         for name in ("torch", "torch.__trace"):
             patch.setattr(logging.getLogger(name), "propagate", False)
         yield
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    found = next((p for name in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(name))), None)
+    if found is None:
+        pytest.skip("needs a browser: Chromium (Debian's package chromium) or Chrome")
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
+        yield opened
+        opened.close()
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -17,24 +18,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
+from starlette.testclient import TestClient
 from torch import Tensor
 
 from conftest import TINY_TRANSFORM, coloured, encoded, picture, tiny_net
-from nescio.errors import BadImage, InputError
-
-pytest.importorskip("fastapi", reason="needs nescio[serve]")
-
-from starlette.testclient import TestClient
-
+from nescio.cli import main
 from nescio.data import Transform
 from nescio.deploy import Deployed, fit
+from nescio.errors import BadImage, InputError
 from nescio.models import Classifier
 from nescio.serving import Limits, create_app, serve
 from nescio.serving.batcher import Batcher
 from nescio.serving.decoders import Decoders
 
-TOKEN = "sésame"  # noqa: S105 - no secret
+TOKEN = "".join(["sés", "ame"])
 LIMITS = Limits(bytes=300_000, pixels=10_000, images=3, seconds=20, requests=2)
 
 
@@ -313,14 +312,26 @@ def test_limits_are_numbers_above_zero() -> None:
 
 
 def test_an_address_in_use_is_said(tiny_deployed: Deployed) -> None:
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(InputError, match=f"127.0.0.1:{port} cannot be listened on: Address already in use"):
             serve(tiny_deployed, port=port)
     with pytest.raises(InputError, match="cannot be listened on"):
         serve(tiny_deployed, host="no.such.name.invalid")
+
+
+def test_the_command_hands_its_options_on(tiny_deployed: Deployed, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr("nescio.deploy.load", lambda *_args, **_options: tiny_deployed)
+    monkeypatch.setattr("nescio.serving.serve", lambda deployed, **options: given.update(options, deployed=deployed))
+    monkeypatch.setenv("NESCIO_TOKEN", TOKEN)
+    options = "--max-bytes 1 --max-pixels 2 --max-images 3 --timeout 4 --concurrency 5 --port 6 --decoders 7"
+    result = CliRunner().invoke(main, ["serve", "my.nescio", *options.split()], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert given["deployed"] is tiny_deployed
+    assert given["limits"] == Limits(bytes=1, pixels=2, images=3, seconds=4, requests=5)
+    assert (given["port"], given["decoders"], given["token"], given["host"]) == (6, 7, TOKEN, "127.0.0.1")
+    assert CliRunner().invoke(main, ["serve", "my.nescio", "--timeout", "0"]).exit_code == 2
 
 
 def test_a_network_that_does_not_run_is_not_served(

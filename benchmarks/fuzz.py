@@ -1,0 +1,207 @@
+"""Send broken and hostile images to the service, and see that it answers each one and goes on.
+
+    python benchmarks/fuzz.py FILE [--images 20000] [--clients 8] [--seed 0]
+
+FILE is what 'nescio fit' wrote. Images of every format that is read, in several modes, are mutated at random: bits
+flipped, bytes cut, repeated or spliced from another image, numbers of the header made extreme. Each is an upload of its
+own. The service fails this if it gives any answer but 200 or 4xx with a reason, breaks a connection, ends, or grows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import collections
+import io
+import random
+import struct
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import numpy as np
+import psutil
+from PIL import Image
+
+from serving import service
+
+SIDE = 48
+EXTREME = (0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 30_000, 100_000)
+GROWTH = 1.15
+"""What the service may hold at the end, relative to after the first tenth: allocators settle late, leaks do not."""
+
+
+def originals(rng: np.random.Generator) -> dict[str, list[bytes]]:
+    """Whole images of each format, in the modes that it has: gradients and noise, so that every coder has work."""
+    y, x = np.mgrid[:SIDE, :SIDE] / SIDE
+    rgb = np.stack([x, y, x * y], axis=2) + 0.2 * rng.random((SIDE, SIDE, 3))
+    colour = Image.fromarray((255 * rgb / rgb.max()).astype(np.uint8))
+    grey, palette, clear = colour.convert("L"), colour.quantize(32), colour.convert("RGBA")
+    deep = Image.fromarray((65535 * x).astype(np.uint16))
+    turned = colour.getexif()
+    turned[0x0112] = 6
+    frames = [colour.rotate(angle) for angle in (0, 90)]
+    moving = {"save_all": True, "append_images": frames[1:]}
+    made: dict[str, list[tuple[Image.Image, dict[str, object]]]] = {
+        "JPEG": [(colour, {"exif": turned}), (grey, {}), (colour.convert("CMYK"), {}), (colour, {"progressive": True})],
+        "PNG": [(colour, {}), (clear, {}), (palette, {}), (deep, {}), (grey.convert("1"), {})],
+        "WEBP": [(colour, {}), (clear, {"lossless": True}), (frames[0], moving)],
+        "GIF": [(palette, {}), (frames[0], moving)],
+        "BMP": [(colour, {}), (palette, {})],
+        "TIFF": [(colour, {"compression": c}) for c in ("raw", "tiff_lzw", "jpeg", "tiff_adobe_deflate")]
+        + [(deep, {})],
+        "PPM": [(colour, {}), (grey, {})],
+        "AVIF": [(colour, {}), (clear, {})],
+        "JPEG2000": [(colour, {}), (grey, {})],
+        "ICO": [(clear, {})],
+        "PCX": [(colour, {}), (palette, {})],
+        "QOI": [(colour, {}), (clear, {})],
+        "SGI": [(colour, {}), (grey, {})],
+        "TGA": [(colour, {"compression": "tga_rle"}), (clear, {})],
+    }
+    return {kind: [_encoded(image, kind, options) for image, options in each] for kind, each in made.items()}
+
+
+def _encoded(image: Image.Image, kind: str, options: dict[str, object]) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def flip(data: bytearray, at: int, n: int, r: random.Random) -> None:
+    """Bits, anywhere."""
+    del at
+    for _ in range(n):
+        data[r.randrange(len(data))] ^= 1 << r.randrange(8)
+
+
+def number(data: bytearray, at: int, n: int, r: random.Random) -> None:
+    """A number of the header becomes extreme."""
+    del n
+    kind, value, at = r.choice(("<I", ">I", "<H", ">H")), r.choice(EXTREME), at % 64
+    short = kind[1] == "H"
+    data[at : at + (2 if short else 4)] = struct.pack(kind, value & 0xFFFF if short else value)
+
+
+def cut(data: bytearray, at: int, n: int, r: random.Random) -> None:
+    """The end, or a piece, is lost."""
+    del data[at : r.choice((at + n, len(data)))]
+
+
+def insert(data: bytearray, at: int, n: int, r: random.Random) -> None:
+    """Bytes from nowhere, or a piece again, up to a hundred times."""
+    data[at:at] = r.choice((r.randbytes(n), bytes(data[at : at + n]) * r.choice((1, 8, 100))))
+
+
+def blank(data: bytearray, at: int, n: int, r: random.Random) -> None:
+    """A piece becomes all zeros or ones."""
+    data[at : at + n] = bytes([r.choice((0, 255))]) * n
+
+
+CHANGES = (flip, number, cut, insert, blank)
+
+
+def mutated(raw: bytes, other: bytes, r: random.Random) -> bytes:
+    """One to four random changes of an image, of which one may be a piece of another."""
+    data = bytearray(raw)
+    for _ in range(r.randint(1, 4)):
+        at, n = r.randrange(len(data) + 1), r.choice((1, 2, 4, 16, 64, 256))
+        change = r.choice((*CHANGES, None))
+        if change is None or not data:
+            data[at : at + n] = other[at : at + n]
+        else:
+            change(data, at, n, r)
+    return bytes(data)
+
+
+@dataclass
+class Found:
+    """What came of it."""
+
+    statuses: dict[str, collections.Counter[int]] = field(default_factory=dict)
+    reasons: collections.Counter[str] = field(default_factory=collections.Counter)
+    wrong: list[str] = field(default_factory=list)
+    memory: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+async def fuzz(
+    url: str, images: int, *, clients: int = 8, seed: int = 0, process: psutil.Process | None = None
+) -> Found:
+    """Send that many mutated images to a service, and count its answers by format."""
+    seeds, r = originals(np.random.default_rng(seed)), random.Random(seed)  # noqa: S311 - no secrets
+    every = [raw for each in seeds.values() for raw in each]
+    found, begin = Found({kind: collections.Counter() for kind in seeds}), time.perf_counter()
+    todo = (
+        (kind, mutated(r.choice(seeds[kind]), r.choice(every), r))
+        for _ in range(images)
+        for kind in [r.choice([*seeds])]
+    )
+    done = 0
+
+    async def client(http: httpx.AsyncClient) -> None:
+        nonlocal done
+        for kind, raw in todo:  # one iterator for all clients
+            try:
+                answer = await http.post("/predict", files={"images": (f"x.{kind}", raw)})
+            except httpx.HTTPError as e:
+                found.wrong.append(f"{kind}: {type(e).__name__}: {e}")
+                continue
+            found.statuses[kind][answer.status_code] += 1
+            if answer.status_code != 200:
+                reason = answer.json().get("detail", "") if answer.status_code < 500 else ""
+                found.reasons[reason.partition(": ")[2].partition(":")[0][:40]] += 1
+                if not (400 <= answer.status_code < 500 and reason):
+                    found.wrong.append(f"{kind}: HTTP {answer.status_code}: {answer.text[:200]}")
+            done += 1
+            if process and done % max(images // 20, 1) == 0:
+                found.memory.append(held(process))
+
+    async with httpx.AsyncClient(base_url=url, timeout=60) as http:
+        await asyncio.gather(*(client(http) for _ in range(clients)))
+        alive = await http.get("/health")
+    if alive.status_code != 200:
+        found.wrong.append(f"health: HTTP {alive.status_code}")
+    found.seconds = time.perf_counter() - begin
+    return found
+
+
+def held(process: psutil.Process) -> float:
+    """Megabytes that a process and those that it started hold by themselves."""
+    each = [process, *process.children(recursive=True)]
+    return sum(p.memory_full_info().uss for p in each if p.is_running()) / 1e6
+
+
+def main() -> None:
+    """Run it from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--images", type=int, default=20_000)
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    with service(given.file) as (url, process):
+        found = asyncio.run(
+            fuzz(url, given.images, clients=given.clients, seed=given.seed, process=psutil.Process(process.pid))
+        )
+    codes = sorted({code for each in found.statuses.values() for code in each})
+    print("| format | " + " | ".join(str(c) for c in codes) + " |")
+    print("|---" * (len(codes) + 1) + "|")
+    for kind, each in found.statuses.items():
+        print(f"| {kind} | " + " | ".join(f"{each[c]:,}" for c in codes) + " |")
+    total = sum(sum(each.values()) for each in found.statuses.values())
+    wrong, code = len(found.wrong), process.returncode
+    print(f"\n{total:,} images in {found.seconds:.0f} s; {wrong} wrong answers; ended with {code}")
+    print("refused for:", ", ".join(f"{why} ({n:,})" for why, n in found.reasons.most_common(12)))
+    print("memory of the service and its decoders, MB:", " ".join(f"{m:.0f}" for m in found.memory))
+    for wrong in found.wrong[:20]:
+        print("wrong:", wrong)
+    early = found.memory[max(len(found.memory) // 10, 0)]
+    if found.wrong or process.returncode or found.memory[-1] > GROWTH * early:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
