@@ -188,7 +188,7 @@ def _show_lowered(said: Lowered) -> None:
             f"{loss.images:,}",
             f"{loss.before:.2%}",
             f"{loss.after:.2%}",
-            f"{100 * (loss.before - loss.after):.2f}",
+            f"{round(100 * (loss.before - loss.after), 2) + 0.0:.2f}",  # no negative zero
         )
     before, after = (size / 1e6 for size in said.sizes)
     lines = [

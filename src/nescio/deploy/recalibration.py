@@ -9,44 +9,30 @@ would be those of images that the network was fitted on.
 from __future__ import annotations
 
 import copy
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from nescio import ops
 from nescio.conformal import Calibration
-from nescio.data.batches import read_batches
 from nescio.data.sources import AnySource, Rows, Source, as_source, draw
-from nescio.data.transforms import Transform
 from nescio.deploy.deployed import Deployed
 from nescio.deploy.graph import BEGIN, END
 from nescio.deploy.precision import INT8, cut_network, lowered, put_back
+from nescio.deploy.side_by_side import Judged, Reader, sessions
 from nescio.errors import InputError
-from nescio.extraction import CPU_BATCH
 from nescio.framework import ProxyCalibrator
 from nescio.metrics import auroc
 from nescio.progress import progress_bar
 from nescio.proxies import BACKGROUND, PROXIES, proxy_source
 
-if TYPE_CHECKING:
-    from rich.progress import Progress
-
-log = logging.getLogger(__name__)
-
-Scores = npt.NDArray[np.float64]
-Labels = npt.NDArray[np.int64]
 RANGES, MOST_FOR_RANGES = 64, 0.2
 """Images that the ranges of int8 are taken from, and the share of the calibration images that they may be."""
 STAND_INS = 500
 """Calibration images that each proxy is made of."""
-_MOST_BAD = 0.01
-"""Share of a set's images that may be unreadable."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +95,11 @@ class Images:
     def of(
         cls, deployed: Deployed, precision: str, calibrate: AnySource, ood: Mapping[str, AnySource] | None = None
     ) -> Images:
-        """Split the calibration images where int8 needs some, and make stand-ins where no OOD images are given."""
+        """Split the calibration images where int8 needs some, and make stand-ins where no OOD images are given.
+
+        Raises:
+            InputError: the detector was fitted on the calibration images, or a set cannot be opened.
+        """
         held = as_source(calibrate)
         if held.identity == deployed.about.get("data", {}).get("train"):
             raise InputError(
@@ -156,10 +146,10 @@ def lower(
         InputError: images are too few or unreadable, or their features overflow.
     """
     graph = trace(deployed)
-    seen = _Reader(deployed.classifier.transform, layout, workers)
+    seen = Reader(deployed.classifier.transform, layout, workers)
     part = cut_network(graph, graph.graph.input[0].name if layout is None else BEGIN, END)
     network = lowered(part, precision, () if images.ranges is None else seen.normalised(images.ranges))
-    both = _sessions(graph, put_back(graph, network))
+    both = sessions(graph, put_back(graph, network))
     with progress_bar(show=progress) as bar:
         ids = seen.by(both, images.held, "calibration images", bar)
         lost = int(np.isnan(ids.after).sum())
@@ -192,71 +182,7 @@ def lower(
     return whole, again, said
 
 
-@dataclass(frozen=True)
-class _Judged:
-    """Scores ``(n,)`` and predictions ``(n,)`` of the same images before and after; images without features left out.
-
-    Where features are finite before and not after, the score is NaN: such an image is rejected.
-    """
-
-    before: Scores
-    after: Scores
-    preds: tuple[Labels, Labels]
-
-
-@dataclass(frozen=True)
-class _Reader:
-    """Images as a graph takes them."""
-
-    transform: Transform
-    layout: str | None
-    workers: int | None
-
-    def normalised(self, source: Source) -> Iterator[npt.NDArray[np.float32]]:
-        """What the network inside sees, by batches."""
-        for batch in self._batches(source, "images for the ranges"):
-            yield self.transform.normalise(batch).numpy()
-
-    def by(self, sessions: Sequence[Any], source: Source, name: str, bar: Progress) -> _Judged:
-        """A set, judged by two graphs."""
-        task = bar.add_task(name, total=len(source))
-        rows: list[list[Any]] = []
-        for batch in self._batches(source, name):
-            given = {"image": self._as_given(batch)}
-            rows.append([column for s in sessions for column in s.run(["score", "logits"], given)])
-            bar.advance(task, len(batch))
-        before, logits, after, logits_after = (np.concatenate(column) for column in zip(*rows, strict=True))
-        usable = ~np.isnan(before)
-        return _Judged(
-            before[usable], after[usable], (logits[usable].argmax(axis=1), logits_after[usable].argmax(axis=1))
-        )
-
-    def _as_given(self, batch: Tensor) -> npt.NDArray[Any]:
-        if self.layout is None:
-            return self.transform.normalise(batch).numpy()
-        return batch.numpy() if self.layout == "nchw" else batch.permute(0, 2, 3, 1).contiguous().numpy()
-
-    def _batches(self, source: Source, name: str) -> Iterator[Tensor]:
-        bad = []
-        for batch in read_batches(source, self.transform, 0, CPU_BATCH, self.workers):
-            bad += [(batch.start + i, reason) for i, reason in batch.bad]
-            if batch.images is not None:
-                yield batch.images
-        if bad:
-            at, reason = bad[0]
-            said = f"{len(bad):,} of {len(source):,} {name} cannot be read; the first: {source.name(at)}: {reason}"
-            if len(bad) > _MOST_BAD * len(source):
-                raise InputError(said)
-            log.warning("%s", said)
-
-
-def _sessions(*graphs: Any) -> list[Any]:
-    import onnxruntime
-
-    return [onnxruntime.InferenceSession(graph.SerializeToString()) for graph in graphs]
-
-
-def _recalibrated(deployed: Deployed, ids: _Judged) -> Deployed:
+def _recalibrated(deployed: Deployed, ids: Judged) -> Deployed:
     """The same detector with the thresholds of other scores."""
     old, again = deployed.calibration, copy.copy(deployed)
     again.about = dict(deployed.about)
@@ -270,6 +196,6 @@ def _recalibrated(deployed: Deployed, ids: _Judged) -> Deployed:
     return again
 
 
-def _loss(name: str, ids: _Judged, oods: _Judged) -> Loss:
+def _loss(name: str, ids: Judged, oods: Judged) -> Loss:
     after = np.where(np.isnan(oods.after), -np.inf, oods.after)
     return Loss(name, len(after), auroc(ids.before, oods.before), auroc(ids.after, after))
