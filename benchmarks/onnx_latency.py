@@ -4,7 +4,9 @@ The baseline is the network alone, exported by PyTorch as a user would. Its logi
 are, so these are random, and so are the features that the detector is fitted on. The two run in turn, and what counts
 is the ratio of their times in each round: other programs slow both.
 
-    python benchmarks/onnx_latency.py [--threads N] [--seconds S] [--detector SPEC]
+    python benchmarks/onnx_latency.py [--threads N] [--seconds S] [--detector SPEC] [--precision fp16|int8]
+
+With a precision the baseline is the same detector in float32. Images are noise: their values change no time.
 """
 
 from __future__ import annotations
@@ -24,9 +26,11 @@ from torchvision.models import resnet18
 
 from nescio import Classifier, Deployed, Detector, Features, TrainingData, Transform, export
 from nescio.conformal import Calibration
+from nescio.deploy.precision import PRECISIONS
 
 SIDE, CLASSES, WIDTH = 224, 1000, 512
 BATCHES = (1, 32)
+NOISE = f"noise:gaussian:images=100,size={SIDE}"
 
 
 def deployed(spec: str) -> Deployed:
@@ -40,29 +44,42 @@ def deployed(spec: str) -> Deployed:
     return Deployed(classifier, detector, Calibration.fit(np.random.default_rng(0).normal(size=5000)))
 
 
-def sessions(spec: str, threads: int) -> tuple[Any, Any]:
-    """The network alone, and the network with the detector."""
+def sessions(spec: str, threads: int, precision: str) -> tuple[Any, Any]:
+    """The network alone (or, for a lowered one, float32 with the detector), and the network with the detector."""
     ours = deployed(spec)
-    model = resnet18().eval()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # or each would slow the other
     with tempfile.TemporaryDirectory() as folder:
         bare, judged = Path(folder, "bare.onnx"), Path(folder, "judged.onnx")
-        batch = torch.export.Dim("batch")
-        torch.onnx.export(
-            model,
-            (torch.randn(2, 3, SIDE, SIDE),),
-            bare,
-            input_names=["image"],
-            dynamic_shapes=({0: batch},),
-            external_data=False,
-            verbose=False,
-        )
-        export(ours, judged)
-        print(f"{bare.stat().st_size / 1e6:.1f} MB alone, {judged.stat().st_size / 1e6:.1f} MB with {ours.detector}")
+        if precision == "fp32":
+            alone(bare)
+            export(ours, judged)
+        else:
+            export(ours, bare)
+            export(ours, judged, precision=precision, calibrate=NOISE, ood={"noise": NOISE}, workers=0, progress=False)
+        sizes = [f"{file.stat().st_size / 1e6:.1f} MB" for file in (bare, judged)]
+        print(f"{sizes[0]} {baseline(precision)}, {sizes[1]} with {ours.detector} in {precision}")
         first, second = (onnxruntime.InferenceSession(path, options) for path in (bare, judged))
     return first, second
+
+
+def alone(file: Path) -> None:
+    """The network without a detector, as a user would export it."""
+    torch.onnx.export(
+        resnet18().eval(),
+        (torch.randn(2, 3, SIDE, SIDE),),
+        file,
+        input_names=["image"],
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        external_data=False,
+        verbose=False,
+    )
+
+
+def baseline(precision: str) -> str:
+    """What the time is compared with."""
+    return "alone" if precision == "fp32" else "in fp32"
 
 
 def timed(session: Any, images: npt.NDArray[np.float32]) -> float:
@@ -78,8 +95,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=30.0, help="for each batch size")
     parser.add_argument("--detector", default="fm:p=0.3+react:clip=0.8+ls+energy")
+    parser.add_argument("--precision", default="fp32", choices=PRECISIONS)
     arguments = parser.parse_args()
-    bare, judged = sessions(arguments.detector, arguments.threads)
+    bare, judged = sessions(arguments.detector, arguments.threads, arguments.precision)
     for size in BATCHES:
         images = np.random.default_rng(0).normal(size=(size, 3, SIDE, SIDE)).astype(np.float32)
         for session in (bare, judged):
@@ -89,11 +107,12 @@ def main() -> None:
             order = (bare, judged) if len(rounds) % 2 else (judged, bare)
             taken = {session: timed(session, images) for session in order}
             rounds.append((taken[bare], taken[judged]))
-        alone, both = (statistics.median(column) for column in zip(*rounds, strict=True))
+        first, both = (statistics.median(column) for column in zip(*rounds, strict=True))
         ratio = statistics.median(b / a for a, b in rounds)
         quickest = min(b for _, b in rounds) / min(a for a, _ in rounds)
         print(
-            f"batch {size:2}: {alone * 1e3:7.2f} ms alone, {both * 1e3:7.2f} ms with the detector; "
+            f"batch {size:2}: {first * 1e3:7.2f} ms {baseline(arguments.precision)}, {both * 1e3:7.2f} ms with the "
+            f"detector in {arguments.precision}; "
             f"ratio {ratio:.3f} in the median of {len(rounds)} rounds, {quickest:.3f} of the quickest"
         )
 

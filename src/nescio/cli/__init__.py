@@ -10,7 +10,8 @@ import nescio
 from nescio.cli.base import Group, console
 from nescio.cli.bench import bench, compare, quickstart, report
 from nescio.cli.data import data
-from nescio.cli.deploy import export, fit, score, serve, show
+from nescio.cli.deploy import export, fit, score, show
+from nescio.cli.serve import serve
 from nescio.cli.train import explain, train
 from nescio.cli.tune import recommend, tune
 

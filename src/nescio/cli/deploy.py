@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nescio.cli.base import MODEL, check_writable, console, extraction_options, model_options, taking, use_cache
+from nescio.cli.base import MODEL, check_writable, console, extraction_options, model_options, named, taking, use_cache
 from nescio.errors import InputError
 
 if TYPE_CHECKING:
-    from nescio.deploy import Deployed
+    from nescio.deploy import Deployed, Lowered
 
-_network_options = taking(
+network_options = taking(
     click.option("--model", help="As for bench, where no library knows the network of FILE."),
     click.option("--weights", type=click.Path(path_type=Path), help="The network's, where FILE does not hold them."),
 )
@@ -81,23 +81,49 @@ def fit(obj: dict[str, Any], /, out: Path, *, no_weights: bool, **options: Any) 
     help="Take uint8 pixels of resized images in this order and normalise them in the graph."
     "  [default: normalised float32 images]",
 )
-@_network_options
-def export(file: Path, out: Path, **options: Any) -> None:
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "int8"]),
+    default="fp32",
+    show_default=True,
+    help="Of the network; fp16 and int8 need --calibrate.",
+)
+@click.option(
+    "--calibrate",
+    help="With fp16 or int8: ID images that were held out. The threshold is set anew on them; int8 takes up to a fifth "
+    "of them for its ranges instead.",
+)
+@click.option(
+    "--ood",
+    multiple=True,
+    metavar="NAME=SET",
+    help="With fp16 or int8: OOD images, to measure the AUROC lost on.  [default: stand-ins made of --calibrate]",
+)
+@network_options
+@click.option("--workers", type=click.IntRange(0), help="Decoding processes.  [default: one per core]")
+@click.pass_obj
+def export(obj: dict[str, Any], /, file: Path, out: Path, **options: Any) -> None:
     """Write a FILE that fit wrote as one ONNX graph: images in; logits, score, p_value and accepted out.
 
     \b
     nescio export my.nescio -o my.onnx
+    nescio export my.nescio -o small.onnx --precision int8 --calibrate images/held-out --ood other=images/other
+
+    A network in fp16 or int8 gives other scores: its threshold is calibrated anew, and what it loses is printed.
     """  # noqa: D301 - click reads the backslashes
     check_writable(out.parent)
     from nescio.deploy import export as run
     from nescio.deploy import load
 
-    deployed = load(file, model=options["model"], weights=options["weights"], device="cpu")
+    deployed = load(file, model=options.pop("model"), weights=options.pop("weights"), device="cpu")
+    options["ood"] = named(options["ood"])
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
-        run(deployed, out, preprocess=options["preprocess"])
+        said = run(deployed, out, **options, progress=not obj["quiet"])
     except OSError as e:
         raise InputError(f"{out} cannot be written: {e}") from None
+    if said is not None:
+        _show_lowered(said)
     console().print(f"wrote {out} ({out.stat().st_size / 1e6:,.1f} MB)", highlight=False, markup=False)
 
 
@@ -114,7 +140,7 @@ def show(file: Path) -> None:
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @click.argument("images", nargs=-1, required=True)
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder for the scores.  [default: print them]")
-@_network_options
+@network_options
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, …")
 @click.option("--engine", default="local", show_default=True, help="local, or ray: on a Ray cluster (nescio[ray]).")
 @click.option("--part-size", type=click.IntRange(1), help="Images per parquet file.  [default: 10,000]")
@@ -149,41 +175,35 @@ def score(obj: dict[str, Any], /, file: Path, images: tuple[str, ...], out: Path
     )
 
 
-@click.command()
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
-@_network_options
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, …")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all.")
-@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 for any.")
-@click.option("--token", envvar="NESCIO_TOKEN", help="Ask clients for it.  [default: $NESCIO_TOKEN, or none]")
-@click.option("--batch-size", type=click.IntRange(1), help="Images per step.  [default: 32; on a GPU 256]")
-@click.option("--decoders", type=click.IntRange(1), help="Decoding processes.  [default: one per core, at most 8]")
-@click.option("--max-bytes", default=16_000_000, show_default=True, help="Of a request.")
-@click.option("--max-pixels", default=50_000_000, show_default=True, help="Of an image.")
-@click.option("--max-images", default=32, show_default=True, help="In a request.")
-@click.option("--timeout", default=30.0, show_default=True, help="Seconds for a request.")
-@click.option("--concurrency", default=64, show_default=True, help="Requests at one time.")
-def serve(file: Path, **options: Any) -> None:
-    """Answer over HTTP whether the detector in FILE accepts images; with a page for people.
+def _show_lowered(said: Lowered) -> None:
+    from rich.table import Table
 
-    \b
-    nescio serve my.nescio
-    curl -F images=@photo.jpg http://127.0.0.1:8000/predict
-
-    Clients reach it from this machine alone, unless --host says otherwise. /docs describes the API; /metrics is for
-    Prometheus, /health and /ready for whoever keeps it running, /drift says whether the input has changed.
-    """  # noqa: D301 - click reads the backslashes
-    try:
-        from nescio.serving import Limits
-        from nescio.serving import serve as run
-    except ImportError as e:
-        raise InputError(f"serve needs the package {e.name}: pip install 'nescio[serve]'") from None
-    from nescio.deploy import load
-
-    names = {"bytes": "max_bytes", "pixels": "max_pixels", "images": "max_images", "seconds": "timeout"}
-    limits = Limits(**{name: options.pop(o) for name, o in names.items()}, requests=options.pop("concurrency"))
-    deployed = load(file, **{k: options.pop(k) for k in ("model", "weights", "device")})
-    run(deployed, limits=limits, **options)
+    table = Table()
+    table.add_column("stand-in for OOD" if said.stand_ins else "OOD images")
+    for title in ("images", "AUROC fp32", f"AUROC {said.precision}", "points lost"):
+        table.add_column(title, justify="right")
+    for loss in said.losses:
+        table.add_row(
+            loss.name,
+            f"{loss.images:,}",
+            f"{loss.before:.2%}",
+            f"{loss.after:.2%}",
+            f"{round(100 * (loss.before - loss.after), 2) + 0.0:.2f}",  # no negative zero
+        )
+    before, after = (size / 1e6 for size in said.sizes)
+    lines = [
+        f"{said.same_label:.2%} of {said.calibration.n:,} held-out images have the same label as in fp32",
+        f"{after:,.1f} MB instead of {before:,.1f} MB",
+        f"promise, of this graph: {said.calibration.promise()}",
+    ]
+    if said.ranges:
+        lines.insert(0, f"ranges from {said.ranges:,} images of --calibrate, which calibrate nothing")
+    if said.stand_ins:
+        lines.insert(0, "no OOD images were given (--ood NAME=SET): these are made of the calibration images")
+    screen = console()
+    screen.print(table)
+    for line in lines:
+        screen.print(line, highlight=False, markup=False)
 
 
 def _print_verdicts(deployed: Deployed, images: tuple[str, ...], batch_size: int | None, workers: int | None) -> None:

@@ -4,6 +4,18 @@ from nescio.deploy.build import fit
 from nescio.deploy.deployed import Deployed, Judged, Verdict
 from nescio.deploy.file import describe, load
 from nescio.deploy.onnx_graph import export
+from nescio.deploy.recalibration import Lowered
 from nescio.deploy.scoring import ScoringDone, score_images
 
-__all__ = ["Deployed", "Judged", "ScoringDone", "Verdict", "describe", "export", "fit", "load", "score_images"]
+__all__ = [
+    "Deployed",
+    "Judged",
+    "Lowered",
+    "ScoringDone",
+    "Verdict",
+    "describe",
+    "export",
+    "fit",
+    "load",
+    "score_images",
+]

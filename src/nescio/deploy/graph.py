@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from nescio.conformal import Calibration
-from nescio.data.transforms import Transform
 from nescio.deploy.deployed import OOD_HEAD, Deployed
+from nescio.features import Features
 from nescio.score.ssod import SSOD
 from nescio.stage import Chain
 
@@ -20,6 +20,8 @@ OUTPUTS = {
 }
 """What the graph gives, in this order. ``p_id`` only where there is an OOD head or a calibrator."""
 LAYOUTS = ("nchw", "nhwc")
+BEGIN, END = "normalised", "features"
+"""Marks in a graph: what the network sees, and the penultimate features that it ends in."""
 
 
 class Judge(nn.Module):
@@ -39,7 +41,7 @@ class Judge(nn.Module):
         self.verdict = Threshold(deployed.calibration, classifier.head.n_classes)
         self.p_id = SSOD() if OOD_HEAD in classifier.heads else None
         self.calibrator = deployed.calibrator
-        self.transform, self.layout = classifier.transform, layout
+        self.transform, self.layout, self.name = classifier.transform, layout, classifier.name
 
     @property
     def outputs(self) -> list[str]:
@@ -48,7 +50,17 @@ class Judge(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Judge a batch."""
-        f = self.network(_normalised(image, self.transform, self.layout))
+        return self.columns(self.network(self.normalised(image)))
+
+    def normalised(self, image: Tensor) -> Tensor:
+        """What the network sees: float32 ``(B, 3, crop, crop)``."""
+        if self.layout is None:
+            return image
+        # contiguous, or every view that the network takes of its maps would be spelt out, element by element
+        return self.transform.normalise(image.permute(0, 3, 1, 2).contiguous() if self.layout == "nhwc" else image)
+
+    def columns(self, f: Features) -> tuple[Tensor, ...]:
+        """What follows from a batch's features, by ``outputs``."""
         usable = f.h.isfinite().all(dim=1)
         score = torch.where(usable, self.chain(f), torch.nan)
         logits = f.head.linear(f.h)
@@ -56,6 +68,25 @@ class Judge(nn.Module):
         if self.p_id is not None:
             return (*columns, torch.where(usable, self.p_id(f), torch.nan))
         return columns if self.calibrator is None else (*columns, self.calibrator(score))
+
+
+class Marked(nn.Module):
+    """A judge that also says where its network ends and, with a layout, where it begins: ``outputs`` names both."""
+
+    def __init__(self, judge: Judge) -> None:
+        super().__init__()
+        self.judge = judge
+
+    @property
+    def outputs(self) -> list[str]:
+        """The judge's, and the marks."""
+        return [*self.judge.outputs, END, *([] if self.judge.layout is None else [BEGIN])]
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Judge a batch, and show the features and what they are of."""
+        x = self.judge.normalised(image)
+        f = self.judge.network(x)
+        return (*self.judge.columns(f), f.h, *(() if self.judge.layout is None else (x,)))
 
 
 class Threshold(nn.Module):
@@ -90,9 +121,3 @@ class Threshold(nn.Module):
         n = self.counts[group]
         p = (1 + torch.minimum(lower, n)).to(torch.float64) / (1 + n).to(torch.float64)
         return torch.where(score.isnan(), torch.nan, p), score >= self.thresholds[group]
-
-
-def _normalised(image: Tensor, transform: Transform, layout: str | None) -> Tensor:
-    if layout is None:
-        return image
-    return transform.normalise(image.permute(0, 3, 1, 2) if layout == "nhwc" else image)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from nescio.data.sources import AnySource
 from nescio.deploy.deployed import Deployed
 from nescio.deploy.file import record
-from nescio.deploy.graph import LAYOUTS, OUTPUTS, Judge
+from nescio.deploy.graph import LAYOUTS, OUTPUTS, Judge, Marked
+from nescio.deploy.precision import FP32, PRECISIONS
+from nescio.deploy.recalibration import Images, Lowered, lower
 from nescio.errors import InputError, check_choice
 from nescio.files import whole
 
@@ -25,7 +28,17 @@ _TOLERANCE = 1e-3
 """Largest difference of the graph's logits from the network's on noise, relative to their scale, that is rounding."""
 
 
-def export(deployed: Deployed, path: str | Path, *, preprocess: str | None = None) -> None:
+def export(
+    deployed: Deployed,
+    path: str | Path,
+    *,
+    preprocess: str | None = None,
+    precision: str = FP32,
+    calibrate: AnySource | None = None,
+    ood: Mapping[str, AnySource] | None = None,
+    workers: int | None = None,
+    progress: bool = True,
+) -> Lowered | None:
     """Write a detector, its threshold and the network as one ONNX file for any batch size; what it is goes with it.
 
     The graph maps ``image`` to ``logits``, ``score``, ``p_value``, ``accepted`` and, with an OOD head or a calibrator,
@@ -33,36 +46,76 @@ def export(deployed: Deployed, path: str | Path, *, preprocess: str | None = Non
     not in the graph: a batch is images of one size, and no ONNX operation gives the same pixels as Pillow's antialiased
     resizing, so the caller resizes and crops as the file's metadata say.
 
+    With another precision the network alone is lowered, from the normalised image to the penultimate features. Its
+    scores are others, so thresholds, p-values and ``p_id`` are calibrated anew, as this graph scores ``calibrate``:
+    the promise in the file is of this graph, with the share, confidence and classes of ``deployed``.
+
     Args:
         deployed: as ``fit`` or ``load`` gives it, on the CPU.
         path: usually ends in ``.onnx``.
         preprocess: ``nchw`` or ``nhwc`` for a graph that takes the pixels of resized and cropped RGB images, uint8
             ``(batch, 3, crop, crop)`` or ``(batch, crop, crop, 3)``, and normalises them itself; without it, the graph
             takes normalised float32 ``(batch, 3, crop, crop)``.
+        precision: of the network: ``fp32``, ``fp16`` or ``int8``.
+        calibrate: held-out ID images, needed for ``fp16`` and ``int8`` and for these alone. ``int8`` takes the ranges
+            of its maps from some of them, which calibrate nothing.
+        ood: OOD images by name, to measure the AUROC lost on; without them, stand-ins made of ``calibrate``.
+        workers: decoding processes; one per core, at most 8, by default.
+        progress: show a bar on a terminal.
+
+    Returns:
+        what ``fp16`` or ``int8`` lost.
 
     Raises:
         InputError: a stage cannot be part of a graph, the detector or the file would be too large, the network cannot
-            be traced, or the packages that this needs are not there.
+            be traced, the packages that this needs are not there, or images do not fit the precision or the guarantee.
     """
+    check_choice("precision", precision, PRECISIONS)
     if preprocess is not None:
         check_choice("preprocess", preprocess, LAYOUTS)
     _refuse(deployed)
     runtime = _imported()
-    judge = Judge(deployed, preprocess).eval()
+    said = None
+    if precision == FP32:
+        if calibrate is not None or ood:
+            raise InputError("a graph in fp32 keeps its calibration and loses nothing: give images with fp16 or int8")
+        model = _graph(Judge(deployed, preprocess), runtime)
+    else:
+        if calibrate is None:
+            raise InputError(
+                f"a graph in {precision} gives other scores, so its threshold must be calibrated anew: "
+                "give held-out ID images (--calibrate)"
+            )
+        images = Images.of(deployed, precision, calibrate, ood)
+        model, deployed, said = lower(
+            deployed,
+            images,
+            lambda d: _graph(Judge(d, preprocess), runtime, marked=True),
+            precision,
+            layout=preprocess,
+            workers=workers,
+            progress=progress,
+        )
+    for key, value in metadata(deployed, preprocess, precision).items():
+        model.metadata_props.add(key=key, value=value)
+    with whole(Path(path)) as partial:
+        partial.write_bytes(model.SerializeToString())
+    return said
+
+
+def _graph(judge: Judge, runtime: Any, *, marked: bool = False) -> Any:
+    """The graph of a judge, checked against it."""
     size = sum(t.numel() * t.element_size() for t in judge.state_dict().values())
     if size > LARGEST:
         raise InputError(f"network and detector take {size / 1e9:.1f} GB, and an ONNX file holds 2 GB")
-    example = _noise(deployed.classifier.transform.crop, preprocess)
-    model = _converted(judge, judge.outputs, example, deployed.classifier.name)
-    for key, value in metadata(deployed, preprocess).items():
-        model.metadata_props.add(key=key, value=value)
-    content = model.SerializeToString()
-    _check(runtime.InferenceSession(content), judge, example, deployed.classifier.name)
-    with whole(Path(path)) as partial:
-        partial.write_bytes(content)
+    example = _noise(judge.transform.crop, judge.layout)
+    traced = Marked(judge) if marked else judge
+    model = _converted(traced.eval(), traced.outputs, example, judge.name)
+    _check(runtime.InferenceSession(model.SerializeToString()), judge, example, judge.name)
+    return model
 
 
-def metadata(deployed: Deployed, preprocess: str | None = None) -> dict[str, str]:
+def metadata(deployed: Deployed, preprocess: str | None = None, precision: str = FP32) -> dict[str, str]:
     """What goes with the graph, by name: text that whoever opens it must know, and ``about``, JSON with all else."""
     about = record(deployed, embedded=True)
     model, calibration, transform = about["model"], about["calibration"], deployed.classifier.transform
@@ -76,6 +129,7 @@ def metadata(deployed: Deployed, preprocess: str | None = None) -> dict[str, str
         "transform": model["transform"],
         "input": f"{kind.format(shape)}, RGB, resized (antialiased) and cropped as 'transform' says",
         "outputs": json.dumps(OUTPUTS),
+        "precision": precision,
         "detector": about["detector"]["spec"],
         "thresholds": json.dumps([{k: g[k] for k in ("classes", "threshold", "n")} for g in calibration["groups"]]),
         "promise": calibration["promise"],
