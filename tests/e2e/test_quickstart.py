@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import contextlib
 import csv
+import json
 import re
 import shlex
+import shutil
+import subprocess
 import time
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -13,6 +18,7 @@ from click.testing import CliRunner
 from nescio.cli import main
 from nescio.data import open_source
 from nescio.data.decode import decode
+from serving import service
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -43,6 +49,15 @@ def test_the_quickstart_trains_judges_and_reports(root: Path) -> None:
     assert time.monotonic() - start < 60
 
 
+def fetched(words: list[str]) -> str:
+    """What curl prints; the same request by other means where there is no curl."""
+    if shutil.which("curl"):
+        return subprocess.run([*words, "--silent", "--fail"], capture_output=True, text=True, check=True).stdout
+    url, form = words[-1], [w.partition("=@") for w in words if "=@" in w]
+    files = [(name, (path, Path(path).read_bytes())) for name, _, path in form]
+    return (httpx.post(url, files=files) if files else httpx.get(url)).raise_for_status().text
+
+
 def test_the_walk_to_a_deployed_detector_works_as_written(
     root: Path, monkeypatch: pytest.MonkeyPatch, unrecorded: None
 ) -> None:
@@ -50,16 +65,29 @@ def test_the_walk_to_a_deployed_detector_works_as_written(
     monkeypatch.setenv("NESCIO_CACHE", str(root / "cache"))
     names: dict[str, object] = {}
     blocks = re.findall(r"```(sh|python)\n(.*?)```", (DOCS / "deploy.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 8
-    shown = ""
-    for kind, text in blocks:
-        if kind == "python":
-            exec(text, names)  # noqa: S102 - our own documentation
-            continue
-        for line in text.replace("\\\n", " ").splitlines():
-            result = CliRunner().invoke(main, shlex.split(line)[1:], catch_exceptions=False)
-            assert result.exit_code == 0, (line, result.output)
-            shown += result.output
+    assert len(blocks) == 10
+    shown, answers = "", []
+    decode(open_source("quickstart/data/id.parquet[:1]").read(0)).save("photo.jpg")
+    with contextlib.ExitStack() as running:
+        url = ""
+        for kind, text in blocks:
+            if kind == "python":
+                exec(text, names)  # noqa: S102 - our own documentation
+                continue
+            for line in text.replace("\\\n", " ").splitlines():
+                words = shlex.split(line.replace("http://127.0.0.1:8000", url))
+                if words[1] == "serve":  # until the end, as in a terminal of its own
+                    url, _ = running.enter_context(service(Path(words[2])))
+                elif words[0] == "curl":
+                    answers.append(fetched(words))
+                else:
+                    result = CliRunner().invoke(main, words[1:], catch_exceptions=False)
+                    assert result.exit_code == 0, (line, result.output)
+                    shown += result.output
+    (said,) = json.loads(answers[0])["verdicts"]
+    assert (said["image"], said["label"]) == ("photo.jpg", names["digits"]("photo.jpg")[0].label)
+    assert json.loads(answers[1])["seen"] == 1
+    assert "nescio_window_images 1.0" in answers[2]
     assert "I do not know" in shown
     assert "ACCEPTED" in shown
     scores = names["scores"]
