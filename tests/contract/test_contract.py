@@ -46,6 +46,7 @@ OTHER = {  # another value for each option, and options it needs beside it
     ("lts", "p"): "lts:p=0.5",
     ("mahalanobis", "shrink"): "mahalanobis:shrink=0.3",
     ("rmd", "shrink"): "rmd:shrink=0.3",
+    ("mcm", "T"): "mcm:T=0.1",
     ("knn", "k"): "knn:k=3",
     ("knn", "alpha"): "knn:alpha=0.4",
     ("nnguide", "k"): "nnguide:k=3",

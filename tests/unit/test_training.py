@@ -579,7 +579,7 @@ def test_bad_recipes_are_refused(change: dict[str, Any], message: str) -> None:
 
 
 def test_published_recipes() -> None:
-    assert set(recipes()) == {"ssod", "cifar", "cosine"}
+    assert {"ssod", "cifar", "cosine"} <= set(recipes())
     paper = Recipe.named("ssod")
     assert (paper.batch_size, paper.optimizer, paper.schedule) == (256, "adamw:lr=1e-4", "step:every=30,factor=0.5")
     with pytest.raises(InputError, match="unknown recipe 'sod'; did you mean 'ssod'"):

@@ -6,18 +6,19 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from nescio.errors import InputError, nearest
+from nescio.errors import InputError, check_at_least, nearest
 from nescio.progress import Clock
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from nescio.models import Classifier
     from nescio.results import Results
 
 EXIT_BAD_INPUT = 2
@@ -58,13 +59,37 @@ def taking(*options: Callable[..., Any]) -> Callable[..., Any]:
     return decorate
 
 
+def _classes(_ctx: click.Context, _option: click.Parameter, text: str | None) -> int | list[str] | None:
+    """A number, or the names in a file, a line each."""
+    if text is None:
+        return None
+    if text.lstrip("-").isdecimal():
+        return check_at_least("--classes", int(text), 1)
+    file = Path(text).expanduser()
+    if not file.is_file():
+        raise InputError(f"--classes {text} is no number, and no file of class names, one a line")
+    try:
+        names = [line.strip() for line in file.read_text(encoding="utf-8-sig").rstrip().splitlines()]
+    except (OSError, UnicodeDecodeError) as e:
+        raise InputError(f"{file} cannot be read as text: {e}") from None
+    if not all(names) or not names:
+        where = f"line {names.index('') + 1} of {file} is empty" if names else f"{file} is empty"
+        raise InputError(f"{where}; write a class name on each line, in the order of the labels")
+    return names
+
+
 model_options = taking(
     click.option(
         "--weights",
         type=click.Path(path_type=Path),
-        help="safetensors file or checkpoint.  [default: the library's]",
+        help="safetensors file or checkpoint; with clip:NAME also a tag, e.g. openai.  [default: the library's]",
     ),
-    click.option("--classes", type=click.IntRange(1), help="Number of classes.  [default: that of the weights]"),
+    click.option(
+        "--classes",
+        callback=_classes,
+        metavar="N|FILE",
+        help="Number of classes, or a file of their names, one a line.  [default: that of the weights]",
+    ),
     click.option("--head", help="Name of the last linear layer, where it cannot be found."),
     click.option(
         "--transform", help="Replaces parts of the model's test transform: resize=256,crop=224,mean=0.5,std=0.5."
@@ -73,6 +98,18 @@ model_options = taking(
 )
 MODEL = ("weights", "classes", "head", "transform", "device")
 """What ``model_options`` gives, as ``load_classifier`` takes it."""
+
+
+def open_classifier(model: str, options: Mapping[str, Any], sets: Iterable[str | None]) -> Classifier:
+    """The classifier that the options say. One made of class names takes them from the first of these sets with any."""
+    from nescio.models import load_classifier
+
+    loading = {k: options[k] for k in MODEL}
+    if model.startswith("clip:") and loading["classes"] is None:
+        from nescio.data.sources import open_source
+
+        loading["classes"] = next((names for spec in sets if spec and (names := open_source(spec).classes)), None)
+    return load_classifier(model, **loading)
 
 
 extraction_options = taking(

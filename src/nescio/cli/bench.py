@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nescio.cli.base import (
-    MODEL,
     check_writable,
     console,
     detector_specs,
     extraction_options,
     model_options,
     named,
+    open_classifier,
     present,
     use_cache,
     write_report_to,
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 @click.command()
 @click.option(
     "--model",
-    help="A trained folder, densenet-bc-100-12, resnet18-cifar, timm:NAME, torchvision:NAME, hf:ID, or module:factory.",
+    help="A trained folder, densenet-bc-100-12, resnet18-cifar, timm:NAME, torchvision:NAME, hf:ID, clip:NAME, or "
+    "module:factory.",
 )
 @model_options
 @click.option("--suite", help="A published benchmark: cifar10, imagenet, …; nescio data list shows them all.")
@@ -107,12 +108,11 @@ def bench(obj: dict[str, Any], /, **options: Any) -> None:
 def _bench(options: dict[str, Any], oods: dict[str, str], common: dict[str, Any]) -> Any:
     from nescio.benchmark import DEFAULT_DETECTORS
     from nescio.benchmark import bench as run
-    from nescio.models import load_classifier
 
     missing = [f"--{name.rstrip('_')}" for name in ("model", "id_", "ood") if not options[name]]
     if missing:
         raise InputError(f"{missing[0]} is missing; give it, or name a published benchmark (--suite cifar10)")
-    classifier = load_classifier(options["model"], **{k: options[k] for k in MODEL})
+    classifier = open_classifier(options["model"], options, (options["id_"], options["train"]))
     defaults = () if options["sweep"] else DEFAULT_DETECTORS
     common["detectors"], ranges = _expanded(common["detectors"] or defaults, options, classifier)
     return run(
@@ -140,23 +140,24 @@ def _expanded(
 
 def _bench_suite(options: dict[str, Any], oods: dict[str, str], common: dict[str, Any]) -> Any:
     from nescio.data.suites import open_suite
-    from nescio.models import load_classifier
     from nescio.models.runs import RUN
     from nescio.published import bench_suite
 
     suite = open_suite(options["suite"])
     model = options["model"] or _own_model(suite)
-    trained = (Path(model) / RUN).is_file()  # a run knows how its images are prepared
-    loading = {k: options[k] for k in MODEL}
-    loading["transform"] = loading["transform"] or (None if trained else suite.transform)
+    trained = (Path(model) / RUN).is_file()  # a run knows how its images are prepared, and CLIP how its own
     given = {"id": options["id_"], "train": options["train"]} | {n: s for n, s in oods.items() if n in suite.ood}
-    classifier = load_classifier(model, **loading)
+    given = {role: spec for role, spec in given.items() if spec}
+    places = {need.role: need.found for need in suite.needs(Path(options["data_root"]).expanduser(), given)}
+    own = None if trained or model.startswith("clip:") else suite.transform
+    loading = options | {"transform": options["transform"] or own}
+    classifier = open_classifier(model, loading, (places["id"], places.get("train")))
     common["detectors"], ranges = _expanded(common["detectors"], options, classifier)
     return bench_suite(
         suite,
         classifier,
         data_root=options["data_root"],
-        given={role: spec for role, spec in given.items() if spec},
+        given=given,
         ood={n: s for n, s in oods.items() if n not in suite.ood},
         strict=options["strict"],
         equal=options["equal"],

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nescio.cli.base import MODEL, check_writable, console, extraction_options, model_options, named, taking, use_cache
+from nescio.cli.base import (
+    check_writable,
+    console,
+    extraction_options,
+    model_options,
+    named,
+    open_classifier,
+    taking,
+    use_cache,
+)
 from nescio.errors import InputError
 
 if TYPE_CHECKING:
@@ -51,10 +60,9 @@ def fit(obj: dict[str, Any], /, out: Path, *, no_weights: bool, **options: Any) 
     use_cache(options["cache"])
     from nescio.deploy import describe
     from nescio.deploy import fit as run
-    from nescio.models import load_classifier
 
     deployed = run(
-        load_classifier(options["model"], **{k: options[k] for k in MODEL}),
+        open_classifier(options["model"], options, (options["calibrate"], options["train"])),
         options["detector"],
         **{k: options[k] for k in ("train", "calibrate", "accept", "confidence", "per_class", "proxy", "prior")},
         batch_size=options["batch_size"],

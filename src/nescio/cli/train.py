@@ -21,9 +21,11 @@ from nescio.errors import InputError
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path), help="Folder of the run; bench --model takes it."
 )
-@click.option("--objective", default="ssod", help="ce, or ssod:gamma=0.95,alpha=1,balance=lwb,start=0.")
+@click.option("--objective", default="ssod", help="ce, ssod:gamma=0.95,alpha=1,balance=lwb,start=0, or flyp.")
 @click.option(
-    "--recipe", default="ssod", help="Named settings for all that follows up to --precision: ssod, cifar, cosine."
+    "--recipe",
+    default="ssod",
+    help="Named settings for all that follows up to --precision: ssod, cifar, cosine, vit, flyp.",
 )
 @click.option("--epochs", type=int, help="Passes over the images.")
 @click.option("--batch-size", type=int, help="Images per step, over all processes.")

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nescio.cli.base import MODEL, check_writable, console, extraction_options, model_options, taking, use_cache
+from nescio.cli.base import (
+    check_writable,
+    console,
+    extraction_options,
+    model_options,
+    open_classifier,
+    taking,
+    use_cache,
+)
 from nescio.files import write_whole
 
 if TYPE_CHECKING:
@@ -62,7 +70,6 @@ def recommend(obj: dict[str, Any], /, **options: Any) -> None:
 def _present(run: Any, obj: dict[str, Any], options: dict[str, Any], **more: Any) -> None:
     from nescio.calibration import Costs
     from nescio.data.sources import open_source
-    from nescio.models import load_classifier
 
     out: Path | None = options["out"]
     check_writable(out.parent if out else None)
@@ -75,7 +82,7 @@ def _present(run: Any, obj: dict[str, Any], options: dict[str, Any], **more: Any
     given = Costs(**{name: value for name, value in costs.items() if value is not None})
     sources = {name: options[name] and open_source(options[name]) for name in ("train", "val", "ood_examples")}
     choice: Choice = run(
-        load_classifier(options["model"], **{k: options[k] for k in MODEL}),
+        open_classifier(options["model"], options, (options["val"], options["train"])),
         val=sources["val"],
         train=sources["train"],
         examples=sources["ood_examples"],

@@ -199,8 +199,9 @@ def _classifier(
     given = weights or state or None
     if given is None:
         raise InputError("it holds no weights, but their hash alone; give them (weights=, --weights FILE)")
+    classes = about["classes"] or about["n_classes"]
     classifier = load_classifier(
-        model or name, weights=given, classes=about["n_classes"], head=about["head"], transform=transform, device=device
+        model or name, weights=given, classes=classes, head=about["head"], transform=transform, device=device
     )
     classifier.name, classifier.classes = name, about["classes"]
     if weights_hash(state_of(classifier)) != about["weights"]:

@@ -6,18 +6,19 @@ import ast
 import importlib
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from nescio.data.transforms import INTERPOLATIONS, Transform
 from nescio.errors import InputError, nearest
 from nescio.models.cifar import CIFAR_MODELS, CIFAR_TRANSFORM
+from nescio.models.weights import load_into
 
-_LIBRARIES = ("timm", "torchvision", "hf")
+_LIBRARIES = ("timm", "torchvision", "hf", "clip")
 _QUICKSTART = "nescio.quickstart:network"
 
 
@@ -32,6 +33,7 @@ class Architecture:
     """How to make a network: ``build(classes, pretrained)``, and what is known of it.
 
     ``class_names(network, pretrained)``: of other weights than the library's own it often cannot know them.
+    ``load(network, state, told)``: put weights into it, which a message calls ``told``.
     """
 
     name: str
@@ -39,10 +41,11 @@ class Architecture:
     transform: Callable[[nn.Module], Transform | None]
     has_pretrained: bool = True
     class_names: Callable[[nn.Module, bool], list[str] | None] = lambda *_: None
+    load: Callable[[nn.Module, dict[str, Tensor], str], None] = load_into
 
 
-def architecture_of(model: str) -> Architecture:
-    """How to make the network of this name.
+def architecture_of(model: str, names: Sequence[str] | None = None) -> Architecture:
+    """How to make the network of this name, for classes of these names where it reads them.
 
     Raises:
         InputError: no library knows it; the nearest name is given.
@@ -54,6 +57,10 @@ def architecture_of(model: str) -> Architecture:
         return _torchvision(rest)
     if library == "hf":
         return _hugging_face(rest)
+    if library == "clip":
+        from nescio.models.clip import clip_architecture
+
+        return clip_architecture(rest, names)
     if colon:
         return _factory(library, rest)
     if model in CIFAR_MODELS:
@@ -74,7 +81,8 @@ def architecture_of(model: str) -> Architecture:
     raise InputError(f"unknown model '{model}'{hint or ': neither a CIFAR variant nor known to timm or torchvision'}")
 
 
-def _downloaded(make: Callable[[], nn.Module], name: str) -> nn.Module:
+def downloaded(make: Callable[[], nn.Module], name: str) -> nn.Module:
+    """The network that ``make`` makes, perhaps with weights from a hub. Raises InputError where that fails."""
     try:
         return make()
     except Exception as e:  # noqa: BLE001 - each hub client raises errors of its own
@@ -110,7 +118,7 @@ def _timm(text: str) -> Architecture:
     def build(classes: int | None, pretrained: bool) -> nn.Module:
         options = own if classes is None else own | {"num_classes": classes}
         try:
-            return _downloaded(lambda: timm.create_model(name, pretrained=pretrained, **options), name)
+            return downloaded(lambda: timm.create_model(name, pretrained=pretrained, **options), name)
         except TypeError as e:  # an option that this architecture lacks
             raise InputError(f"model 'timm:{text}': {e}") from None
 
@@ -173,7 +181,7 @@ def _torchvision(name: str) -> Architecture:
         if name in ("googlenet", "inception_v3"):
             options |= {"init_weights": False, "aux_logits": True}
         chosen = published if pretrained else None
-        return _downloaded(lambda: torchvision.models.get_model(name, weights=chosen, **options), name)
+        return downloaded(lambda: torchvision.models.get_model(name, weights=chosen, **options), name)
 
     def transform(_: nn.Module) -> Transform:
         t = published.transforms()
@@ -210,8 +218,8 @@ def _hugging_face(name: str) -> Architecture:
         options = {} if classes is None else {"num_labels": classes, "ignore_mismatched_sizes": True}
         auto = transformers.AutoModelForImageClassification
         if pretrained:
-            return _downloaded(lambda: auto.from_pretrained(name, **options), name)
-        return _downloaded(lambda: auto.from_config(transformers.AutoConfig.from_pretrained(name, **options)), name)
+            return downloaded(lambda: auto.from_pretrained(name, **options), name)
+        return downloaded(lambda: auto.from_config(transformers.AutoConfig.from_pretrained(name, **options)), name)
 
     def transform(_: nn.Module) -> Transform | None:
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,19 +10,23 @@ import torch
 from torch import Tensor, nn
 
 from nescio.data.transforms import Transform
-from nescio.errors import InputError, some
+from nescio.errors import InputError
 from nescio.models.classifier import Classifier
+from nescio.models.clip import PREFIX, tagged
 from nescio.models.heads import restore_heads
 from nescio.models.libraries import Architecture, architecture_of, drop_auxiliary, made_by
 from nescio.models.runs import RUN, WEIGHTS, Run, split_heads
 from nescio.models.weights import read_weights, strip_prefixes
+from nescio.models.zeroshot import ZeroShot
+
+Weights = str | Path | Mapping[str, Tensor]
 
 
 def load_classifier(
     model: str | Callable[[], nn.Module],
     *,
-    weights: str | Path | Mapping[str, Tensor] | None = None,
-    classes: int | None = None,
+    weights: Weights | None = None,
+    classes: int | Sequence[str] | None = None,
     head: str | None = None,
     transform: str | Transform | None = None,
     device: str | torch.device = "auto",
@@ -33,12 +37,16 @@ def load_classifier(
         model: a folder that ``nescio train`` wrote; ``densenet-bc-100-12`` or ``resnet18-cifar`` (CIFAR variants); a
             timm or torchvision name, as ``timm:NAME``, ``timm:NAME:option=value``, ``torchvision:NAME`` or bare (timm
             is asked first); ``efficientnet-lite0`` (its ImageNet weights are a Python package, the extra
-            ``nescio[lite0]``); ``hf:ID_OR_FOLDER`` (Hugging Face; needs the extra ``nescio[hf]``); or
-            ``package.module:factory``, your own function that returns an ``nn.Module``; or that function itself.
+            ``nescio[lite0]``); ``hf:ID_OR_FOLDER`` (Hugging Face; needs the extra ``nescio[hf]``); ``clip:NAME`` or
+            ``clip:NAME:pretrained=TAG,prompt=PROMPT`` (open_clip; needs the extra ``nescio[clip]``), a classifier made
+            of class names; or ``package.module:factory``, your own function that returns an ``nn.Module``; or that
+            function itself.
         weights: a safetensors file or a checkpoint (loaded with ``weights_only=True``; ``state_dict`` wrappers and
             ``module.`` prefixes are removed), or a state dict; None for the library's pretrained weights, which it may
-            download. For torchvision these are the first published ones (``IMAGENET1K_V1``: those that the papers use).
-        classes: number of classes; by default that of the weights.
+            download. For torchvision these are the first published ones (``IMAGENET1K_V1``: those that the papers use);
+            for open_clip ``weights`` may be their tag, and the first is meant without.
+        classes: number of classes, by default that of the weights; or their names in label order, which ``clip:`` asks
+            for where the weights do not hold a head.
         head: name of the last linear layer, where it cannot be found.
         transform: options that replace the model's own, e.g. ``resize=256,crop=224,mean=0.5,std=0.5``.
         device: ``auto`` takes a GPU where there is one.
@@ -55,8 +63,11 @@ def load_classifier(
             Transform.parse(transform, own_transform) if isinstance(transform, str) else transform or own_transform
         )
         weights = weights or folder / WEIGHTS
-        classes = classes or run.n_classes
-    architecture = architecture_of(model) if isinstance(model, str) else made_by(model)
+    names = None if classes is None or isinstance(classes, int) else list(classes)
+    if names is None and run is not None:
+        names, classes = run.classes, classes or run.n_classes
+    classes = classes if classes is None or isinstance(classes, int) else len(classes)
+    architecture, weights = _resolved(model, weights, names)
     if weights is None and not architecture.has_pretrained:
         raise InputError(f"model '{model}' has no pretrained weights; give a file of them (--weights FILE)")
     # pretrained weights bring their own classes: a head of another size would be a random one
@@ -65,7 +76,10 @@ def load_classifier(
     heads: dict[str, Tensor] = {}
     if weights is not None:
         network, heads = _load_weights(network, architecture, weights, classes, head, own)
-    names = run.classes if run else architecture.class_names(network, weights is None)
+    if isinstance(network, ZeroShot):
+        network.text = None  # the head holds all that it said
+    if names is None and run is None:  # a run's are those of its training images, or none
+        names = architecture.class_names(network, weights is None)
     classifier = Classifier(network, own, name=architecture.name, head=head, classes=names, heads=restore_heads(heads))
     classifier.seen = {name: run.settings[name] for name in ("train", "val") if name in run.settings} if run else {}
     if classes is not None and classifier.head.n_classes != classes:
@@ -76,6 +90,17 @@ def load_classifier(
         return classifier.to(device)
     except (RuntimeError, AssertionError, NotImplementedError) as e:
         raise InputError(f"device '{device}' cannot be used: {str(e).splitlines()[0]}") from None
+
+
+def _resolved(
+    model: str | Callable[[], nn.Module], weights: Weights | None, names: Sequence[str] | None
+) -> tuple[Architecture, Weights | None]:
+    """The architecture; and the weights, None where they are the library's and the architecture says which."""
+    if not isinstance(model, str):
+        return made_by(model), weights
+    if model.startswith(PREFIX):
+        model, weights = tagged(model, weights)
+    return architecture_of(model, names), weights
 
 
 def _chosen_transform(network: nn.Module, architecture: Architecture, given: str | Transform | None) -> Transform:
@@ -95,7 +120,7 @@ def _chosen_transform(network: nn.Module, architecture: Architecture, given: str
 def _load_weights(
     network: nn.Module,
     architecture: Architecture,
-    weights: str | Path | Mapping[str, Tensor],
+    weights: Weights,
     classes: int | None,
     head: str | None,
     transform: Transform,
@@ -122,23 +147,7 @@ def _load_weights(
             resize_head(network, layer, len(rows))
     if not any(k.lower().startswith("aux") for k in state):
         drop_auxiliary(network)
-    own = network.state_dict()
-    missing, unexpected = [k for k in own if k not in state], [k for k in state if k not in own]
-    # BatchNorm counters play no part in inference, and old checkpoints lack them
-    missing = [k for k in missing if not k.endswith("num_batches_tracked")]
-    wrong = [
-        f"{k} {tuple(state[k].shape)} for {tuple(v.shape)}"
-        for k, v in own.items()
-        if k in state and state[k].shape != v.shape
-    ]
-    if missing or unexpected or wrong:
-        told = [
-            f"{what}: {some(keys, 3)}"
-            for what, keys in (("missing", missing), ("not in the model", unexpected), ("other shape", wrong))
-            if keys
-        ]
-        raise InputError(f"{path} does not fit model '{architecture.name}' ({'; '.join(told)})")
-    network.load_state_dict(state, strict=False)
+    architecture.load(network, state, f"{path} does not fit model '{architecture.name}'")
     return network, heads
 
 
@@ -153,13 +162,20 @@ class NewNetwork:
 
 
 def new_network(
-    model: str, n_classes: int, *, init: str = "scratch", transform: str | None = None, size: int | None = None
+    model: str,
+    n_classes: int,
+    *,
+    classes: Sequence[str] | None = None,
+    init: str = "scratch",
+    transform: str | None = None,
+    size: int | None = None,
 ) -> NewNetwork:
     """A network to be trained.
 
     Args:
         model: as for ``load_classifier``, but no trained folder.
         n_classes: number of classes. Where the initial weights have another number, the last layer is made anew.
+        classes: their names, where known, for a network that reads them.
         init: ``scratch``; ``pretrained``, the library's own weights; or a file of weights, or a trained folder.
         transform: options that replace the model's own.
         size: side in pixels of the square that the network sees; resizing keeps the model's share of crop to resize.
@@ -167,7 +183,9 @@ def new_network(
     Raises:
         InputError: the name is not known, the weights do not fit, or there is no linear head.
     """
-    architecture = architecture_of(model)
+    if init == "pretrained" and model.startswith(PREFIX):
+        model, _ = tagged(model, None)
+    architecture = architecture_of(model, classes)
     if init == "pretrained" and not architecture.has_pretrained:
         raise InputError(f"model '{model}' has no pretrained weights; start from scratch (--init scratch) or a file")
     network = architecture.build(None if init == "pretrained" else n_classes, init == "pretrained")

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from nescio.errors import InputError
+from nescio.errors import InputError, some
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "state_dict_ema", "ema")
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
@@ -55,3 +55,32 @@ def strip_prefixes(state: dict[str, Tensor], wanted: Collection[str]) -> dict[st
             break
         state = {k.removeprefix(prefix): v for k, v in state.items()}
     return state
+
+
+def load_into(network: nn.Module, state: dict[str, Tensor], told: str) -> None:
+    """Put weights into a network. Batch norms' counters may be missing: old checkpoints lack them, and inference too.
+
+    Args:
+        network: changed in place.
+        state: all of its weights by name.
+        told: what a message calls them, and the network.
+
+    Raises:
+        InputError: a tensor is missing, not the network's, or of another shape.
+    """
+    own = network.state_dict()
+    missing, unexpected = [k for k in own if k not in state], [k for k in state if k not in own]
+    missing = [k for k in missing if not k.endswith("num_batches_tracked")]
+    wrong = [
+        f"{k} {tuple(state[k].shape)} for {tuple(v.shape)}"
+        for k, v in own.items()
+        if k in state and state[k].shape != v.shape
+    ]
+    if missing or unexpected or wrong:
+        found = [
+            f"{what}: {some(keys, 3)}"
+            for what, keys in (("missing", missing), ("not in the model", unexpected), ("other shape", wrong))
+            if keys
+        ]
+        raise InputError(f"{told} ({'; '.join(found)})")
+    network.load_state_dict(state, strict=False)

@@ -122,6 +122,10 @@ class Objective(Optioned, nn.Module):
         del means
         return None
 
+    def finish(self, classifier: Classifier) -> None:
+        """Bring the classification head in step with what was trained, before the network is judged and stored."""
+        del classifier
+
     @abstractmethod
     def loss(self, view: View, heads: nn.ModuleDict) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, a scalar, and numbers to be logged (without gradient)."""

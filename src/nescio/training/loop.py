@@ -205,6 +205,7 @@ class Loop:
             self.state.check_finite()
             self.state.exchange()
             try:
+                self.objective.finish(self.state.classifier)
                 judged = judge(self.state.classifier, self.detector, self.val, self.watched)
             finally:
                 self.state.exchange()

@@ -79,11 +79,12 @@ def train(
         raise InputError(f"seed={seed} must be below 2^62")
     fabric = make_fabric(hardware, recipe)
     torch.manual_seed(seed)
-    made = new_network(model, n_classes, init=init, transform=transform, size=size)
+    classes = sources["train"].classes
+    made = new_network(model, n_classes, classes=classes, init=init, transform=transform, size=size)
     weights = _identity(init)
     follows_from = recipe.settings() | {"seed": seed, "init": weights} | {n: s.identity for n, s in sources.items()}
     follows_from["watch"] = {name: source.identity for name, source in watched.items()}
-    classes, device = sources["train"].classes, fabric.device
+    device = fabric.device
     run = Run(made.name, n_classes, classes, str(made.transform), repr(goal), follows_from, made_with=made_with(device))
     run = check_same_run(out, run, resume=resume)
     network = made.network.to(device).to(memory_format=torch.channels_last)
