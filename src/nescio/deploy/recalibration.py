@@ -22,7 +22,7 @@ from nescio.data.sources import AnySource, Rows, Source, as_source, draw
 from nescio.deploy.deployed import Deployed
 from nescio.deploy.graph import BEGIN, END
 from nescio.deploy.precision import INT8, cut_network, lowered, put_back
-from nescio.deploy.side_by_side import Judged, Reader, sessions
+from nescio.deploy.side_by_side import Compared, Reader, sessions
 from nescio.errors import InputError
 from nescio.framework import ProxyCalibrator
 from nescio.metrics import auroc
@@ -182,7 +182,7 @@ def lower(
     return whole, again, said
 
 
-def _recalibrated(deployed: Deployed, ids: Judged) -> Deployed:
+def _recalibrated(deployed: Deployed, ids: Compared) -> Deployed:
     """The same detector with the thresholds of other scores."""
     old, again = deployed.calibration, copy.copy(deployed)
     again.about = dict(deployed.about)
@@ -196,6 +196,6 @@ def _recalibrated(deployed: Deployed, ids: Judged) -> Deployed:
     return again
 
 
-def _loss(name: str, ids: Judged, oods: Judged) -> Loss:
+def _loss(name: str, ids: Compared, oods: Compared) -> Loss:
     after = np.where(np.isnan(oods.after), -np.inf, oods.after)
     return Loss(name, len(after), auroc(ids.before, oods.before), auroc(ids.after, after))

@@ -29,7 +29,7 @@ _MOST_BAD = 0.01
 
 
 @dataclass(frozen=True)
-class Judged:
+class Compared:
     """Scores ``(n,)`` and predictions ``(n,)`` of the same images before and after; images without features left out.
 
     Where features are finite before and not after, the score is NaN: such an image is rejected.
@@ -63,7 +63,7 @@ class Reader:
         for batch in self._batches(source, "images for the ranges"):
             yield self.transform.normalise(batch).numpy()
 
-    def by(self, both: Sequence[Any], source: Source, name: str, bar: Progress) -> Judged:
+    def by(self, both: Sequence[Any], source: Source, name: str, bar: Progress) -> Compared:
         """A set, judged by two graphs.
 
         Raises:
@@ -77,7 +77,7 @@ class Reader:
             bar.advance(task, len(batch))
         before, logits, after, logits_after = (np.concatenate(column) for column in zip(*rows, strict=True))
         usable = ~np.isnan(before)
-        return Judged(
+        return Compared(
             before[usable], after[usable], (logits[usable].argmax(axis=1), logits_after[usable].argmax(axis=1))
         )
 

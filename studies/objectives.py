@@ -1,0 +1,199 @@
+"""Ways to train × ways to score, on one network and one data set.
+
+    python studies/objectives.py cifar10     a small network on 20,000 images of CIFAR-10, two seeds; two cores
+    python studies/objectives.py resnet18    the CIFAR ResNet-18 on 45,000 of them, three seeds; needs a GPU
+    python studies/objectives.py tables      all tables, from what is stored, into studies/objectives/tables.md
+
+Each network is judged by its own score and by Energy, KNN and FM + LS on its features. Every run leaves one JSON in
+studies/objectives/ and is not run again while that is there; an interrupted one goes on at its last epoch. Outliers,
+for the objectives that are given some, are Tiny ImageNet's scene classes: the set 'scenes' is of the same kind, though
+of other photographs. Images: $NESCIO_SHARED, or ../shared next to the checkout.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nescio
+from nescio.files import write_whole
+from nescio.objectives import parse_objective
+from nescio.training import Hardware, Recipe, train
+
+ROOT = Path(__file__).parents[1]
+SHARED = Path(os.environ.get("NESCIO_SHARED", ROOT.parent / "shared")) / "data"
+STORED = ROOT / "studies/objectives"
+WORK = Path(os.environ.get("NESCIO_STUDY_WORK", ROOT / "runs"))
+POST_HOC = ("energy", "knn", "fmls")
+
+
+def data(name: str) -> str:
+    """A shared set, as the command line takes it."""
+    return str(SHARED / f"{name}.parquet")
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to train.
+
+    Attributes:
+        objective: its spec.
+        own: the scores that its paper uses; where empty, the objective's.
+        options: what ``train`` is told beside the setup's.
+        recipe: changes of the setup's recipe.
+    """
+
+    objective: str
+    own: tuple[str, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """For files."""
+        return self.objective.replace(":", "-").replace(",", "-")
+
+    @property
+    def detectors(self) -> tuple[str, ...]:
+        """Its own, and those that every network is judged by."""
+        own = self.own or (parse_objective(self.objective).detector,)
+        return tuple(dict.fromkeys(own + POST_HOC))
+
+
+OUTLIERS = {"outliers": data("tiny-imagenet-scenes/test")}
+WAYS = (
+    Way("ce", ("msp",)),
+    Way("ssod"),
+    Way("logitnorm"),
+    Way("godin", ("godin", "godin:read=g")),
+    Way("godin:similarity=inner", ("godin", "godin:read=g")),
+    Way("mos:groups=random"),
+    Way("vos:start=3,queue=500"),
+    Way("conf"),
+    Way("supcon", ("knn",)),
+    Way("cider", ("knn",)),
+    Way("oe", (), OUTLIERS),
+    Way("ssod:outliers=1", (), OUTLIERS),
+)
+OOD = {name: data(f"{name}/test") for name in ("textures", "scenes", "mnist", "cifar100")}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A network and what it is trained on."""
+
+    train: str
+    val: str
+    recipe: Recipe
+    seeds: tuple[int, ...]
+    options: dict[str, Any]
+    device: str = "cpu"
+
+
+PIXELS = "mean=0.4914/0.4822/0.4465,std=0.2023/0.1994/0.2010"
+SETUPS = {
+    "cifar10": Setup(
+        data("cifar10/train") + "[:20000]",
+        data("cifar10/train") + "[45000:]",
+        Recipe.named("cosine", epochs=8, schedule="cosine:warmup=1"),
+        (0, 1),
+        {"model": "studies.networks:small_resnet", "size": 32, "transform": PIXELS},
+    ),
+    "resnet18": Setup(
+        data("cifar10/train") + "[:45000]",
+        data("cifar10/train") + "[45000:]",
+        Recipe.named("cifar", epochs=100, precision="bf16"),
+        (0, 1, 2),
+        {"model": "resnet18-cifar", "size": 32},
+        device="cuda",
+    ),
+}
+
+
+def file_of(study: str, way: Way, seed: int) -> Path:
+    """Where a run's results are."""
+    return STORED / f"{study}-{way.name}-{seed}.json"
+
+
+def run(study: str, way: Way, seed: int) -> None:
+    """Train, judge, and store one JSON."""
+    setup, stored = SETUPS[study], file_of(study, way, seed)
+    if stored.exists():
+        return
+    print(stored.stem, flush=True)
+    out, begin = WORK / f"objectives-{stored.stem}", time.time()
+    recipe = dataclasses.replace(setup.recipe, **way.recipe)
+    trained = train(
+        out, train=setup.train, val=setup.val, objective=way.objective, recipe=recipe, seed=seed, resume=out.exists(),
+        hardware=Hardware(device=setup.device), **setup.options, **way.options,
+    )  # fmt: skip
+    seconds = time.time() - begin
+    results = nescio.bench(
+        nescio.load_classifier(str(out), device=setup.device), id=data("cifar10/test"), ood=OOD,
+        detectors=way.detectors, train=setup.train, cache=WORK / "banks", progress=False,
+    )  # fmt: skip
+    record = {
+        "command": f"python studies/objectives.py {study}",
+        "seed": seed,
+        "seconds": round(seconds),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "settings": trained.settings,
+        "own": list(way.detectors[: len(way.own) or 1]),
+        "id_accuracy": results.rows[0].id_accuracy,
+        "results": {
+            d: {r.ood: {"fpr95": r.fpr95, "auroc": r.auroc} for r in results.rows if r.detector == d}
+            for d in results.detectors
+        },
+    }
+    STORED.mkdir(exist_ok=True)
+    write_whole(stored, json.dumps(record, indent=1) + "\n")
+
+
+def spread(values: list[float]) -> str:
+    """Mean in percent, ± standard deviation where there are several."""
+    mean = f"{100 * statistics.mean(values):.1f}"
+    return mean if len(values) == 1 else f"{mean} ± {100 * statistics.stdev(values):.1f}"
+
+
+def table(study: str) -> str:
+    """A row for each way and score: FPR95 / AUROC by set and on average."""
+    heads = ["training", "seeds", "ID accuracy", "score", *OOD, "average"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for way in WAYS:
+        files = [file_of(study, way, seed) for seed in SETUPS[study].seeds]
+        same = [json.loads(f.read_text()) for f in files if f.exists()]
+        for detector in same[0]["results"] if same else ():
+            each = [r["results"][detector] for r in same]
+            cells = [" / ".join(spread([t[o][m] for t in each]) for m in ("fpr95", "auroc")) for o in OOD]
+            means = [[statistics.mean(t[o][m] for o in OOD) for t in each] for m in ("fpr95", "auroc")]
+            own = f"**`{detector}`**" if detector in same[0]["own"] else f"`{detector}`"
+            accuracy = spread([r["id_accuracy"] for r in same])
+            cells = [f"`{way.objective}`", str(len(same)), accuracy, own, *cells, " / ".join(map(spread, means))]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main(study: str) -> None:
+    """Run what is missing of a study, then write and print every table."""
+    os.chdir(ROOT)  # where studies.networks is found
+    for seed in SETUPS[study].seeds if study in SETUPS else ():
+        for way in WAYS:
+            run(study, way, seed)
+    done = [s for s in SETUPS if any(file_of(s, w, seed).exists() for w in WAYS for seed in SETUPS[s].seeds)]
+    tables = "\n\n".join(
+        f"## {name}\n\nFPR95 / AUROC, percent; bold: the training's own score.\n\n{table(name)}" for name in done
+    )
+    write_whole(STORED / "tables.md", f"# Ways to train × ways to score\n\n{tables}\n")
+    print(tables)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) > 1 else "tables")
