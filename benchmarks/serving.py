@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import collections
 import os
 import re
 import resource
@@ -38,7 +39,7 @@ class Client:
 
     async def post(self, request: bytes) -> int:
         """Send a whole request and read the answer. Returns its status."""
-        if self.streams is None:
+        if self.streams is None or self.streams[0].at_eof():  # idle for too long, the service hangs up
             self.streams = await asyncio.open_connection("127.0.0.1", self.port)
         reader, writer = self.streams
         writer.write(request)
@@ -100,18 +101,22 @@ async def closed_loop(port: int, requests: list[bytes], clients: int, seconds: f
     return done / took, (cpu() - before) / took / (os.cpu_count() or 1)
 
 
-async def by_the_clock(port: int, requests: list[bytes], rate: float, seconds: float) -> tuple[np.ndarray, int]:
-    """Times to an answer when images come at random at this rate, and how many got none."""
-    rng, idle, tasks, lost = np.random.default_rng(0), [], [], 0
+async def by_the_clock(
+    port: int, requests: list[bytes], rate: float, seconds: float
+) -> tuple[np.ndarray, collections.Counter[str]]:
+    """Times to an answer when images come at random at this rate, and why some got none."""
+    rng, idle, tasks, lost = np.random.default_rng(0), [], [], collections.Counter()
     times: list[float] = []
 
     async def one(request: bytes, due: float) -> None:
-        nonlocal lost
         client = idle.pop() if idle else Client(port)
         try:
-            lost += await client.post(request) != 200
-        except (OSError, asyncio.IncompleteReadError):
-            lost += 1
+            status = await client.post(request)
+        except (OSError, asyncio.IncompleteReadError) as e:
+            lost[type(e).__name__] += 1
+            return
+        if status != 200:
+            lost[str(status)] += 1
             return
         times.append(time.perf_counter() - due)
         idle.append(client)
@@ -160,8 +165,11 @@ def main() -> None:
             rate = given.load * float(np.median(reached))
             times, lost = asyncio.run(by_the_clock(port, requests, rate, given.soak))
             p50, p99 = np.quantile(times, [0.5, 0.99])
-            sent = f"{len(times) + lost:,} images in {given.soak:.0f} s ({rate:.1f} a second, {given.load:.0%} of it)"
-            print(f"\n{sent}: {lost} lost; answered in {1e3 * p50:.0f} ms (half), {1e3 * p99:.0f} ms (99 of 100)")
+            total = len(times) + lost.total()
+            sent = f"{total:,} images in {given.soak:.0f} s ({rate:.1f} a second, {given.load:.0%} of it)"
+            print(
+                f"\n{sent}: {lost.total()} lost {dict(lost) or ''}; answered in {1e3 * p50:.0f} ms (half), {1e3 * p99:.0f} ms (99 of 100)"
+            )
 
 
 if __name__ == "__main__":

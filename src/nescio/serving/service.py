@@ -51,6 +51,8 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-cache",
 }
+KEEP_ALIVE = 75
+"""Seconds that a connection may be idle: longer than the 60 of usual load balancers, which must be who hangs up."""
 _LONGEST = 200
 """Characters of a file's name that are said back."""
 
@@ -317,6 +319,7 @@ def serve(
         log_level="warning",
         access_log=False,
         server_header=False,
+        timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=round(limits.seconds),
         backlog=4 * limits.requests,
     )
