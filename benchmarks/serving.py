@@ -167,9 +167,8 @@ def main() -> None:
             p50, p99 = np.quantile(times, [0.5, 0.99])
             total = len(times) + lost.total()
             sent = f"{total:,} images in {given.soak:.0f} s ({rate:.1f} a second, {given.load:.0%} of it)"
-            print(
-                f"\n{sent}: {lost.total()} lost {dict(lost) or ''}; answered in {1e3 * p50:.0f} ms (half), {1e3 * p99:.0f} ms (99 of 100)"
-            )
+            print(f"\n{sent}: {lost.total()} lost {dict(lost) or ''}")
+            print(f"answered in {1e3 * p50:.0f} ms (half), {1e3 * p99:.0f} ms (99 of 100)")
 
 
 if __name__ == "__main__":
