@@ -46,9 +46,9 @@ class View:
 
     @cached_property
     def logits(self) -> Tensor:
-        """Logits ``(B, C)``, with gradient."""
+        """Logits ``(B, C)`` in float32 at least, with gradient."""
         logits: Tensor = self.network.last(self.h.reshape(len(self.h), -1, *self.network.trailing))
-        return logits.flatten(1)
+        return precise(logits.flatten(1))
 
 
 class TrainingNetwork(nn.Module):
@@ -134,6 +134,11 @@ def parse_objective(spec: str) -> Objective:
         InputError: the name or an option is unknown, or a value does not fit.
     """
     return parse_named(spec, OBJECTIVES)
+
+
+def precise(t: Tensor) -> Tensor:
+    """A tensor in float32, unless it is more than that: mixed precision gives less."""
+    return t if t.dtype == torch.float64 else t.float()
 
 
 def summed(t: Tensor) -> Tensor:

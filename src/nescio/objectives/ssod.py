@@ -91,7 +91,7 @@ class SSOD(Objective, name="ssod"):
 
     def loss(self, view: View, heads: nn.ModuleDict) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a batch."""
-        own = nn.functional.cross_entropy(view.logits.float(), view.labels)
+        own = nn.functional.cross_entropy(view.logits, view.labels)
         is_id, is_ood = self.label(view)
         term = self.ood_term(*self.read(heads["ood"], view, is_id, is_ood))
         weight = self.alpha if view.epoch >= self.start else 0.0
