@@ -260,7 +260,7 @@ def _background(classifier: Classifier, detectors: dict[str, Detector], *, keep:
     Raises:
         InputError: the network has no background, or no detector would be left, or with ``keep`` one would not.
     """
-    reading = [spec for spec, d in detectors.items() if d.probes()]
+    reading = [spec for spec, d in detectors.items() if d.probes() or d.needs_heads()]
     if reading and (keep or len(reading) == len(detectors)):
         raise InputError(f"it has no feature maps, which {some(reading)} reads; name another proxy (--proxy tiles)")
     if not classifier.split.averages(classifier.split.backbone(classifier.noise())):

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 
+import nescio
+from conftest import coloured
 from nescio.data import Transform
-from nescio.models import Classifier
+from nescio.detector import Detector
+from nescio.errors import InputError
+from nescio.extraction import pass_of
+from nescio.features import TrainingData
+from nescio.input.perturb import STEPS
+from nescio.models import Classifier, load_classifier
 from nescio.objectives import View, parse_objective
 from nescio.objectives.base import TrainingNetwork
-from tiny_networks import GroupNet
+from nescio.training import Hardware, Interrupted, Recipe, train
+from nescio.training.loop import Loop
+from tiny_networks import GroupNet, batch_norm_net
 
 X = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 Y = torch.tensor([0, 1, 2, 0, 1, 2])
@@ -29,6 +45,7 @@ class Setting:
         self.objective = parse_objective(spec)
         torch.manual_seed(1)
         self.classifier.heads.update(self.objective.heads(self.classifier))
+        self.classifier.heads.train()
         self.network.double()
         self.classifier.heads.double()
         self.objective.double()
@@ -60,7 +77,7 @@ def moved(setting: Setting, step: float) -> torch.Tensor:
     return length
 
 
-@pytest.mark.parametrize("spec", ["ce", "logitnorm"])
+@pytest.mark.parametrize("spec", ["ce", "logitnorm", "godin", "godin:similarity=inner", "godin:similarity=euclid"])
 def test_the_gradient_is_a_finite_difference_and_a_step_lowers_the_loss(spec: str) -> None:
     setting, eps = Setting(spec), 1e-5
     start = [p.detach().clone() for p in setting.parameters]
@@ -95,3 +112,171 @@ def test_logitnorm_is_cross_entropy_where_the_length_is_one_over_t() -> None:
     view.__dict__["logits"] = zero
     loss, _ = parse_objective("logitnorm").loss(view, nn.ModuleDict())
     assert torch.autograd.grad(loss, zero)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "inner", "euclid"])
+def test_godin_is_its_formula(similarity: str) -> None:
+    """In training mode, where the batch norm of g takes the batch's own mean and variance."""
+    setting = Setting(f"godin:similarity={similarity}")
+    network, head = setting.network, setting.classifier.heads["godin"]
+    head.norm.weight.data.fill_(1.7)
+    h = network.pool(network.features(X.double())).flatten(1).detach().numpy()
+    W, b = network.fc.weight.detach().numpy(), network.fc.bias.detach().numpy()
+    numerators = {
+        "cosine": h @ W.T / np.linalg.norm(h, axis=1, keepdims=True) / np.linalg.norm(W, axis=1),
+        "inner": h @ W.T + b,
+        "euclid": -((h[:, None] - W / 2) ** 2).sum(axis=2),
+    }[similarity]
+    z = h @ head.linear.weight.detach().numpy().T + head.linear.bias.item()
+    g = 1 / (1 + np.exp(-1.7 * (z - z.mean()) / np.sqrt(z.var() + 1e-5)))
+    f = numerators / g
+    expected = np.mean([np.log(np.exp(row).sum()) - row[c] for row, c in zip(f, Y.tolist(), strict=True)])
+    assert setting.loss().item() == pytest.approx(expected, rel=1e-8)
+    setting.objective.settle(setting.classifier)
+    assert setting.loss().item() == pytest.approx(expected, rel=1e-8), "tying the layer changes no numerator"
+    raw = setting.classifier.head.linear(torch.from_numpy(h))
+    assert torch.equal(raw.argmax(1), torch.from_numpy(f.argmax(1))), "the layer predicts what the quotients do"
+
+
+def test_godin_is_cross_entropy_where_the_denominator_is_one() -> None:
+    setting = Setting("godin:similarity=inner")
+    norm = setting.classifier.heads["godin"].norm
+    norm.weight.data.zero_()
+    norm.bias.data.fill_(800)
+    assert setting.loss().item() == pytest.approx(Setting("ce").loss().item(), rel=1e-12)
+
+
+def test_godin_says_what_a_layer_lacks() -> None:
+    network = GroupNet()
+    network.fc = nn.Linear(16, 3, bias=False)
+    classifier = Classifier(network, Transform(crop=16))
+    with pytest.raises(InputError, match="has no bias, which similarity=euclid needs"):
+        parse_objective("godin:similarity=euclid").heads(classifier)
+    objective = parse_objective("godin")
+    classifier.heads.update(objective.heads(classifier))
+    objective.settle(classifier)
+    torch.testing.assert_close(classifier.head.weight.norm(dim=1), torch.ones(3))
+
+
+# trained, stored and loaded
+
+QUICK = Recipe(2, 24, "adamw:lr=3e-3", "constant", "shift:by=0.125", ema=0.5)
+CPU = Hardware(device="cpu", workers=0)
+TRAINED = ("logitnorm", "godin", "godin:similarity=euclid")
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("sets")
+    return {"train": coloured(root, "train", 24), "val": coloured(root, "val", 10, seed=1)}
+
+
+def run(out: Path, sets: dict[str, Any], objective: str, **options: Any) -> None:
+    settings = {"recipe": QUICK, "size": 16, "hardware": CPU, "progress": False, "objective": objective}
+    train(out, model="tiny_networks:batch_norm_net", **sets, **(settings | options))
+
+
+@pytest.fixture(scope="module")
+def folder_of(sets: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    @functools.cache
+    def made(objective: str) -> Path:
+        out = tmp_path_factory.mktemp("runs") / "run"
+        run(out, sets, objective)
+        return out
+
+    return made
+
+
+@pytest.mark.parametrize("objective", TRAINED)
+def test_a_trained_classifier_is_judged_as_it_was_in_training(
+    objective: str, folder_of: Callable[[str], Path], sets: dict[str, Path]
+) -> None:
+    out = folder_of(objective)
+    kept = json.loads((out / "run.json").read_text())["selected"]["kept"]
+    detector = parse_objective(objective).detector
+    results = nescio.bench(
+        load_classifier(str(out), device="cpu"), id=sets["val"], ood={"other": sets["train"]},
+        detectors=["energy", detector], train=sets["train"], workers=0,
+    )  # fmt: skip
+    assert results.rows[0].id_accuracy == pytest.approx(kept["val_accuracy"])
+    assert kept["val_accuracy"] > 0.5
+
+
+@pytest.mark.parametrize("objective", TRAINED)
+def test_an_interrupted_run_resumes_to_the_same_bits(
+    objective: str, folder_of: Callable[[str], Path], sets: dict[str, Path], tmp_path: Path, monkeypatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "_agree", lambda loop, _: loop.state.step == 2)
+        with pytest.raises(Interrupted):
+            run(tmp_path / "run", sets, objective)
+    run(tmp_path / "run", sets, objective, resume=True)
+    whole, resumed = (load_file(p / "last.safetensors") for p in (folder_of(objective), tmp_path / "run"))
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+
+
+def test_godins_file_of_weights_predicts_the_same_in_a_plain_network(
+    folder_of: Callable[[str], Path], sets: dict[str, Path]
+) -> None:
+    out = folder_of("godin")
+    classifier = load_classifier(str(out), device="cpu")
+    plain = batch_norm_net().eval()
+    plain.load_state_dict({k: t for k, t in load_file(out / "model.safetensors").items() if "nescio" not in k})
+    x = torch.randn(20, 3, 16, 16)
+    f = classifier(x)
+    head = classifier.heads["godin"]
+    assert not head.training, "its batch norm is at rest"
+    quotients = head.numerators(f.h, f.head) / head.denominator(f.h)
+    assert torch.equal(quotients.argmax(1), plain(x).argmax(1))
+    assert torch.equal(f.pred, plain(x).argmax(1))
+    torch.testing.assert_close(classifier.head.weight.norm(dim=1), torch.ones(3))
+    detector = nescio.Detector.parse
+    cosines = functional.cosine_similarity(f.h[:, None], f.head.weight[None], dim=2)
+    torch.testing.assert_close(detector("godin")(f).float(), cosines.amax(1))
+    torch.testing.assert_close(detector("godin:read=g")(f).float(), head.denominator(f.h)[:, 0])
+
+
+def test_a_head_is_taken_over_where_it_fits(
+    folder_of: Callable[[str], Path], sets: dict[str, Path], tmp_path: Path
+) -> None:
+    recipe = Recipe(1, 24, "sgd:lr=1e-9", "constant", "none")
+    init = load_classifier(str(folder_of("godin")), device="cpu").heads["godin"].linear.weight
+    for objective, same in (("godin", True), ("godin:similarity=inner", False)):
+        run(tmp_path / objective, sets, objective, init=str(folder_of("godin")), recipe=recipe)
+        made = load_classifier(str(tmp_path / objective), device="cpu").heads["godin"]
+        assert torch.allclose(made.linear.weight, init, atol=1e-5) == same
+
+
+# the perturbation
+
+
+def test_the_step_is_the_one_that_raises_the_score_most(classifier: Classifier) -> None:
+    detector = Detector.parse("perturbid+energy").fit(TrainingData(classifier.head))
+    x = torch.randn(12, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(RuntimeError, match="'perturbid' has no step yet"):
+        pass_of(detector).run(classifier, x)
+    detector.input_stage.choose(classifier, detector, [x[:5], x[5:]])
+    means = {eps: Detector.parse(f"perturb:eps={eps}+energy").fit(TrainingData(classifier.head)) for eps in STEPS}
+    means = {eps: d(pass_of(d).run(classifier, x)).mean().item() for eps, d in means.items()}
+    assert detector.settings()["perturbid"]["step"] == pytest.approx(max(means, key=means.get))
+    torch.testing.assert_close(detector(pass_of(detector).run(classifier, x)).mean().item(), max(means.values()))
+
+
+def test_the_step_is_chosen_on_id_images_by_bench_and_fit(
+    folder_of: Callable[[str], Path], sets: dict[str, Path], tmp_path: Path
+) -> None:
+    classifier = load_classifier(str(folder_of("godin")), device="cpu")
+    spec, ood = "perturbid+godin", {"other": sets["train"]}
+    results = nescio.bench(classifier, id=sets["val"], ood=ood, detectors=[spec], train=sets["train"], workers=0)
+    assert results.manifest["detectors"][spec]["settings"]["perturbid"]["step"] in [pytest.approx(s) for s in STEPS]
+    with pytest.raises(InputError, match="training images"):
+        nescio.bench(classifier, id=sets["val"], ood=ood, detectors=[spec], workers=0)
+    with pytest.raises(InputError, match="training images"):
+        nescio.fit(classifier, spec, calibrate=sets["val"], accept=0.8, workers=0)
+    deployed = nescio.fit(classifier, spec, calibrate=sets["val"], train=sets["train"], accept=0.8, workers=0)
+    deployed.save(tmp_path / "d.nescio")
+    step = nescio.load(
+        tmp_path / "d.nescio", model="tiny_networks:batch_norm_net", device="cpu"
+    ).detector.input_stage.step
+    assert float(step) == float(deployed.detector.input_stage.step)

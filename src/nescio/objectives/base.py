@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from nescio.features import Head
 from nescio.models.classifier import Classifier
 from nescio.options import Optioned, parse_named
 
@@ -45,6 +46,11 @@ class View:
         return self.network.penultimate(self)
 
     @cached_property
+    def head(self) -> Head:
+        """The classification layer, with gradient."""
+        return self.network.head
+
+    @cached_property
     def logits(self) -> Tensor:
         """Logits ``(B, C)`` in float32 at least, with gradient."""
         logits: Tensor = self.network.last(self.h.reshape(len(self.h), -1, *self.network.trailing))
@@ -70,6 +76,12 @@ class TrainingNetwork(nn.Module):
     def backbone(self) -> nn.Module:
         """Images to the last feature map."""
         return self.body[0]
+
+    @property
+    def head(self) -> Head:
+        """The classification layer as it is now, with gradient."""
+        weight, bias = self.last.weight.flatten(1), self.last.bias  # type: ignore[operator]
+        return Head(weight, weight.new_zeros(len(weight)) if bias is None else bias)  # type: ignore[arg-type]
 
     def penultimate(self, view: View) -> Tensor:
         """Penultimate features ``(B, L)``: from the feature map, where it is taken on the way."""
@@ -116,6 +128,12 @@ class Objective(Optioned, nn.Module):
         """
         del classifier
         return {}
+
+    def settle(self, classifier: Classifier) -> None:
+        """Bring the classification layer into the form in which its own prediction is that which is trained.
+
+        It is called at the start and after every step.
+        """
 
     def concern(self, means: Mapping[str, float]) -> str | None:
         """What a user should be warned of after an epoch, from the means of the numbers that were logged."""

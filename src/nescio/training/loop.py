@@ -138,6 +138,7 @@ class Loop:
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.objective.settle(self.state.classifier)
         self.state.advance()
         if len(self.losses) >= _LOOK or self.fabric.device.type == "cpu":
             self._look()
@@ -204,6 +205,7 @@ class Loop:
         if self.fabric.is_global_zero:
             self.state.check_finite()
             self.state.exchange()
+            self.objective.settle(self.state.classifier)  # an average of layers need not be settled
             try:
                 judged = judge(self.state.classifier, self.detector, self.val, self.watched)
             finally:

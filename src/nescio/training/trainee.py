@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from nescio.errors import InputError, some
 from nescio.models import Classifier
+from nescio.models.classifier import shallow_copy
+from nescio.models.heads import decide
 from nescio.objectives import Objective, View
 from nescio.objectives.base import TrainingNetwork
 from nescio.training.state import State
@@ -23,13 +25,16 @@ class Trainee(nn.Module):
     def __init__(self, classifier: Classifier, objective: Objective) -> None:
         super().__init__()
         self.network = TrainingNetwork(classifier, maps=objective.needs_maps)
-        self.heads, self.objective = classifier.heads, objective
+        classifier.heads.eval()  # as the body there: it is judged between epochs
+        self.heads = nn.ModuleDict({name: shallow_copy(head).train() for name, head in classifier.heads.items()})
+        self.objective = objective
 
     def forward(self, x: Tensor, labels: Tensor, epoch: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss, and what is watched: means over the batch."""
         view = View(x, labels, self.network, epoch)
         loss, watched = self.objective.loss(view, self.heads)
-        right = (view.logits.detach().argmax(dim=1) == labels).float().mean()
+        with torch.no_grad():
+            right = (decide(self.heads, view.h, view.head).argmax(dim=1) == labels).float().mean()
         return loss, {"loss": loss.detach(), "accuracy": right, **watched}
 
 

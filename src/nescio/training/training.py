@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nescio.data.hashing import combine, hash_files
 from nescio.data.sources import AnySource, Source, as_source
@@ -90,6 +90,7 @@ def train(
     classifier = Classifier(network, made.transform, name=made.name, classes=run.classes)
     torch.manual_seed(seed + 1)
     classifier.heads.update(_heads(goal, classifier, made.heads))
+    goal.settle(classifier)
     side = held_side(sources["train"], made.transform)
     square = Transform(crop=side, interpolation=made.transform.interpolation)
 
@@ -116,9 +117,17 @@ def _heads(goal: Objective, classifier: Classifier, given: Mapping[str, nn.Modul
     """The objective's heads, with the weights that the initial file brings for them."""
     heads = goal.heads(classifier)
     for name, head in heads.items():
-        if name in given and given[name].state_dict().keys() == head.state_dict().keys():
+        if name in given and _fits(head, given[name].state_dict()):
             head.load_state_dict(given[name].state_dict())
     return heads
+
+
+def _fits(head: nn.Module, state: Mapping[str, Tensor]) -> bool:
+    """Whether a head is of the same kind and size: its whole numbers say what it is (its similarity, its groups)."""
+    own = {k: t for k, t in head.state_dict().items() if not k.endswith("num_batches_tracked")}
+    return all(k in state and state[k].shape == t.shape for k, t in own.items()) and all(
+        t.is_floating_point() or bool((state[k].to(t.device) == t).all()) for k, t in own.items()
+    )
 
 
 def _identity(init: str) -> str:
