@@ -24,14 +24,22 @@ from nescio.extraction import pass_of
 from nescio.features import TrainingData
 from nescio.input.perturb import STEPS
 from nescio.models import Classifier, load_classifier
+from nescio.models.classifier import seen
 from nescio.objectives import View, parse_objective
 from nescio.objectives.base import TrainingNetwork
+from nescio.objectives.mos import kmeans, read_groups
 from nescio.training import Hardware, Interrupted, Recipe, train
 from nescio.training.loop import Loop
 from tiny_networks import GroupNet, batch_norm_net
 
 X = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 Y = torch.tensor([0, 1, 2, 0, 1, 2])
+
+
+SPECS = (
+    *("ce", "logitnorm", "godin", "godin:similarity=inner", "godin:similarity=euclid"),
+    *("mos:groups=random,k=2",),
+)
 
 
 class Setting:
@@ -77,7 +85,7 @@ def moved(setting: Setting, step: float) -> torch.Tensor:
     return length
 
 
-@pytest.mark.parametrize("spec", ["ce", "logitnorm", "godin", "godin:similarity=inner", "godin:similarity=euclid"])
+@pytest.mark.parametrize("spec", SPECS)
 def test_the_gradient_is_a_finite_difference_and_a_step_lowers_the_loss(spec: str) -> None:
     setting, eps = Setting(spec), 1e-5
     start = [p.detach().clone() for p in setting.parameters]
@@ -158,11 +166,64 @@ def test_godin_says_what_a_layer_lacks() -> None:
     torch.testing.assert_close(classifier.head.weight.norm(dim=1), torch.ones(3))
 
 
+def test_mos_is_its_formula() -> None:
+    setting = Setting("mos:groups=random,k=2")
+    network, head = setting.network, setting.classifier.heads["mos"]
+    h = network.pool(network.features(X.double())).flatten(1)
+    logits, others = (layer(h).detach().numpy() for layer in (network.fc, head.linear))
+    group, total = head.group.tolist(), 0.0
+    best, least_others = np.full((6, 3), -np.inf), np.ones((6, 2))
+    for g in (0, 1):
+        classes = [c for c in range(3) if group[c] == g]
+        p = np.exp(np.concatenate([logits[:, classes], others[:, g : g + 1]], axis=1))
+        p /= p.sum(axis=1, keepdims=True)
+        best[:, classes], least_others[:, g] = p[:, :-1], p[:, -1]
+        target = [classes.index(y) if y in classes else len(classes) for y in Y.tolist()]
+        total -= np.log(p[range(6), target]).mean()
+    assert setting.loss().item() == pytest.approx(total, rel=1e-10)
+    f = seen(h.detach(), setting.classifier.head, setting.classifier.heads)
+    assert f.pred.tolist() == best.argmax(axis=1).tolist(), "the label is the surest class within its group"
+    assert Detector.parse("mos")(f).tolist() == pytest.approx((-least_others.min(axis=1)).tolist())
+
+
+def test_mos_is_cross_entropy_with_one_group_and_no_others() -> None:
+    setting = Setting("mos:k=1")
+    others = setting.classifier.heads["mos"].linear
+    others.weight.data.zero_()
+    others.bias.data.fill_(-1e9)
+    assert setting.loss().item() == pytest.approx(Setting("ce").loss().item(), rel=1e-12)
+
+
+def test_groups_of_classes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    centres = torch.tensor([[9.0, 0], [0, 9], [-9, -9]])
+    rows = centres[torch.arange(12) % 3] + torch.randn(12, 2)
+    group = kmeans(rows, 3)
+    assert {tuple(sorted(group[i::3].unique().tolist())) for i in range(3)} == {(0,), (1,), (2,)}
+    assert kmeans(torch.ones(5, 2), 4).unique().tolist() == [0, 1, 2, 3], "none is empty"
+    file = tmp_path / "groups.csv"
+    file.write_text("dog,pet\n2, wild\ncat,pet\n")
+    assert read_groups(file, ["cat", "dog", "emu"]).tolist() == [0, 0, 1]
+    for text, told in (
+        ("0,a\n0,b\n", "stands there twice"),
+        ("emu\n", "'emu' is no class and its group"),
+        ("3,a\n", "'3,a' is no class"),
+        ("0,a\n2,b\n", "gives no group to 1"),
+    ):
+        file.write_text(text)
+        with pytest.raises(InputError, match=told):
+            read_groups(file, 3)
+    with pytest.raises(InputError, match=r"groups=kmean cannot be read .*write kmeans, random"):
+        Setting("mos:groups=kmean")
+    with pytest.raises(InputError, match="k=9 groups are more than the 3 classes"):
+        Setting("mos:k=9")
+
+
 # trained, stored and loaded
 
-QUICK = Recipe(2, 24, "adamw:lr=3e-3", "constant", "shift:by=0.125", ema=0.5)
+QUICK = Recipe(2, 24, "adamw:lr=1e-2", "constant", "shift:by=0.125", ema=0.5)
 CPU = Hardware(device="cpu", workers=0)
-TRAINED = ("logitnorm", "godin", "godin:similarity=euclid")
+TRAINED = ("logitnorm", "godin", "godin:similarity=euclid", "mos:groups=random,k=2")
 
 
 @pytest.fixture(scope="module")

@@ -151,3 +151,50 @@ class DividingHead(FeatureHead, name="godin"):
     def forward(self, h: Tensor, head: Head) -> Tensor:
         """The largest numerator and the denominator."""
         return torch.cat([self.numerators(h, head).amax(dim=1, keepdim=True), self.denominator(h)], dim=1)
+
+
+class GroupHead(FeatureHead, name="mos"):
+    """One more class for each group of classes, "others": a linear layer from features to a logit per group.
+
+    Softmax goes over the classes of a group and its "others"; the label is the class whose probability within its group
+    is the highest. As a column: ``log p(others)`` of each group, ``(B, G)``.
+
+    Args:
+        width: L.
+        group: the group of each class ``(C,)`` int64; each of ``0…G - 1`` has some.
+    """
+
+    decides = True
+    group: Tensor
+    members: Tensor
+    absent: Tensor
+
+    def __init__(self, width: int, group: Tensor) -> None:
+        super().__init__()
+        counts = group.bincount().tolist()
+        self.linear = nn.Linear(width, len(counts))
+        members = nn.utils.rnn.pad_sequence(list(torch.split(group.argsort(stable=True), counts)), batch_first=True)
+        absent = torch.arange(max(counts)) >= torch.tensor(counts)[:, None]
+        self.register_buffer("group", group)
+        self.register_buffer("members", members, persistent=False)
+        self.register_buffer("absent", absent, persistent=False)
+
+    @classmethod
+    def like(cls, state: Mapping[str, Tensor]) -> Self:
+        """Of the same width and groups."""
+        return cls(state["linear.weight"].shape[1], state["group"].cpu())
+
+    def log_probabilities(self, h: Tensor, head: Head) -> tuple[Tensor, Tensor]:
+        """Of each class within its group ``(B, C)``, and of each group's "others" ``(B, G)``."""
+        logits, others = head.linear(h), self.linear(h)
+        inside = logits[:, self.members].masked_fill(self.absent, -torch.inf)
+        total = torch.cat([inside, others[..., None]], dim=2).logsumexp(dim=2)
+        return logits - total[:, self.group], others - total
+
+    def forward(self, h: Tensor, head: Head) -> Tensor:
+        """How likely none of each group's classes is."""
+        return self.log_probabilities(h, head)[1]
+
+    def decide(self, h: Tensor, head: Head) -> Tensor:
+        """Log-probabilities within the groups."""
+        return self.log_probabilities(h, head)[0]

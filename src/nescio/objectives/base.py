@@ -159,6 +159,11 @@ def precise(t: Tensor) -> Tensor:
     return t if t.dtype == torch.float64 else t.float()
 
 
+def exactly(t: Tensor) -> torch.autocast:
+    """A context in which what is computed from ``t`` has its precision, whatever the loop's."""
+    return torch.autocast(t.device.type, enabled=False)
+
+
 def summed(t: Tensor) -> Tensor:
     """The sum of a tensor without gradient over all processes."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():

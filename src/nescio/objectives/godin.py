@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from nescio.errors import InputError, check_choice
 from nescio.models.classifier import Classifier
 from nescio.models.heads import SIMILARITIES, DividingHead, head_of
-from nescio.objectives.base import Objective, View, precise
+from nescio.objectives.base import Objective, View, exactly, precise
 
 
 class GODIN(Objective, name="godin"):
@@ -56,9 +55,8 @@ class GODIN(Objective, name="godin"):
 
     def loss(self, view: View, heads: nn.ModuleDict) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a batch."""
-        head = head_of(heads, DividingHead)
-        with torch.autocast(view.h.device.type, enabled=False):  # small numbers are divided by
-            h = precise(view.h)
+        head, h = head_of(heads, DividingHead), precise(view.h)
+        with exactly(h):  # small numbers are divided by
             g = head.denominator(h)
             loss = nn.functional.cross_entropy(head.numerators(h, view.head) / g, view.labels)
         return loss, {"g": g.detach().mean()}
