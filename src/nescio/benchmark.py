@@ -180,6 +180,7 @@ def _check(
     if needy and train is None:
         raise InputError(f"detector '{needy[0]}' is fitted on training images; give them (--train) or drop it")
     _check_labels(classifier, train, held, id_source)
+    _warn_of_outliers(classifier, ood)
     for name in ood:
         if name in ("id", "train", "calibrate", "average", "near average", "far average") or not re.fullmatch(
             r"[\w.+ -]+", name
@@ -193,6 +194,12 @@ def _check(
             log.warning("the id images are the %s images: the results will look better than they are", name)
     if held is not None and train is not None and held.identity == train.identity:
         log.warning("the calibration images are the training images: what is fitted on them fits them too well")
+
+
+def _warn_of_outliers(classifier: Classifier, ood: Mapping[str, Source]) -> None:
+    for name, source in ood.items():
+        if source.identity == classifier.seen.get("outliers"):
+            log.warning("the classifier was trained with the images of '%s' as outliers: it knows them", name)
 
 
 def _check_labels(classifier: Classifier, train: Source | None, held: Source | None, id_source: Source) -> None:

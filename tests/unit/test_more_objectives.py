@@ -28,17 +28,24 @@ from nescio.models.classifier import seen
 from nescio.objectives import View, parse_objective
 from nescio.objectives.base import TrainingNetwork
 from nescio.objectives.mos import kmeans, read_groups
+from nescio.objectives.oe import from_uniform
+from nescio.objectives.ssod import true_class_confidence
+from nescio.options import parse_named
 from nescio.training import Hardware, Interrupted, Recipe, train
+from nescio.training.augment import AUGMENTS
+from nescio.training.images import Images
 from nescio.training.loop import Loop
+from nescio.training.stream import Stream
 from tiny_networks import GroupNet, batch_norm_net
 
 X = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 Y = torch.tensor([0, 1, 2, 0, 1, 2])
+OUTLIERS = 2 * torch.randn(12, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 
 
 SPECS = (
     *("ce", "logitnorm", "godin", "godin:similarity=inner", "godin:similarity=euclid"),
-    *("mos:groups=random,k=2",),
+    *("mos:groups=random,k=2", "oe", "ssod:gamma=0.6,outliers=1"),
 )
 
 
@@ -54,14 +61,15 @@ class Setting:
         torch.manual_seed(1)
         self.classifier.heads.update(self.objective.heads(self.classifier))
         self.classifier.heads.train()
+        self.parts = TrainingNetwork(self.classifier, maps=self.objective.needs_maps)  # traced in float32
         self.network.double()
         self.classifier.heads.double()
         self.objective.double()
-        self.parts = TrainingNetwork(self.classifier, maps=self.objective.needs_maps)
 
     def loss(self, epoch: float = 0.5) -> torch.Tensor:
         torch.manual_seed(2)  # what a step draws
-        return self.objective.loss(View(X.double(), Y, self.parts, epoch), self.classifier.heads)[0]
+        x = torch.cat([X, OUTLIERS[: len(X) * self.objective.outliers]]).double()
+        return self.objective.loss(View(x, Y, self.parts, epoch), self.classifier.heads)[0]
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -219,20 +227,102 @@ def test_groups_of_classes(tmp_path: Path) -> None:
         Setting("mos:k=9")
 
 
+def test_outlier_exposure_is_its_formula() -> None:
+    network = Setting("oe").network
+    with torch.no_grad():
+        logits, out = network(X.double()).numpy(), network(OUTLIERS.double()).numpy()
+    own = np.mean([np.log(np.exp(row).sum()) - row[c] for row, c in zip(logits, Y.tolist(), strict=True)])
+    uniform = np.mean([np.log(np.exp(row).sum()) - row.mean() for row in out])
+    assert Setting("oe").loss().item() == pytest.approx(own + 0.5 * uniform, rel=1e-8)
+    assert Setting("oe:weight=0").loss().item() == pytest.approx(Setting("ce").loss().item(), rel=1e-12)
+    assert from_uniform(torch.zeros(4, 7)).item() == pytest.approx(np.log(7)), "its least value"
+
+
+def test_all_positions_of_outliers_are_ood() -> None:
+    """The mean loss of the OOD positions, the training images' and the outliers', by hand."""
+    setting = Setting("ssod:gamma=0.6,outliers=1")
+    network, head = setting.network, setting.classifier.heads["ood"]
+    with torch.no_grad():
+        fmap, far = network.features(X.double()), network.features(OUTLIERS[:6].double())
+        confidence = true_class_confidence(network.fc(fmap.flatten(2).mT), Y)
+        z, z_far = head(fmap).flatten(1), head(far).flatten(1)
+        is_id, is_ood = confidence >= 0.6, confidence < 0.4
+        as_id = functional.softplus(-z)[is_id].mean() if is_id.any() else 0
+        as_ood = torch.cat([functional.softplus(z)[is_ood], functional.softplus(z_far).flatten()]).mean()
+    own = Setting("ce").loss().item()
+    assert setting.loss().item() == pytest.approx(own + float(as_id + as_ood) / 2, rel=1e-6)
+    with pytest.raises(InputError, match="balance=dr draws as many"):
+        parse_objective("ssod:balance=dr,outliers=1")
+
+
+def test_outliers_are_given_where_they_are_read(sets: dict[str, Path], tmp_path: Path) -> None:
+    options = {"recipe": QUICK, "size": 16, "hardware": CPU, "progress": False, "model": "tiny_networks:batch_norm_net"}
+    pair = {name: sets[name] for name in ("train", "val")}
+    for objective, outliers, told in (
+        ("oe", None, "'oe' learns from outliers; give some \\(--outliers SET\\)"),
+        ("ce", sets["outliers"], "'ce' reads no outliers; 'oe' does"),
+        ("ssod", sets["outliers"], "'ssod' reads no outliers; 'oe' does, and 'ssod:outliers=1'"),
+        ("oe", sets["train"], "the outliers are the train images"),
+    ):
+        with pytest.raises(InputError, match=told):
+            train(tmp_path / "run", **pair, objective=objective, outliers=outliers, **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_outliers_that_are_tested_on_are_noticed(
+    folder_of: Callable[[str], Path], sets: dict[str, Path], caplog
+) -> None:
+    classifier = load_classifier(str(folder_of("oe")), device="cpu")
+    with caplog.at_level("WARNING", "nescio"):
+        nescio.bench(classifier, id=sets["val"], ood={"far": sets["outliers"]}, detectors=["msp"], workers=0)
+    assert "trained with the images of 'far' as outliers" in caplog.text
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_a_stream_gives_the_same_parts_to_any_number_of_processes(sets: dict[str, Path], views: int) -> None:
+    source, transform = nescio.open_source(sets["outliers"]), Transform(crop=16)
+    images = Images(source, transform, device=torch.device("cpu"), hardware=CPU, progress=False)
+    augment = parse_named("shift", AUGMENTS)
+
+    def batches(done: int, rank: int, world: int, parts: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        stream = Stream(images, torch.Generator().manual_seed(0), 5, 20, views)  # 100 of 30 images
+        return list(stream.parts(done, rank, world, parts, augment, transform))
+
+    whole = batches(0, 0, 1, 1)
+    assert [len(numbers) for _, numbers in whole] == [20] * 5
+    assert torch.cat([n for _, n in whole])[:30].sort().values.tolist() == list(range(30)), (
+        "each before one comes again"
+    )
+    for (x, numbers), (second, _) in zip(whole[2:], batches(2, 0, 1, 1), strict=True):
+        assert torch.equal(x, second)
+        assert len(x) == views * len(numbers)
+    first, other = batches(0, 0, 2, 2), batches(0, 1, 2, 2)
+    shown = [x[: len(n)] for x, n in (first[0], first[1], other[0], other[1])]
+    mine = torch.cat([whole[0][0][:20][0::2], whole[0][0][:20][1::2]])
+    assert torch.equal(torch.cat(shown), mine)
+    if views == 2:
+        assert not torch.equal(whole[0][0][:20], whole[0][0][20:]), "two views of the same images"
+
+
 # trained, stored and loaded
 
 QUICK = Recipe(2, 24, "adamw:lr=1e-2", "constant", "shift:by=0.125", ema=0.5)
 CPU = Hardware(device="cpu", workers=0)
-TRAINED = ("logitnorm", "godin", "godin:similarity=euclid", "mos:groups=random,k=2")
+TRAINED = ("logitnorm", "godin", "godin:similarity=euclid", "mos:groups=random,k=2", "oe", "ssod:gamma=0.6,outliers=1")
 
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("sets")
-    return {"train": coloured(root, "train", 24), "val": coloured(root, "val", 10, seed=1)}
+    return {
+        "train": coloured(root, "train", 24),
+        "val": coloured(root, "val", 10, seed=1),
+        "outliers": coloured(root, "outliers", 5, classes=6, seed=2),
+    }
 
 
 def run(out: Path, sets: dict[str, Any], objective: str, **options: Any) -> None:
+    sets = {name: s for name, s in sets.items() if name != "outliers" or parse_objective(objective).outliers}
     settings = {"recipe": QUICK, "size": 16, "hardware": CPU, "progress": False, "objective": objective}
     train(out, model="tiny_networks:batch_norm_net", **sets, **(settings | options))
 

@@ -66,7 +66,7 @@ class Classifier(nn.Module):
         self.transform = transform
         self.classes = classes
         self.seen: dict[str, str] = {}
-        """Identities of the data that it was trained (``train``) and chosen (``val``) with, where known."""
+        """Identities of the data that it was trained (``train``, ``outliers``) and chosen (``val``) with."""
         self.body = shallow_copy(model).eval()
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.register_buffer("std", torch.tensor(transform.std, device=device), persistent=False)

@@ -67,7 +67,8 @@ def load_classifier(
         network, heads = _load_weights(network, architecture, weights, classes, head, own)
     names = run.classes if run else architecture.class_names(network, weights is None)
     classifier = Classifier(network, own, name=architecture.name, head=head, classes=names, heads=restore_heads(heads))
-    classifier.seen = {name: run.settings[name] for name in ("train", "val") if name in run.settings} if run else {}
+    known = run.settings if run else {}
+    classifier.seen = {name: known[name] for name in ("train", "val", "outliers") if name in known}
     if classes is not None and classifier.head.n_classes != classes:
         raise InputError(f"model '{model}' has {classifier.head.n_classes} classes, not {classes}")
     if device == "auto":

@@ -44,11 +44,12 @@ def try_step(fabric: Any, trainee: Trainee, state: State, n: int) -> None:
     Raises:
         InputError: the network cannot be run in training mode.
     """
-    side, before = state.classifier.transform.crop, {k: t.clone() for k, t in state.tensors().items()}
+    side, before = state.classifier.transform.crop, [t.clone() for t in state.all_tensors()]
     try:
-        x = torch.randn(n, 3, side, side, device=fabric.device)
+        views, outliers = trainee.objective.views, trainee.objective.outliers
+        x = torch.randn(n * (views + outliers), 3, side, side, device=fabric.device)
         with fabric.autocast():
-            loss, _ = trainee(x, torch.zeros(n, dtype=torch.int64, device=fabric.device), 0.0)
+            loss, _ = trainee(x, torch.zeros(n * views, dtype=torch.int64, device=fabric.device), 0.0)
         loss.backward()
     except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as e:
         raise InputError(f"{state.classifier.name} cannot be trained on {n} images at a time: {e}") from None
@@ -59,5 +60,5 @@ def try_step(fabric: Any, trainee: Trainee, state: State, n: int) -> None:
         log.warning("%d tensors take no part in the loss and stay as they are: %s", len(unused), some(unused))
     trainee.zero_grad(set_to_none=True)
     with torch.no_grad():
-        for k, t in state.tensors().items():
-            t.copy_(before[k])
+        for t, value in zip(state.all_tensors(), before, strict=True):
+            t.copy_(value)

@@ -16,7 +16,7 @@ from nescio.models import Classifier
 from nescio.models.load import new_network
 from nescio.models.runs import STATE, WEIGHTS, Run
 from nescio.objectives import Objective, parse_objective
-from nescio.training.checks import check_same_run, check_sources, fingerprint, made_with
+from nescio.training.checks import check_objective, check_same_run, check_sources, fingerprint, made_with
 from nescio.training.hardware import Hardware, make_fabric
 from nescio.training.images import Images, held_side
 from nescio.training.loop import Loop
@@ -31,6 +31,7 @@ def train(
     train: AnySource,
     val: AnySource,
     objective: str = "ssod",
+    outliers: AnySource | None = None,
     recipe: Recipe | None = None,
     init: str = "scratch",
     size: int | None = None,
@@ -46,7 +47,7 @@ def train(
 
     Of the epochs whose ID validation accuracy is within one standard error of the best so far, the weights are kept of
     the one whose score has the highest AUROC against the validation images with their tiles shuffled. No OOD image
-    takes part.
+    takes part in the choice.
 
     Args:
         out: the folder.
@@ -54,6 +55,7 @@ def train(
         train: labelled training images.
         val: labelled ID validation images with the same classes.
         objective: what is minimised, a spec string: ``ce``, ``ssod:gamma=0.95,alpha=1,balance=lwb``.
+        outliers: images of no class, for an objective that learns from some (``oe``, ``ssod:outliers=1``).
         recipe: everything else about the optimisation; by default ``ssod``, the paper's.
         init: ``scratch``, ``pretrained`` or a file of weights; a last layer of another size is made anew.
         size: side of the images that the network sees, in pixels; the model's own by default.
@@ -75,6 +77,9 @@ def train(
     n_classes = check_sources(sources["train"], sources["val"], recipe.batch_size)
     watched = {name: as_source(source) for name, source in (watch or {}).items()}
     goal = parse_objective(objective)
+    if outliers is not None:
+        sources["outliers"] = as_source(outliers)
+    check_objective(goal, sources, recipe.epochs)
     if not check_at_least("seed", seed, 0) < 1 << 62:
         raise InputError(f"seed={seed} must be below 2^62")
     fabric = make_fabric(hardware, recipe)
@@ -101,12 +106,13 @@ def train(
         fabric,
         run,
         out,
-        State(network, classifier, recipe.ema, fingerprint(run)),
+        State(network, classifier, goal, recipe.ema, fingerprint(run)),
         goal,
         recipe,
         images(sources["train"], square, "training"),
         images(sources["val"], made.transform, "validation"),
         {n: images(s, made.transform, n) for n, s in watched.items()},
+        outliers=images(sources["outliers"], square, "outliers") if "outliers" in sources else None,
         keep=keep,
     )
     loop.run_epochs(resume=resume and (out / STATE).exists(), progress=progress)
