@@ -30,6 +30,7 @@ from nescio.objectives.base import TrainingNetwork
 from nescio.objectives.mos import kmeans, read_groups
 from nescio.objectives.oe import from_uniform
 from nescio.objectives.ssod import true_class_confidence
+from nescio.objectives.vos import VOS
 from nescio.options import parse_named
 from nescio.training import Hardware, Interrupted, Recipe, train
 from nescio.training.augment import AUGMENTS
@@ -46,6 +47,7 @@ OUTLIERS = 2 * torch.randn(12, 3, 16, 16, generator=torch.Generator().manual_see
 SPECS = (
     *("ce", "logitnorm", "godin", "godin:similarity=inner", "godin:similarity=euclid"),
     *("mos:groups=random,k=2", "oe", "ssod:gamma=0.6,outliers=1"),
+    *("vos:start=0,queue=30", "conf:outliers=1"),
 )
 
 
@@ -61,6 +63,10 @@ class Setting:
         torch.manual_seed(1)
         self.classifier.heads.update(self.objective.heads(self.classifier))
         self.classifier.heads.train()
+        if isinstance(self.objective, VOS):
+            self.objective.queued.normal_()
+            self.objective.counts += self.objective.queue
+            self.objective.remember = lambda *_: None  # the same virtual outliers in every step
         self.parts = TrainingNetwork(self.classifier, maps=self.objective.needs_maps)  # traced in float32
         self.network.double()
         self.classifier.heads.double()
@@ -72,9 +78,18 @@ class Setting:
         return self.objective.loss(View(x, Y, self.parts, epoch), self.classifier.heads)[0]
 
     @property
+    def named(self) -> dict[str, nn.Parameter]:
+        trained = {f"network.{name}": p for name, p in self.network.named_parameters()}
+        trained |= dict(self.classifier.heads.named_parameters()) | dict(self.objective.named_parameters())
+        return {name: p for name, p in trained.items() if p.requires_grad}
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.named)
+
+    @property
     def parameters(self) -> list[nn.Parameter]:
-        trained = [*self.network.parameters(), *self.classifier.heads.parameters(), *self.objective.parameters()]
-        return [p for p in trained if p.requires_grad]
+        return list(self.named.values())
 
 
 def loss_of_logits(spec: str, logits: torch.Tensor, labels: torch.Tensor) -> float:
@@ -304,11 +319,104 @@ def test_a_stream_gives_the_same_parts_to_any_number_of_processes(sets: dict[str
         assert not torch.equal(whole[0][0][:20], whole[0][0][20:]), "two views of the same images"
 
 
+def test_the_confidence_loss_is_its_formula() -> None:
+    setting = Setting("conf:outliers=1,weight=0.7")
+    with torch.no_grad():
+        p = setting.network(OUTLIERS[:6].double()).softmax(1).numpy()
+    kl = np.mean([sum(1 / 3 * np.log(1 / 3 / q) for q in row) for row in p])
+    ce = Setting("ce").loss().item()
+    assert setting.loss().item() == pytest.approx(ce + 0.7 * kl, rel=1e-8)
+    assert Setting("conf:outliers=1,weight=0").loss().item() == pytest.approx(ce, rel=1e-12)
+
+
+def test_each_of_the_three_has_a_loss_of_its_own() -> None:
+    """Generator, discriminator and network, whose losses are one sum and whose gradients must not mix."""
+    setting = Setting("conf:weight=0.3")
+    conf, network = setting.objective, setting.network
+    gradients = dict(zip(setting.names, torch.autograd.grad(setting.loss(), setting.parameters), strict=True))
+    torch.manual_seed(2)
+    x = X.double()
+    made = 255 * conf.generator(torch.randn(6, 100, 1, 1).double())
+    made = setting.classifier.transform.normalise(made).double()
+    D = conf.discriminator
+    large = functional.interpolate(x, (32, 32), mode="bilinear")
+    bce, one, zero = functional.binary_cross_entropy_with_logits, torch.ones(6).double(), torch.zeros(6).double()
+    of_d = bce(D(large).flatten(), one) + bce(D(made.detach()).flatten(), zero)
+    kl = -network(functional.interpolate(made, (16, 16), mode="bilinear")).log_softmax(1).mean() - np.log(3)
+    of_g = bce(D(made).flatten(), one) + 0.3 * kl
+    of_network = functional.cross_entropy(network(x), Y) + 0.3 * kl
+    for owner, loss in (("discriminator", of_d), ("generator", of_g), ("network", of_network)):
+        module = network if owner == "network" else getattr(conf, owner)
+        expected = torch.autograd.grad(loss, list(module.parameters()), retain_graph=True)
+        for (name, _), wanted in zip(module.named_parameters(), expected, strict=True):
+            torch.testing.assert_close(gradients[f"{owner}.{name}"], wanted, rtol=1e-4, atol=1e-7)
+
+
+def test_virtual_outliers_are_the_least_likely_of_many_samples() -> None:
+    """Against whole samples: the distribution of their Mahalanobis distance, and their mean and covariance."""
+    torch.manual_seed(0)
+    objective = parse_objective("vos:queue=400,draws=50,select=2")
+    objective.queued = torch.randn(3, 400, 4) @ torch.randn(4, 4) + 5 * torch.randn(3, 1, 4)
+    means = objective.queued.mean(1)
+    spread = (objective.queued - means[:, None]).flatten(0, 1)
+    cov = spread.T @ spread / len(spread) + 1e-4 * torch.eye(4)
+    found = torch.stack([objective.virtual().view(3, 2, 4) for _ in range(400)]) - means[:, None]
+    normal = torch.distributions.MultivariateNormal(torch.zeros(4), cov)
+    samples = normal.sample((1200, 50))
+    least = normal.log_prob(samples).topk(2, dim=1, largest=False).indices
+    wanted = samples.gather(1, least[..., None].expand(-1, -1, 4))
+    ours, theirs = (normal.log_prob(s.reshape(-1, 4)).sort().values for s in (found, wanted))
+    assert (ours - theirs).abs().mean() < 0.1 * theirs.std()
+    flat, other = found.reshape(-1, 4), wanted.reshape(-1, 4)
+    assert flat.mean(0).abs().max() < 0.15 * flat.std(0).max()
+    assert (flat.T.cov() - other.T.cov()).norm() < 0.12 * other.T.cov().norm()
+
+
+def test_queues_keep_the_latest() -> None:
+    objective = parse_objective("vos:queue=3")
+    objective.queued, objective.counts = torch.zeros(2, 3, 1), torch.zeros(2, dtype=torch.int64)
+    for start in (0, 6):
+        numbers = torch.arange(start, start + 6)
+        objective.remember(numbers[:, None].float(), (numbers >= 5).long())
+    assert objective.queued[0, :, 0].sort().values.tolist() == [2, 3, 4]
+    assert objective.queued[1, :, 0].sort().values.tolist() == [9, 10, 11]
+    assert objective.counts.tolist() == [5, 7]
+
+
+def test_vos_is_cross_entropy_until_it_begins_and_its_formula_then(caplog) -> None:
+    ce = Setting("ce").loss().item()
+    assert Setting("vos:start=1,queue=30").loss(0.9).item() == pytest.approx(ce, rel=1e-12)
+    assert Setting("vos:start=0,weight=0,queue=30").loss().item() == pytest.approx(ce, rel=1e-12)
+    setting = Setting("vos:start=0,queue=30")
+    w = setting.classifier.heads["vos"].weight.data
+    w[1] = -1  # counts as 0
+    torch.manual_seed(2)
+    v = setting.objective.virtual()
+    with torch.no_grad():
+        a, b = (p.item() for p in setting.classifier.heads["vos"].linear.parameters())
+        logits = [setting.network(X.double()).numpy(), setting.network.fc(v).numpy()]
+    z_in, z_out = (a * np.log((np.maximum(w.numpy(), 0) * np.exp(f)).sum(axis=1)) + b for f in logits)
+    p_in, p_out = (1 / (1 + np.exp(-z)) for z in (z_in, z_out))
+    expected = -np.concatenate([np.log(p_in), np.log(1 - p_out)]).mean()
+    assert setting.loss().item() == pytest.approx(ce + 0.1 * expected, rel=1e-6)
+    f = seen(v, setting.classifier.head, setting.classifier.heads)
+    assert Detector.parse("vos")(f).tolist() == pytest.approx(p_out.tolist())
+    assert setting.objective.concern({}) is None
+    setting.objective.counts[1] = 29
+    assert setting.loss().item() == pytest.approx(ce, rel=1e-12)
+    assert "has not had 30 images yet" in setting.objective.concern({})
+    with pytest.raises(InputError, match="select=5 of draws=4"):
+        parse_objective("vos:select=5,draws=4")
+
+
 # trained, stored and loaded
 
 QUICK = Recipe(2, 24, "adamw:lr=1e-2", "constant", "shift:by=0.125", ema=0.5)
 CPU = Hardware(device="cpu", workers=0)
-TRAINED = ("logitnorm", "godin", "godin:similarity=euclid", "mos:groups=random,k=2", "oe", "ssod:gamma=0.6,outliers=1")
+TRAINED = (
+    *("logitnorm", "godin", "godin:similarity=euclid", "mos:groups=random,k=2", "oe", "ssod:gamma=0.6,outliers=1"),
+    *("vos:start=1,queue=20", "conf", "conf:outliers=1"),
+)
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,7 @@ from nescio.features import TrainingData
 from nescio.framework import ProxyCalibrator
 from nescio.grammar import all_specs, expand
 from nescio.models import Classifier
-from nescio.models.heads import DividingHead, GroupHead, OODHead
+from nescio.models.heads import DividingHead, EnergyHead, GroupHead, OODHead
 from nescio.shape import line
 from nescio.stage import REGISTRY
 
@@ -95,6 +95,7 @@ def network() -> Classifier:
     model.fc.bias.data = -(model.fc.weight.data * means).sum(dim=1) / 2
     names = [f"class {c}" for c in range(CLASSES)]
     heads = {"ood": OODHead(WIDTH), "godin": DividingHead(WIDTH, "cosine")}
+    heads["vos"] = EnergyHead(CLASSES)
     heads["mos"] = GroupHead(WIDTH, torch.zeros(CLASSES, dtype=torch.int64))
     return Classifier(model, transform, name="two-maps", classes=names, heads=heads)
 

@@ -198,3 +198,28 @@ class GroupHead(FeatureHead, name="mos"):
     def decide(self, h: Tensor, head: Head) -> Tensor:
         """Log-probabilities within the groups."""
         return self.log_probabilities(h, head)[0]
+
+
+class EnergyHead(FeatureHead, name="vos"):
+    """A logistic regression on a weighted energy: ``a · log Σ_c max(w_c, 0) exp(f_c) + b``, a logit of being ID.
+
+    ``f`` are the classification head's logits. As a column: the logit, ``(B, 1)``.
+    """
+
+    def __init__(self, n_classes: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(n_classes))
+        self.linear = nn.Linear(1, 1)
+
+    @classmethod
+    def like(cls, state: Mapping[str, Tensor]) -> Self:
+        """For as many classes."""
+        return cls(len(state["weight"]))
+
+    def forward(self, h: Tensor, head: Head) -> Tensor:
+        """How likely features are those of ID images, as a logit."""
+        logits = head.linear(h)
+        largest = logits.amax(dim=1, keepdim=True)
+        total = ((logits - largest).exp() * self.weight.relu()).sum(dim=1, keepdim=True)
+        z: Tensor = self.linear(largest + total.clamp(min=_LEAST).log())
+        return z

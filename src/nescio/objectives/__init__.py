@@ -1,6 +1,19 @@
 """What training minimises. An objective owns its heads and never the loop."""
 
-from nescio.objectives import ce, godin, logitnorm, mos, oe, ssod
+from nescio.objectives import ce, conf, godin, logitnorm, mos, oe, ssod, vos
 from nescio.objectives.base import OBJECTIVES, Objective, View, parse_objective
 
-__all__ = ["OBJECTIVES", "Objective", "View", "ce", "godin", "logitnorm", "mos", "oe", "parse_objective", "ssod"]
+__all__ = [
+    "OBJECTIVES",
+    "Objective",
+    "View",
+    "ce",
+    "conf",
+    "godin",
+    "logitnorm",
+    "mos",
+    "oe",
+    "parse_objective",
+    "ssod",
+    "vos",
+]

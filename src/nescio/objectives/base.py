@@ -71,6 +71,16 @@ class View:
         """The classification layer, with gradient."""
         return self.network.head
 
+    def add(self, images: Tensor) -> None:
+        """Put more outliers behind the images that there are.
+
+        Raises:
+            RuntimeError: something was computed of these already.
+        """
+        if {"fmaps", "features"} & vars(self).keys():
+            raise RuntimeError("the network has run: add images before anything is computed of them")
+        self.x = torch.cat([self.x, images])
+
     def others(self, t: Tensor) -> Tensor:
         """The outliers' rows of what is computed of all images."""
         return t[len(self.labels) :]

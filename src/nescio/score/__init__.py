@@ -22,6 +22,7 @@ from nescio.score import (
     she,
     ssod,
     vim,
+    vos,
 )
 
 __all__ = [
@@ -46,4 +47,5 @@ __all__ = [
     "she",
     "ssod",
     "vim",
+    "vos",
 ]
