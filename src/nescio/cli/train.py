@@ -11,7 +11,7 @@ import click
 from nescio.cli.base import console, named
 from nescio.errors import InputError
 
-OBJECTIVES = "ce, ssod, logitnorm, godin, mos, vos, conf or oe; with options as in ssod:gamma=0.95,alpha=1,balance=lwb."
+OBJECTIVES = "ce, ssod, logitnorm, godin, mos, vos, conf, supcon, cider or oe; options: ssod:gamma=0.95,alpha=1."
 
 
 @click.command(context_settings={"show_default": True})

@@ -1,6 +1,6 @@
 """What training minimises. An objective owns its heads and never the loop."""
 
-from nescio.objectives import ce, conf, godin, logitnorm, mos, oe, ssod, vos
+from nescio.objectives import ce, cider, conf, contrast, godin, logitnorm, mos, oe, ssod, vos
 from nescio.objectives.base import OBJECTIVES, Objective, View, parse_objective
 
 __all__ = [
@@ -8,7 +8,9 @@ __all__ = [
     "Objective",
     "View",
     "ce",
+    "cider",
     "conf",
+    "contrast",
     "godin",
     "logitnorm",
     "mos",
