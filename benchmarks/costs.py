@@ -50,6 +50,7 @@ def main() -> None:
         row = {"stage": name, "fit": "", "score": "", "network": ""}
         if issubclass(stage, InputStage):
             detector.fit(data)
+            detector.input_stage.choose(classifier, detector, [images[:2]])
             # this network has no dropout of its own to be averaged over
             network = classifier.changed(with_dropout) if name == "mcdropout" else classifier
             row["network"] = f"{network_seconds(network, pass_of(detector), detector, images) / plain:.1f}"

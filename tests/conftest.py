@@ -127,6 +127,9 @@ def random_features(
     aux = {
         "rankfeat.0": h.roll(1, dims=1) * 0.7,
         "ood.0": h[:, :9] - 0.5,
+        "godin.0": torch.stack([head.linear(h).amax(1), h.mean(1).sigmoid()], dim=1),
+        "vos.0": head.linear(h).logsumexp(dim=1, keepdim=True) / 9 - 1,
+        "mos.0": h[:, :3].log_softmax(1),
         "mcdropout.0": (head.linear(h) / 2).log_softmax(1),
         **{f"mean.{i}": h[:, : 3 + i] + i for i in range(2)},
         **{

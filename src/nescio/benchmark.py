@@ -18,7 +18,7 @@ from nescio.bank import Bank
 from nescio.data.sources import AnySource, Source, as_source
 from nescio.detector import Detector, fit_all, score_all
 from nescio.errors import InputError, some
-from nescio.extraction import PLAIN, Pass, check_model, extract, pass_of, servable, training_pass
+from nescio.extraction import PLAIN, Pass, check_model, choose_on, extract, pass_of, servable, training_pass
 from nescio.features import TrainingData
 from nescio.grammar import all_specs, names_preset
 from nescio.models import Classifier
@@ -100,6 +100,7 @@ def bench(
         )
         with clock("fit"):
             fit_seconds |= zip(group, fit_all(members, training), strict=True)
+            choose_on(held_source or train_source, members, classifier, workers=extraction.get("workers"))
 
     id_set, ood_sets = Scored("id", id_source, {}, {}), [Scored(n, s, {}, {}) for n, s in ood_sources.items()]
     test_sources = {"id": id_source, **ood_sources}
@@ -174,10 +175,12 @@ def _check(
     """Refuse what cannot give a meaningful table, before any image is decoded."""
     if not ood or not detectors:
         raise InputError("give at least one OOD set (--ood textures=FOLDER) and one detector (--detector energy)")
-    needy = [given for given, d in detectors.items() if d.needs_train or (d.needs_held_out and held is None)]
+    apart = held is not None
+    needy = [g for g, d in detectors.items() if d.needs_train or (not apart and (d.needs_held_out or d.needs_images))]
     if needy and train is None:
         raise InputError(f"detector '{needy[0]}' is fitted on training images; give them (--train) or drop it")
     _check_labels(classifier, train, held, id_source)
+    _warn_of_outliers(classifier, ood)
     for name in ood:
         if name in ("id", "train", "calibrate", "average", "near average", "far average") or not re.fullmatch(
             r"[\w.+ -]+", name
@@ -191,6 +194,12 @@ def _check(
             log.warning("the id images are the %s images: the results will look better than they are", name)
     if held is not None and train is not None and held.identity == train.identity:
         log.warning("the calibration images are the training images: what is fitted on them fits them too well")
+
+
+def _warn_of_outliers(classifier: Classifier, ood: Mapping[str, Source]) -> None:
+    for name, source in ood.items():
+        if source.identity == classifier.seen.get("outliers"):
+            log.warning("the classifier was trained with the images of '%s' as outliers: it knows them", name)
 
 
 def _check_labels(classifier: Classifier, train: Source | None, held: Source | None, id_source: Source) -> None:

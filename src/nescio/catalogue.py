@@ -100,6 +100,8 @@ def _needs(stage: type[Stage]) -> Iterator[str]:
         yield "pass"
         if stage.reads != "options":
             yield "gradient"
+        if stage.needs_images:
+            yield "training"
     elif issubclass(stage, Ensemble):
         yield "training"
     else:

@@ -61,6 +61,11 @@ class Detector(Chain):
         first = self.stages[0]
         return first if isinstance(first, InputStage) else None
 
+    @property
+    def needs_images(self) -> bool:
+        """Whether the input stage chooses something by running the network over ID images."""
+        return self.input_stage is not None and self.input_stage.needs_images
+
     def fit(self, data: TrainingData) -> Self:
         """Fit every stage for a head (and on its training features, for stages that need them).
 

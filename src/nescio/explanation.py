@@ -16,6 +16,7 @@ from nescio.data.sources import Labels, Source
 from nescio.errors import BadImage, InputError, nearest
 from nescio.files import whole
 from nescio.models import Classifier
+from nescio.models.heads import decide
 from nescio.objectives.ssod import check_gamma, sample, true_class_confidence
 from nescio.report.maps import Seen, draw_maps
 
@@ -63,7 +64,7 @@ def patch_maps(classifier: Classifier, images: Tensor, labels: Tensor | None = N
     fmap = split.backbone(x)
     if not split.averages(fmap):
         raise InputError(f"{classifier.name} does not pool its feature map by the mean: its positions are no patches")
-    logits = classifier.head.linear(split.neck(split.pool(fmap)).flatten(1))
+    logits = decide(classifier.heads, split.neck(split.pool(fmap)).flatten(1), classifier.head)
     asked = logits.new_full((len(x),), -1).long() if labels is None else labels.to(logits.device)
     labels = torch.where(asked >= 0, asked, logits.argmax(dim=1))
     confidence = true_class_confidence(classifier.logits_at_positions(fmap), labels)

@@ -13,18 +13,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nescio import ops
 from nescio.bank import BAD, DONE, DTYPES, Bank, BankKey, BankWriter
 from nescio.data.batches import Batch, read_batches
 from nescio.data.hashing import cache_root
-from nescio.data.sources import Source
+from nescio.data.sources import Rows, Source
 from nescio.detector import Detector
 from nescio.errors import InputError, check_share, nearest
 from nescio.features import Features
 from nescio.models import Classifier
+from nescio.models.heads import HEADS
 from nescio.progress import Clock, progress_bar
 from nescio.stage import Network, Probe
 
 log = logging.getLogger(__name__)
+
+CHOOSING = 1000
+"""ID images that an input stage chooses on."""
 
 CPU_BATCH, GPU_BATCH = 32, 256
 """Default batch sizes. On a CPU small batches keep the activations in the caches: measured in benchmarks/."""
@@ -57,7 +62,7 @@ def check_model(detector: Detector, classifier: Classifier) -> None:
     for head in sorted(detector.needs_heads() - set(classifier.heads)):
         raise InputError(
             f"{classifier.name} was not trained with the head '{head}' that it reads; "
-            "nescio train --objective ssod trains one"
+            f"nescio train --objective {HEADS[head].objective} trains one"
         )
     if detector.input_stage is not None:
         classifier.changed(detector.input_stage.prepare)
@@ -78,7 +83,7 @@ def servable(specs: Iterable[str], classifier: Classifier, *, trained: bool = Tr
         detector = Detector.parse(spec, classifier.name)
         try:
             check_model(detector, classifier)
-            if not trained and (detector.needs_train or detector.needs_held_out):
+            if not trained and (detector.needs_train or detector.needs_held_out or detector.needs_images):
                 raise InputError("there are no training images")
         except InputError as e:
             log.info("leaving out %s: %s", spec, e)
@@ -104,6 +109,29 @@ def pass_of(detector: Detector, device: torch.device | str = "cpu") -> Pass:
     # detectors are fitted on banks, and score them, on the CPU; this pass needs the stages where the network is
     chain = detector if stage.fixed else copy.deepcopy(detector).to(device)
     return Pass(detector.pass_key, lambda network, x: stage.run(network, chain, x), stage.prepare)
+
+
+@torch.no_grad()
+def choose_on(
+    source: Source | None, detectors: Iterable[Detector], classifier: Classifier, *, workers: int | None = None
+) -> None:
+    """Let the input stages of fitted detectors choose what they choose on ID images, of which they see a thousand.
+
+    Raises:
+        InputError: there are no images.
+    """
+    for detector in detectors:
+        stage = detector.input_stage
+        if stage is None or not stage.needs_images:
+            continue
+        if source is None:
+            raise InputError(f"detector '{detector}' is fitted on training images; give them (--train)")
+        some_of_it = Rows(source, ops.drawn(len(source), CHOOSING).tolist())
+        batches = read_batches(some_of_it, classifier.transform, 0, CPU_BATCH, workers)
+        images = (b.images.to(classifier.device) for b in batches if b.images is not None)
+        network = classifier.changed(stage.prepare).optimised().probed(detector.probes())
+        fitted = copy.deepcopy(detector).to(classifier.device)
+        stage.choose(network, fitted, map(classifier.transform.normalise, images))
 
 
 def extract(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -180,6 +180,8 @@ class InputStage(Stage, place="input"):
     """
 
     reads: ClassVar[Literal["options", "pipeline", "score"]]
+    needs_images: ClassVar[bool] = False
+    """Whether ``choose`` wants to run the network over ID images, once the detector is fitted."""
     replaces_logits: ClassVar[bool] = False
     """Whether the pass gives logits of its own, which a change of features or head would lose."""
 
@@ -203,6 +205,9 @@ class InputStage(Stage, place="input"):
             InputError: this network has nothing that the stage could change.
         """
         return body
+
+    def choose(self, network: Network, chain: Chain, batches: Iterable[Tensor]) -> None:
+        """Learn from batches of normalised ID images what only the network can tell; most have nothing to learn."""
 
     @abstractmethod
     def run(self, network: Network, chain: Chain, x: Tensor) -> Features:

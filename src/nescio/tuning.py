@@ -21,6 +21,7 @@ from nescio.features import TrainingData
 from nescio.grammar import all_specs, search_space
 from nescio.metrics import Scores
 from nescio.models import Classifier
+from nescio.models.heads import FeatureHead
 from nescio.proxies import BACKGROUND, MIXED, Chunks, background_probe, named, proxy_features
 from nescio.stage import Probe
 
@@ -260,11 +261,13 @@ def _background(classifier: Classifier, detectors: dict[str, Detector], *, keep:
     Raises:
         InputError: the network has no background, or no detector would be left, or with ``keep`` one would not.
     """
-    reading = [spec for spec, d in detectors.items() if d.probes()]
+    reading = [spec for spec, d in detectors.items() if d.probes() or d.needs_heads()]
     if reading and (keep or len(reading) == len(detectors)):
         raise InputError(f"it has no feature maps, which {some(reading)} reads; name another proxy (--proxy tiles)")
     if not classifier.split.averages(classifier.split.backbone(classifier.noise())):
         raise InputError(f"{classifier.name} does not pool its feature map by the mean, and so has no background")
+    if any(isinstance(head, FeatureHead) and head.decides for head in classifier.heads.values()):
+        raise InputError(f"the label of {classifier.name} is not its last layer's, which pooled features are read with")
     for spec in reading:
         log.info("leaving out %s: it reads feature maps, which the proxy %s does not have", spec, BACKGROUND)
         del detectors[spec]

@@ -26,6 +26,7 @@ OTHER = {  # another value for each option, and options it needs beside it
     ("line", "clip"): "line:clip=0.4",
     ("ls", "prototypes"): "ls:prototypes=head",
     ("ssod", "pool"): "ssod:pool=top",
+    ("godin", "read"): "godin:read=g",
     ("cosine", "prototypes"): "cosine:prototypes=head",
     ("openmax", "tail"): "openmax:tail=5",
     ("openmax", "alpha"): "openmax:alpha=2",

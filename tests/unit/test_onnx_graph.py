@@ -33,7 +33,7 @@ from nescio.features import TrainingData
 from nescio.framework import ProxyCalibrator
 from nescio.grammar import all_specs, expand
 from nescio.models import Classifier
-from nescio.models.heads import OODHead
+from nescio.models.heads import DividingHead, EnergyHead, GroupHead, OODHead
 from nescio.shape import line
 from nescio.stage import REGISTRY
 
@@ -44,6 +44,7 @@ REFUSED = {
     "mcdropout+msp": OWN_PASS,
     "odin+msp": OWN_PASS,
     "perturb+msp": OWN_PASS,
+    "perturbid+msp": OWN_PASS,
     "fmls-odin": OWN_PASS,
     "rankfeat+energy": NO_SVD,
     "mean(energy,rankfeat+energy)": NO_SVD,
@@ -93,7 +94,10 @@ def network() -> Classifier:
     model.fc.weight.data *= 2 / (means @ model.fc.weight.data.T).std()
     model.fc.bias.data = -(model.fc.weight.data * means).sum(dim=1) / 2
     names = [f"class {c}" for c in range(CLASSES)]
-    return Classifier(model, transform, name="two-maps", classes=names, heads={"ood": OODHead(WIDTH)})
+    heads = {"ood": OODHead(WIDTH), "godin": DividingHead(WIDTH, "cosine")}
+    heads["vos"] = EnergyHead(CLASSES)
+    heads["mos"] = GroupHead(WIDTH, torch.zeros(CLASSES, dtype=torch.int64))
+    return Classifier(model, transform, name="two-maps", classes=names, heads=heads)
 
 
 def labels(n: int) -> torch.Tensor:

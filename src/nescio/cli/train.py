@@ -11,6 +11,8 @@ import click
 from nescio.cli.base import console, named
 from nescio.errors import InputError
 
+OBJECTIVES = "ce, ssod, logitnorm, godin, mos, vos, conf, supcon, cider, oe or flyp; options: ssod:gamma=0.95,alpha=1."
+
 
 @click.command(context_settings={"show_default": True})
 @click.option(
@@ -21,7 +23,8 @@ from nescio.errors import InputError
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path), help="Folder of the run; bench --model takes it."
 )
-@click.option("--objective", default="ssod", help="ce, ssod:gamma=0.95,alpha=1,balance=lwb,start=0, or flyp.")
+@click.option("--objective", default="ssod", help=OBJECTIVES)
+@click.option("--outliers", help="Images of no class, for objectives that learn from some: oe, or ssod:outliers=1.")
 @click.option(
     "--recipe",
     default="ssod",

@@ -19,7 +19,7 @@ from nescio.data.sources import AnySource, Rows, Source, as_source
 from nescio.deploy.deployed import Deployed
 from nescio.detector import Detector, score_all
 from nescio.errors import InputError, check_choice
-from nescio.extraction import check_model, extract, pass_of, training_pass
+from nescio.extraction import check_model, choose_on, extract, pass_of, training_pass
 from nescio.features import TrainingData
 from nescio.framework import ProxyCalibrator
 from nescio.models import Classifier
@@ -70,7 +70,7 @@ def fit(
         check_choice("proxy", proxy, [p for p in PROXIES if p != BACKGROUND])
     held = as_source(calibrate)
     training = None if train is None else as_source(train)
-    if training is None and (fitted.needs_train or fitted.needs_held_out):
+    if training is None and (fitted.needs_train or fitted.needs_held_out or fitted.needs_images):
         raise InputError(f"detector '{fitted}' is fitted on training images; give them (--train), or another detector")
     held = _unseen(held, training, classifier)
     if classifier.classes is None:
@@ -88,6 +88,7 @@ def fit(
             **extraction,
         ).chunks
     fitted.fit(TrainingData(classifier.head.cpu(), chunks))
+    choose_on(training, [fitted], classifier, workers=extraction.get("workers"))
     deployed = Deployed(classifier, fitted, Calibration(accept, confidence, ()))
     bank = extract(classifier, held, probes=deployed.plain_probes, title="calibration", **extraction)
     scores, rows = _scores(deployed, held, "calibration", extraction)

@@ -24,6 +24,7 @@ from nescio.extraction import CPU_BATCH, GPU_BATCH, pass_of
 from nescio.features import Features
 from nescio.framework import ProxyCalibrator
 from nescio.models import Classifier
+from nescio.models.heads import decide
 from nescio.score.ssod import SSOD
 from nescio.stage import Network
 
@@ -180,7 +181,8 @@ class Deployed:
         score = self._detector(read).cpu().numpy()
         score[~read.h.isfinite().all(dim=1).cpu().numpy()] = np.nan
         pred = plain.pred.cpu().numpy()
-        probability = plain.head.linear(plain.h).to(torch.float64).softmax(dim=1).max(dim=1).values
+        logits = decide(self.classifier.heads, plain.h, plain.head)
+        probability = logits.to(torch.float64).softmax(dim=1).max(dim=1).values
         return Judged(
             pred,
             probability.cpu().numpy(),

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from nescio.conformal import Calibration
 from nescio.deploy.deployed import OOD_HEAD, Deployed
 from nescio.features import Features
+from nescio.models.heads import decide
 from nescio.score.ssod import SSOD
 from nescio.stage import Chain
 
@@ -36,7 +37,7 @@ class Judge(nn.Module):
     def __init__(self, deployed: Deployed, layout: str | None) -> None:
         super().__init__()
         classifier = deployed.classifier
-        self.network = classifier.probed(deployed.plain_probes)
+        self.network, self.heads = classifier.probed(deployed.plain_probes), classifier.heads
         self.chain = Chain(deployed.detector.steps)  # a detector would hash the head, which a graph cannot
         self.verdict = Threshold(deployed.calibration, classifier.head.n_classes)
         self.p_id = SSOD() if OOD_HEAD in classifier.heads else None
@@ -63,7 +64,7 @@ class Judge(nn.Module):
         """What follows from a batch's features, by ``outputs``."""
         usable = f.h.isfinite().all(dim=1)
         score = torch.where(usable, self.chain(f), torch.nan)
-        logits = f.head.linear(f.h)
+        logits = decide(self.heads, f.h, f.head)
         columns = (logits, score, *self.verdict(score, f.pred))
         if self.p_id is not None:
             return (*columns, torch.where(usable, self.p_id(f), torch.nan))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from nescio.data.transforms import Transform
 from nescio.errors import InputError, nearest, some
 from nescio.features import Columns, Features, Head
+from nescio.models.heads import decide, read
 from nescio.models.split import Split, Taps, fold_batch_norms, split_backbone, tap
 from nescio.stage import Maps, Network, Probe
 
@@ -40,7 +41,8 @@ class Classifier(nn.Module):
         name: the architecture, for messages, presets and the bank's key.
         head: the last linear layer's name, where it cannot be found.
         classes: class names in label order, where known.
-        heads: what else the network was trained with, by name: each reads its last feature map ``(B, K, H, W)``.
+        heads: what else the network was trained with, by name: each reads its last feature map ``(B, K, H, W)``, in
+            probes, or its penultimate features, in every pass.
 
     Raises:
         InputError: there is no linear head, or the head's logits are not the model's output; the message lists the
@@ -64,7 +66,7 @@ class Classifier(nn.Module):
         self.transform = transform
         self.classes = classes
         self.seen: dict[str, str] = {}
-        """Identities of the data that it was trained (``train``) and chosen (``val``) with, where known."""
+        """Identities of the data that it was trained (``train``, ``outliers``) and chosen (``val``) with."""
         self.body = shallow_copy(model).eval()
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.register_buffer("std", torch.tensor(transform.std, device=device), persistent=False)
@@ -75,7 +77,7 @@ class Classifier(nn.Module):
             self.layer = self.body.get_submodule(self.head_name)
             self._replace_head()
             self._check(noise, logits, linear)
-        self.heads = nn.ModuleDict(heads or {})
+        self.heads = nn.ModuleDict(heads or {}).eval()
 
     def noise(self) -> Tensor:
         """Two images of noise, always the same, of the size that the network sees."""
@@ -128,9 +130,15 @@ class Classifier(nn.Module):
         return _tensor_of(self.body(x), self.name).flatten(1)
 
     def forward(self, x: Tensor) -> Features:
-        """Features of normalised images ``x (B, 3, H, W)``, with the raw prediction."""
-        h, head = self.penultimate(x), self.head
-        return Features(h, head, head.linear(h).argmax(dim=1))
+        """Features of normalised images ``x (B, 3, H, W)``, with the raw prediction and what heads say of them."""
+        return seen(self.penultimate(x), self.head, self.heads)
+
+    @torch.no_grad()
+    def rewrite_head(self, head: Head) -> None:
+        """Other weights for the last linear layer."""
+        self.layer.weight.copy_(head.weight.view_as(self.layer.weight))  # type: ignore[operator, arg-type]
+        if self.layer.bias is not None:
+            self.layer.bias.copy_(head.bias)  # type: ignore[operator]
 
     def optimised(self) -> Classifier:
         """The same classifier for inference alone: batch norms folded into convolutions, channels last.
@@ -253,13 +261,19 @@ class Probed(nn.Module):
             return _tensor_of(self.rest(fmap), "the network").flatten(1)
 
         h = rest(maps[-1])
-        seen = Maps(maps, rest, self.head, dict(self.heads.items()))
+        read_by_probes = Maps(maps, rest, self.head, dict(self.heads.items()))
         columns = {
             f"{name}.{i}": column.flatten(1)
             for name, probe in self.probes.items()
-            for i, column in enumerate(probe(seen))
+            for i, column in enumerate(probe(read_by_probes))
         }
-        return Features(h, self.head, self.head.linear(h).argmax(dim=1), aux=Columns.of(columns))
+        return seen(h, self.head, self.heads, columns)
+
+
+def seen(h: Tensor, head: Head, heads: nn.ModuleDict, columns: Mapping[str, Tensor] | None = None) -> Features:
+    """The record of features ``h (B, L)``: the label, what the heads say of them, and other columns."""
+    aux = Columns.of({**read(heads, h, head), **(columns or {})})
+    return Features(h, head, decide(heads, h, head).argmax(dim=1), aux=aux)
 
 
 def shallow_copy(module: nn.Module, memo: dict[nn.Module, nn.Module] | None = None) -> nn.Module:

@@ -81,7 +81,8 @@ def load_classifier(
     if names is None and run is None:  # a run's are those of its training images, or none
         names = architecture.class_names(network, weights is None)
     classifier = Classifier(network, own, name=architecture.name, head=head, classes=names, heads=restore_heads(heads))
-    classifier.seen = {name: run.settings[name] for name in ("train", "val") if name in run.settings} if run else {}
+    known = run.settings if run else {}
+    classifier.seen = {name: known[name] for name in ("train", "val", "outliers") if name in known}
     if classes is not None and classifier.head.n_classes != classes:
         raise InputError(f"model '{model}' has {classifier.head.n_classes} classes, not {classes}")
     if device == "auto":

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from nescio.features import Head
 from nescio.models.classifier import Classifier
 from nescio.options import Optioned, parse_named
 
@@ -22,8 +23,8 @@ class View:
     """A batch of training images as the network sees it. What is expensive is computed when it is asked for, once.
 
     Attributes:
-        x: normalised images ``(B, 3, H, W)``.
-        labels: true classes ``(B,)``.
+        x: normalised images ``(B + O, 3, H, W)``: training images, then outliers where the objective wants some.
+        labels: true classes of the training images ``(B,)``.
         network: the network in training mode.
         epoch: epochs since the start, with a fraction.
     """
@@ -34,21 +35,59 @@ class View:
     epoch: float
 
     @cached_property
-    def fmap(self) -> Tensor:
-        """The last feature map ``(B, K, H, W)``, with gradient."""
-        fmap: Tensor = self.network.backbone(self.x)
-        return fmap
+    def fmaps(self) -> Tensor:
+        """The last feature map of all images ``(B + O, K, H, W)``, with gradient."""
+        fmaps: Tensor = self.network.backbone(self.x)
+        return fmaps
 
     @cached_property
-    def h(self) -> Tensor:
-        """Penultimate features ``(B, L)``, with gradient."""
+    def features(self) -> Tensor:
+        """Penultimate features of all images ``(B + O, L)``, with gradient."""
         return self.network.penultimate(self)
 
     @cached_property
+    def outputs(self) -> Tensor:
+        """Logits of all images ``(B + O, C)`` in float32 at least, with gradient."""
+        outputs: Tensor = self.network.last(self.features.reshape(len(self.features), -1, *self.network.trailing))
+        return precise(outputs.flatten(1))
+
+    @cached_property
+    def fmap(self) -> Tensor:
+        """The last feature map of the training images ``(B, K, H, W)``."""
+        return self._labelled(self.fmaps)
+
+    @cached_property
+    def h(self) -> Tensor:
+        """Penultimate features of the training images ``(B, L)``."""
+        return self._labelled(self.features)
+
+    @cached_property
     def logits(self) -> Tensor:
-        """Logits ``(B, C)``, with gradient."""
-        logits: Tensor = self.network.last(self.h.reshape(len(self.h), -1, *self.network.trailing))
-        return logits.flatten(1)
+        """Logits of the training images ``(B, C)``."""
+        return self._labelled(self.outputs)
+
+    @cached_property
+    def head(self) -> Head:
+        """The classification layer, with gradient."""
+        return self.network.head
+
+    def add(self, images: Tensor) -> None:
+        """Put more outliers behind the images that there are.
+
+        Raises:
+            RuntimeError: something was computed of these already.
+        """
+        if {"fmaps", "features"} & vars(self).keys():
+            raise RuntimeError("the network has run: add images before anything is computed of them")
+        self.x = torch.cat([self.x, images])
+
+    def others(self, t: Tensor) -> Tensor:
+        """The outliers' rows of what is computed of all images."""
+        return t[len(self.labels) :]
+
+    def _labelled(self, t: Tensor) -> Tensor:
+        # a slice would copy the whole gradient
+        return t if len(t) == len(self.labels) else t[: len(self.labels)]
 
 
 class TrainingNetwork(nn.Module):
@@ -71,14 +110,20 @@ class TrainingNetwork(nn.Module):
         """Images to the last feature map."""
         return self.body[0]
 
+    @property
+    def head(self) -> Head:
+        """The classification layer as it is now, with gradient."""
+        weight, bias = self.last.weight.flatten(1), self.last.bias  # type: ignore[operator]
+        return Head(weight, weight.new_zeros(len(weight)) if bias is None else bias)  # type: ignore[arg-type]
+
     def penultimate(self, view: View) -> Tensor:
-        """Penultimate features ``(B, L)``: from the feature map, where it is taken on the way."""
+        """Penultimate features of all images: from the feature map, where it is taken on the way."""
         x = view.x
         if not self.maps:
             out: Any = self.body[0](x)
             h: Tensor = getattr(out, "logits", out)
         else:
-            h = self.body[2](self.body[1](view.fmap))
+            h = self.body[2](self.body[1](view.fmaps))
         return h.flatten(1)
 
     @torch.no_grad()
@@ -90,6 +135,9 @@ class TrainingNetwork(nn.Module):
 class Objective(Optioned, nn.Module):
     """A loss over a batch, and the heads that it trains. Options are the keyword-only arguments of ``__init__``.
 
+    What else it trains (parameters) or remembers between steps (buffers) is stored in the checkpoint, and in no file of
+    weights. What is made for a network, it makes in ``heads``.
+
     ``forward`` returns the loss and what is worth watching. Under several processes each sees its part of the batch;
     the mean of their losses must be the loss of the whole.
     """
@@ -99,6 +147,12 @@ class Objective(Optioned, nn.Module):
     """The detector that belongs to it, as a spec string."""
     needs_maps: ClassVar[bool] = False
     """Whether it reads feature maps."""
+    views: ClassVar[int] = 1
+    """How often each training image is augmented: the view then holds the images that often, and their labels."""
+    outliers: int = 0
+    """How many outliers it wants per training image."""
+    start: float = 0.0
+    """Epochs before its own term begins."""
     told: ClassVar[Mapping[str, str]] = {}
     """What the progress bar says of the numbers to be logged, as format strings."""
 
@@ -116,6 +170,12 @@ class Objective(Optioned, nn.Module):
         """
         del classifier
         return {}
+
+    def settle(self, classifier: Classifier) -> None:
+        """Bring the classification layer into the form in which its own prediction is that which is trained.
+
+        It is called at the start and after every step.
+        """
 
     def concern(self, means: Mapping[str, float]) -> str | None:
         """What a user should be warned of after an epoch, from the means of the numbers that were logged."""
@@ -138,6 +198,16 @@ def parse_objective(spec: str) -> Objective:
         InputError: the name or an option is unknown, or a value does not fit.
     """
     return parse_named(spec, OBJECTIVES)
+
+
+def precise(t: Tensor) -> Tensor:
+    """A tensor in float32, unless it is more than that: mixed precision gives less."""
+    return t if t.dtype == torch.float64 else t.float()
+
+
+def exactly(t: Tensor) -> torch.autocast:
+    """A context in which what is computed from ``t`` has its precision, whatever the loop's."""
+    return torch.autocast(t.device.type, enabled=False)
 
 
 def summed(t: Tensor) -> Tensor:

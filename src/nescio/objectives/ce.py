@@ -24,4 +24,4 @@ class CE(Objective, name="ce"):
     def loss(self, view: View, heads: nn.ModuleDict) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a batch."""
         del heads
-        return nn.functional.cross_entropy(view.logits.float(), view.labels, label_smoothing=self.smoothing), {}
+        return nn.functional.cross_entropy(view.logits, view.labels, label_smoothing=self.smoothing), {}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from nescio.errors import InputError, check_at_least, check_choice, check_positive
 from nescio.models.classifier import Classifier
 from nescio.models.heads import OODHead
-from nescio.objectives.base import Objective, View, processes, summed
+from nescio.objectives.base import Objective, View, precise, processes, summed
 
 BALANCES = ("lwb", "dr", "lw")
 RARE = 1e-3
@@ -34,6 +34,7 @@ class SSOD(Objective, name="ssod"):
             the rarer, none if it has only one kind; their mean loss. ``lw``: the mean loss of the labelled positions,
             where those of OOD positions are multiplied by ``weight``.
         weight: factor for ``lw``; the paper does not publish its own.
+        outliers: outliers per training image (``--outliers``), all of whose positions are OOD; 0 is the paper's.
         start: epochs of cross entropy alone before the OOD head is trained. 0 is the paper's. With C classes an
             untrained head gives confidence 1/C, so that every position is "OOD" at first where 1/C < 1-γ.
 
@@ -49,7 +50,14 @@ class SSOD(Objective, name="ssod"):
     told = {"id_share": "patches ID {:.0%}", "ood_share": "OOD {:.0%}"}  # noqa: RUF012 - as the base declares it
 
     def __init__(
-        self, *, gamma: float = 0.95, alpha: float = 1.0, balance: str = "lwb", weight: float = 0.1, start: float = 0.0
+        self,
+        *,
+        gamma: float = 0.95,
+        alpha: float = 1.0,
+        balance: str = "lwb",
+        weight: float = 0.1,
+        start: float = 0.0,
+        outliers: int = 0,
     ) -> None:
         super().__init__()
         self.gamma = check_gamma(gamma)
@@ -57,6 +65,9 @@ class SSOD(Objective, name="ssod"):
         self.balance = check_choice("balance", balance, BALANCES)
         self.weight = check_positive("weight", weight)
         self.start = check_at_least("start", start, 0)
+        self.outliers = check_at_least("outliers", outliers, 0)
+        if outliers and balance == "dr":
+            raise InputError("balance=dr draws as many positions of either kind per image, and outliers have one kind")
 
     def heads(self, classifier: Classifier) -> dict[str, nn.Module]:
         """A new OOD head.
@@ -79,7 +90,7 @@ class SSOD(Objective, name="ssod"):
 
     def read(self, head: nn.Module, view: View, is_id: Tensor, is_ood: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the OOD head is trained on: its logits at all positions (13), and their labels."""
-        return head(view.fmap).flatten(1).float(), is_id, is_ood
+        return precise(head(view.fmap).flatten(1)), is_id, is_ood
 
     def concern(self, means: Mapping[str, float]) -> str | None:
         """That one kind of patch, or both, hardly occurs."""
@@ -91,9 +102,14 @@ class SSOD(Objective, name="ssod"):
 
     def loss(self, view: View, heads: nn.ModuleDict) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a batch."""
-        own = nn.functional.cross_entropy(view.logits.float(), view.labels)
+        own = nn.functional.cross_entropy(view.logits, view.labels)
         is_id, is_ood = self.label(view)
-        term = self.ood_term(*self.read(heads["ood"], view, is_id, is_ood))
+        z, id_rows, ood_rows = self.read(heads["ood"], view, is_id, is_ood)
+        if self.outliers:
+            far = precise(heads["ood"](view.others(view.fmaps)).flatten(1))
+            none = torch.zeros_like(far, dtype=torch.bool)
+            z, id_rows, ood_rows = (torch.cat(p) for p in ((z, far), (id_rows, none), (ood_rows, ~none)))
+        term = self.ood_term(z, id_rows, ood_rows)
         weight = self.alpha if view.epoch >= self.start else 0.0
         shares = {"id_share": is_id, "ood_share": is_ood}
         watched = {name: found.float().mean() for name, found in shares.items()}

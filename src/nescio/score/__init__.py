@@ -6,6 +6,7 @@ from nescio.score import (
     fdbd,
     gen,
     gmm,
+    godin,
     gradnorm,
     gram,
     klm,
@@ -13,6 +14,7 @@ from nescio.score import (
     logits,
     mahalanobis,
     mcm,
+    mos,
     multimahalanobis,
     nci,
     nnguide,
@@ -21,6 +23,7 @@ from nescio.score import (
     she,
     ssod,
     vim,
+    vos,
 )
 
 __all__ = [
@@ -29,6 +32,7 @@ __all__ = [
     "fdbd",
     "gen",
     "gmm",
+    "godin",
     "gradnorm",
     "gram",
     "klm",
@@ -36,6 +40,7 @@ __all__ = [
     "logits",
     "mahalanobis",
     "mcm",
+    "mos",
     "multimahalanobis",
     "nci",
     "nnguide",
@@ -44,4 +49,5 @@ __all__ = [
     "she",
     "ssod",
     "vim",
+    "vos",
 ]

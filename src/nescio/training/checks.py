@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from nescio.data.hashing import combine
 from nescio.data.sources import Source
 from nescio.errors import InputError, some
 from nescio.models.runs import RUN, Run
+from nescio.objectives import Objective
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +54,28 @@ def check_sources(train: Source, val: Source, batch_size: int) -> int:
     if len(train) < batch_size:
         raise InputError(f"{len(train):,} training images do not fill a batch of {batch_size}; lower --batch-size")
     return n
+
+
+def check_objective(objective: Objective, sources: Mapping[str, Source], epochs: int) -> None:
+    """Refuse outliers that an objective does not read, or their absence where it does.
+
+    Raises:
+        InputError: as said, or the outliers are the training or validation images.
+    """
+    outliers = sources.get("outliers")
+    if objective.outliers and outliers is None:
+        raise InputError(f"objective '{objective}' learns from outliers; give some (--outliers SET)")
+    if outliers is not None and not objective.outliers:
+        raise InputError(f"objective '{objective}' reads no outliers; 'oe' does, and 'ssod:outliers=1'")
+    for name in ("train", "val"):
+        if outliers is not None and outliers.identity == sources[name].identity:
+            raise InputError(f"the outliers are the {name} images; give images of other things")
+    if objective.start >= epochs:
+        log.warning(
+            "'%r' begins after epoch %g, and training ends before: until then it is cross entropy alone",
+            objective,
+            objective.start,
+        )
 
 
 def check_same_run(out: Path, run: Run, *, resume: bool) -> Run:

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import math
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,13 @@ from nescio.models.runs import STATE, WEIGHTS, Run
 from nescio.objectives import Objective
 from nescio.options import parse_named
 from nescio.progress import progress_bar
-from nescio.training.augment import AUGMENTS, DRAWS
+from nescio.training.augment import AUGMENTS
 from nescio.training.hardware import Interrupted, stop_on_signal
 from nescio.training.images import Images
 from nescio.training.log import Log
 from nescio.training.recipe import OPTIMIZERS, SCHEDULES, Recipe
 from nescio.training.state import WAY_OUT, State, save_tensors
+from nescio.training.stream import Stream
 from nescio.training.trainee import Trainee, try_step
 from nescio.training.validation import Judgement, is_better, judge
 
@@ -51,11 +52,13 @@ class Loop:
         val: Images,
         watched: Mapping[str, Images],
         *,
+        outliers: Images | None = None,
         keep: bool = False,
     ) -> None:
         self.keep = keep
         self.fabric, self.run, self.out, self.state, self.recipe = fabric, run, out, state, recipe
-        self.images, self.val, self.watched, self.objective = images, val, watched, objective
+        self.images, self.val, self.watched, self.outliers = images, val, watched, outliers
+        self.objective = objective.to(fabric.device)
         self.labels = images.labels.to(fabric.device)
         self.detector = Detector.parse(objective.detector)
         state.classifier.probed(self.detector.probes())  # refuses a network that it cannot judge
@@ -105,31 +108,28 @@ class Loop:
         """The epoch's steps that are left. All that is drawn follows from seed, epoch and step."""
         seed = self.run.settings["seed"]
         draws = torch.Generator().manual_seed(hash_of(seed, epoch))
-        order = torch.randperm(len(self.images), generator=draws)
-        windows = torch.rand(len(self.images), DRAWS, generator=draws).to(self.fabric.device)
-        rank, world, parts = self.fabric.global_rank, self.fabric.world_size, self.recipe.accumulate
-        done = self.state.step - epoch * self.per_epoch
-        batches = torch.split(order[done * self.size : self.per_epoch * self.size], self.size)
-        mine = [batch[rank::world] for batch in batches]
-        pieces = [piece.tolist() for batch in mine for piece in batch.chunk(parts)]
-        feed = self.images.batches(pieces)
-        for _ in mine:
+        streams = [Stream(self.images, draws, self.per_epoch, self.size, self.objective.views)]
+        if self.outliers is not None:
+            streams.append(Stream(self.outliers, draws, self.per_epoch, self.size * self.objective.outliers))
+        rank, done = self.fabric.global_rank, self.state.step - epoch * self.per_epoch
+        shares = (done, rank, self.fabric.world_size, self.recipe.accumulate)
+        feeds = [stream.parts(*shares, self.augment, self.state.classifier.transform) for stream in streams]
+        for _ in range(done, self.per_epoch):
             torch.manual_seed(hash_of(seed, self.state.step, rank))  # dropout, resampled patches
-            self._step(feed, windows)
+            self._step(feeds)
             yield
 
-    def _step(self, feed: Iterator[tuple[Tensor, Tensor]], windows: Tensor) -> None:
+    def _step(self, feeds: Sequence[Iterator[tuple[Tensor, Tensor]]]) -> None:
         epoch = (self.state.step + 0.5) / self.per_epoch
         for group in self.optimizer.param_groups:
             group["lr"] = self.base_lr * self.schedule.at(epoch, self.recipe.epochs)
         parts = self.recipe.accumulate
-        transform = self.state.classifier.transform
         for part in range(parts):
-            pixels, numbers = next(feed)
-            shown = self.augment(pixels, windows[numbers], transform)
-            x = transform.normalise(shown).contiguous(memory_format=torch.channels_last)
+            (own, numbers), *others = (next(feed) for feed in feeds)
+            x = torch.cat([own, *(images for images, _ in others)]) if others else own
+            labels = self.labels[numbers].repeat(self.objective.views)
             with self.fabric.no_backward_sync(self.trainee, enabled=part < parts - 1):
-                loss, watched = self.trainee(x, self.labels[numbers], epoch)
+                loss, watched = self.trainee(x, labels, epoch)
                 self.fabric.backward(loss / parts)
             self._watch(watched, 1 / parts)
         if self.recipe.clip:
@@ -138,6 +138,7 @@ class Loop:
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.objective.settle(self.state.classifier)
         self.state.advance()
         if len(self.losses) >= _LOOK or self.fabric.device.type == "cpu":
             self._look()
@@ -204,6 +205,7 @@ class Loop:
         if self.fabric.is_global_zero:
             self.state.check_finite()
             self.state.exchange()
+            self.objective.settle(self.state.classifier)  # an average of layers need not be settled
             try:
                 self.objective.finish(self.state.classifier)
                 judged = judge(self.state.classifier, self.detector, self.val, self.watched)

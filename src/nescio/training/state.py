@@ -24,6 +24,7 @@ class State:
     """A network in training.
 
     Attributes:
+        objective: what else is trained or remembered; its tensors are neither averaged nor kept with the weights.
         network: the library's network, whose keys the weights are stored under.
         classifier: the same parameters as a classifier, with the heads.
         decay: of the averaged weights, per step; 0 for none. Early steps are averaged over fewer: ``(1 + n)/(10 + n)``
@@ -39,6 +40,7 @@ class State:
 
     network: nn.Module
     classifier: Classifier
+    objective: nn.Module = field(default_factory=nn.Module)
     decay: float = 0.0
     settings: str = ""
     optimizer: torch.optim.Optimizer = field(init=False)
@@ -55,6 +57,10 @@ class State:
     def tensors(self) -> dict[str, Tensor]:
         """The weights and statistics as they are, the heads under ``HEAD_PREFIX``."""
         return self.network.state_dict() | self.classifier.heads.state_dict(prefix=HEAD_PREFIX)
+
+    def all_tensors(self) -> list[Tensor]:
+        """These, and the objective's own."""
+        return [*self.tensors().values(), *self.objective.state_dict().values()]
 
     def _distinct(self) -> dict[str, Tensor]:
         """The same, a tensor that has several names under the first of them."""
@@ -105,7 +111,7 @@ class State:
             for key, value in values.items()
             if value is not None
         }
-        parts = {"model": self.tensors(), "average": self.average, "": inner}
+        parts = {"model": self.tensors(), "average": self.average, "objective": self.objective.state_dict(), "": inner}
         tensors = {f"{part}.{k}" if part else k: t for part, named in parts.items() for k, t in named.items()}
         save_tensors(path, tensors, {"nescio": json.dumps({name: getattr(self, name) for name in _NUMBERS})})
 
@@ -123,8 +129,12 @@ class State:
             raise InputError(f"{path} cannot be read as a checkpoint: {e}") from None
         if numbers.get("settings") != self.settings:
             raise InputError(f"{path} is the checkpoint of another run; move it away, or name another folder")
-        for part, own in (("model", self.tensors()), ("average", self.average)):
-            self._copy(path, own, {k.removeprefix(f"{part}."): t for k, t in tensors.items() if k.startswith(part)})
+        for part, own in (
+            ("model.", self.tensors()),
+            ("average.", self.average),
+            ("objective.", self.objective.state_dict()),
+        ):
+            self._copy(path, own, {k.removeprefix(part): t for k, t in tensors.items() if k.startswith(part)})
         stored: dict[int, dict[str, Any]] = {}
         for key, t in tensors.items():
             if key.startswith("optimizer."):

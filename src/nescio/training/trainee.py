@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from nescio.errors import InputError, some
 from nescio.models import Classifier
+from nescio.models.classifier import shallow_copy
+from nescio.models.heads import decide
 from nescio.objectives import Objective, View
 from nescio.objectives.base import TrainingNetwork
 from nescio.training.state import State
@@ -23,13 +25,16 @@ class Trainee(nn.Module):
     def __init__(self, classifier: Classifier, objective: Objective) -> None:
         super().__init__()
         self.network = TrainingNetwork(classifier, maps=objective.needs_maps)
-        self.heads, self.objective = classifier.heads, objective
+        classifier.heads.eval()  # as the body there: it is judged between epochs
+        self.heads = nn.ModuleDict({name: shallow_copy(head).train() for name, head in classifier.heads.items()})
+        self.objective = objective
 
     def forward(self, x: Tensor, labels: Tensor, epoch: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss, and what is watched: means over the batch."""
         view = View(x, labels, self.network, epoch)
         loss, watched = self.objective.loss(view, self.heads)
-        right = (view.logits.detach().argmax(dim=1) == labels).float().mean()
+        with torch.no_grad():
+            right = (decide(self.heads, view.h, view.head).argmax(dim=1) == labels).float().mean()
         return loss, {"loss": loss.detach(), "accuracy": right, **watched}
 
 
@@ -39,11 +44,12 @@ def try_step(fabric: Any, trainee: Trainee, state: State, n: int) -> None:
     Raises:
         InputError: the network cannot be run in training mode.
     """
-    side, before = state.classifier.transform.crop, {k: t.clone() for k, t in state.tensors().items()}
+    side, before = state.classifier.transform.crop, [t.clone() for t in state.all_tensors()]
     try:
-        x = torch.randn(n, 3, side, side, device=fabric.device)
+        views, outliers = trainee.objective.views, trainee.objective.outliers
+        x = torch.randn(n * (views + outliers), 3, side, side, device=fabric.device)
         with fabric.autocast():
-            loss, _ = trainee(x, torch.zeros(n, dtype=torch.int64, device=fabric.device), 0.0)
+            loss, _ = trainee(x, torch.zeros(n * views, dtype=torch.int64, device=fabric.device), 0.0)
         loss.backward()
     except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as e:
         raise InputError(f"{state.classifier.name} cannot be trained on {n} images at a time: {e}") from None
@@ -54,5 +60,5 @@ def try_step(fabric: Any, trainee: Trainee, state: State, n: int) -> None:
         log.warning("%d tensors take no part in the loss and stay as they are: %s", len(unused), some(unused))
     trainee.zero_grad(set_to_none=True)
     with torch.no_grad():
-        for k, t in state.tensors().items():
-            t.copy_(before[k])
+        for t, value in zip(state.all_tensors(), before, strict=True):
+            t.copy_(value)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nescio.data.hashing import combine, hash_files
 from nescio.data.sources import AnySource, Source, as_source
@@ -16,7 +16,7 @@ from nescio.models import Classifier
 from nescio.models.load import new_network
 from nescio.models.runs import STATE, WEIGHTS, Run
 from nescio.objectives import Objective, parse_objective
-from nescio.training.checks import check_same_run, check_sources, fingerprint, made_with
+from nescio.training.checks import check_objective, check_same_run, check_sources, fingerprint, made_with
 from nescio.training.hardware import Hardware, make_fabric
 from nescio.training.images import Images, held_side
 from nescio.training.loop import Loop
@@ -31,6 +31,7 @@ def train(
     train: AnySource,
     val: AnySource,
     objective: str = "ssod",
+    outliers: AnySource | None = None,
     recipe: Recipe | None = None,
     init: str = "scratch",
     size: int | None = None,
@@ -46,7 +47,7 @@ def train(
 
     Of the epochs whose ID validation accuracy is within one standard error of the best so far, the weights are kept of
     the one whose score has the highest AUROC against the validation images with their tiles shuffled. No OOD image
-    takes part.
+    takes part in the choice.
 
     Args:
         out: the folder.
@@ -54,6 +55,7 @@ def train(
         train: labelled training images.
         val: labelled ID validation images with the same classes.
         objective: what is minimised, a spec string: ``ce``, ``ssod:gamma=0.95,alpha=1,balance=lwb``.
+        outliers: images of no class, for an objective that learns from some (``oe``, ``ssod:outliers=1``).
         recipe: everything else about the optimisation; by default ``ssod``, the paper's.
         init: ``scratch``, ``pretrained`` or a file of weights; a last layer of another size is made anew.
         size: side of the images that the network sees, in pixels; the model's own by default.
@@ -75,6 +77,9 @@ def train(
     n_classes = check_sources(sources["train"], sources["val"], recipe.batch_size)
     watched = {name: as_source(source) for name, source in (watch or {}).items()}
     goal = parse_objective(objective)
+    if outliers is not None:
+        sources["outliers"] = as_source(outliers)
+    check_objective(goal, sources, recipe.epochs)
     if not check_at_least("seed", seed, 0) < 1 << 62:
         raise InputError(f"seed={seed} must be below 2^62")
     fabric = make_fabric(hardware, recipe)
@@ -91,6 +96,7 @@ def train(
     classifier = Classifier(network, made.transform, name=made.name, classes=run.classes)
     torch.manual_seed(seed + 1)
     classifier.heads.update(_heads(goal, classifier, made.heads))
+    goal.settle(classifier)
     side = held_side(sources["train"], made.transform)
     square = Transform(crop=side, interpolation=made.transform.interpolation)
 
@@ -101,12 +107,13 @@ def train(
         fabric,
         run,
         out,
-        State(network, classifier, recipe.ema, fingerprint(run)),
+        State(network, classifier, goal, recipe.ema, fingerprint(run)),
         goal,
         recipe,
         images(sources["train"], square, "training"),
         images(sources["val"], made.transform, "validation"),
         {n: images(s, made.transform, n) for n, s in watched.items()},
+        outliers=images(sources["outliers"], square, "outliers") if "outliers" in sources else None,
         keep=keep,
     )
     loop.run_epochs(resume=resume and (out / STATE).exists(), progress=progress)
@@ -117,9 +124,17 @@ def _heads(goal: Objective, classifier: Classifier, given: Mapping[str, nn.Modul
     """The objective's heads, with the weights that the initial file brings for them."""
     heads = goal.heads(classifier)
     for name, head in heads.items():
-        if name in given and given[name].state_dict().keys() == head.state_dict().keys():
+        if name in given and _fits(head, given[name].state_dict()):
             head.load_state_dict(given[name].state_dict())
     return heads
+
+
+def _fits(head: nn.Module, state: Mapping[str, Tensor]) -> bool:
+    """Whether a head is of the same kind and size: its whole numbers say what it is (its similarity, its groups)."""
+    own = {k: t for k, t in head.state_dict().items() if not k.endswith("num_batches_tracked")}
+    return all(k in state and state[k].shape == t.shape for k, t in own.items()) and all(
+        t.is_floating_point() or bool((state[k].to(t.device) == t).all()) for k, t in own.items()
+    )
 
 
 def _identity(init: str) -> str:
