@@ -150,7 +150,7 @@ def main() -> None:
     paths = sorted(p for p in given.images.iterdir() if p.is_file())
     requests = [request_of(p.read_bytes()) for p in paths]
     reached = []
-    with service(given.file, "--concurrency", "4096") as (url, _):
+    with service(given.file) as (url, _):
         port = int(url.rpartition(":")[2])
         asyncio.run(closed_loop(port, requests, given.clients, 5))  # the first batches are slower
         print(
