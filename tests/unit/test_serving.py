@@ -227,6 +227,19 @@ def test_drift_is_told_by_class_in_metrics_and_to_people(tiny_deployed: Deployed
         assert "process_resident_memory_bytes" in text
 
 
+def test_a_failure_is_told_as_one_and_the_next_image_is_judged(
+    tiny_deployed: Deployed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = create_app(tiny_deployed, decoders=1)
+    with TestClient(app, raise_server_exceptions=False) as client:
+        with monkeypatch.context() as broken:
+            broken.setattr(tiny_deployed, "judge", lambda _: 1 / 0)
+            answer = client.post("/predict", files=upload(encoded(picture(0))))
+        assert (answer.status_code, list(answer.json())) == (500, ["detail"])
+        assert client.post("/predict", files=upload(encoded(picture(0)))).status_code == 200
+        assert client.get("/health").status_code == 200
+
+
 def test_info_says_what_is_served(client: TestClient, tiny_deployed: Deployed) -> None:
     info = client.get("/info").json()
     assert info["calibration"]["promise"] == tiny_deployed.calibration.promise()

@@ -117,12 +117,10 @@ class Service:
             raise HTTPException(TOO_LARGE, f"{len(uploads)} images: a request may have {self.limits.images}")
         names = [(u.filename or f"image {i}")[:_LONGEST] for i, u in enumerate(uploads)]
         found = await asyncio.gather(*(self._decoded(upload) for upload in uploads))
-        bad = {name: e for name, e in zip(names, found, strict=True) if isinstance(e, BadImage)}
+        bad = [(name, e) for name, e in zip(names, found, strict=True) if isinstance(e, BadImage)]
         if bad:
             self.metrics.images.labels("refused").inc(len(bad))
-            raise HTTPException(
-                max(STATUS[type(e)] for e in bad.values()), "; ".join(f"{name}: {e}" for name, e in bad.items())
-            )
+            raise HTTPException(max(STATUS[type(e)] for _, e in bad), "; ".join(f"{name}: {e}" for name, e in bad))
         images = [image for image in found if isinstance(image, Tensor)]
         verdicts = await self._all(self.judging, images)
         explanations = await self._all(self.explaining, images) if explain else [None] * len(images)
@@ -197,6 +195,7 @@ def create_app(
     )
     app.state.service = service
     app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(Exception, _failed)
     _add_pages(app)
     _add_endpoints(app, service)
     app.add_middleware(
@@ -214,7 +213,7 @@ def create_app(
 
 
 def _add_endpoints(app: FastAPI, service: Service) -> None:
-    @app.post(PREDICT, responses=problems(400, LATE, TOO_LARGE, 415, 422, BUSY))
+    @app.post(PREDICT, responses=problems(400, LATE, TOO_LARGE, 415, 422, 500, BUSY))
     async def predict(
         images: Annotated[list[UploadFile], File(description="Encoded images: JPEG, PNG, WebP, …")],
         explain: Annotated[bool, Query(description="Add the nearest class and the patch maps.")] = False,
@@ -276,6 +275,12 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
     del request
     found = error.errors() if isinstance(error, RequestValidationError) else []
     return refusal(422, "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in found) or str(error))
+
+
+async def _failed(request: Request, error: Exception) -> JSONResponse:
+    """What went wrong here, which is logged with its traceback, and is none of the client's business."""
+    del request, error
+    return refusal(500, "the service failed on this request; its log says why")
 
 
 def serve(
