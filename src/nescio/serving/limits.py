@@ -34,7 +34,7 @@ class Limits:
     pixels: int = 50_000_000
     images: int = 32
     seconds: float = 30.0
-    requests: int = 64
+    requests: int = 256
 
     def __post_init__(self) -> None:
         for f in fields(self):
