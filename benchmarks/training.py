@@ -1,9 +1,9 @@
-"""A step of SSOD against a step of cross entropy: time and memory, side by side.
+"""A step of other objectives against a step of cross entropy: time and memory, side by side.
 
-    python benchmarks/training.py [--device cuda --precision bf16] [--rounds N]
+    python benchmarks/training.py [--device cuda --precision bf16] [--rounds N] [--objectives ssod godin]
 
-Whole steps of the loop on images held in memory: augmentation, forward, backward, optimiser. The two take turns, so
-that both see the same machine; the ratio is the median over rounds. Memory is the peak of a process of its own for
+Whole steps of the loop on images held in memory: augmentation, forward, backward, optimiser. They take turns, so that
+all see the same machine; the ratio is the median over rounds. Memory is the peak of a process of its own for
 each. On a GPU the bare network's step (no loop, a fixed batch) and the chip's rate of a large product are printed too.
 """
 
@@ -18,7 +18,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +39,7 @@ CASES = {
     "ResNet-18, 224 px, 1,000 classes": ("timm:resnet18", 224, 1000),
     "CIFAR ResNet-18, 32 px, 10 classes": ("resnet18-cifar", 32, 10),
 }
-OBJECTIVES = ("ce", "ssod")
+FIRST = "ce"
 
 
 class Noise(torch.utils.data.Dataset):
@@ -71,11 +70,12 @@ class Steps:
         network = made.network.to(fabric.device).to(memory_format=torch.channels_last)
         classifier, goal = Classifier(network, made.transform, name=made.name), parse_objective(objective)
         classifier.heads.update(goal.heads(classifier))
+        goal.settle(classifier)
         source = DatasetSource(Noise(arguments.batch * 4, side, classes), identity="noise")
         images = Images(source, Transform(crop=side), device=fabric.device, hardware=hardware, progress=False)
         run = Run(made.name, classes, None, str(made.transform), objective, {"seed": 0})
         self.loop = Loop(
-            fabric, run, Path(tempfile.mkdtemp()), State(network, classifier), goal, recipe, images, images, {}
+            fabric, run, Path(tempfile.mkdtemp()), State(network, classifier, goal), goal, recipe, images, images, {}
         )
         self.epoch, self.iterator, self.device = 0, iter(()), fabric.device
 
@@ -144,26 +144,26 @@ def bare(case: str, arguments: argparse.Namespace) -> None:
         print(f"  {name}: {20 * amount / (time.perf_counter() - begin):,.0f}")
 
 
-def compare(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
+def compare(case: str, arguments: argparse.Namespace) -> None:
     """Times taken in turns, and memory."""
-    both = {objective: Steps(case, objective, arguments) for objective in OBJECTIVES}
-    for steps in both.values():
+    taken = {objective: Steps(case, objective, arguments) for objective in (FIRST, *arguments.objectives)}
+    for steps in taken.values():
         steps.take(2)
-    times: dict[str, list[float]] = {objective: [] for objective in OBJECTIVES}
-    for _ in range(arguments.rounds):
-        for objective, steps in both.items():
-            times[objective].append(steps.take(arguments.steps))
-    ratios = [b / a for a, b in zip(*times.values(), strict=True)]
-    used = {objective: memory(case, objective, arguments) for objective in OBJECTIVES}
+    times: dict[str, list[float]] = {objective: [] for objective in taken}
+    for i in range(arguments.rounds):
+        order = list(taken)
+        for objective in order[i % len(order) :] + order[: i % len(order)]:  # none always comes after the same one
+            times[objective].append(taken[objective].take(arguments.steps))
+    used = {objective: memory(case, objective, arguments) for objective in taken}
     print(f"{case}, batches of {arguments.batch}, {arguments.precision}")
-    for objective in OBJECTIVES:
-        seconds = statistics.median(times[objective])
-        rate = arguments.batch / seconds
-        print(f"  {objective}: {seconds * 1e3:.0f} ms a step, {rate:,.0f} images/s, {used[objective]:.2f} GB")
-    middle, n = statistics.median(ratios), len(ratios)
-    print(f"  ratio of times {middle:.3f} (of {n}: {min(ratios):.3f} to {max(ratios):.3f})")
-    print(f"  ratio of memory {used['ssod'] / used['ce']:.3f}")
-    return used
+    for objective, seconds in times.items():
+        middle = statistics.median(seconds)
+        told = f"  {objective}: {middle * 1e3:.0f} ms a step, {arguments.batch / middle:,.0f} images/s"
+        print(f"{told}, {used[objective]:.2f} GB")
+        if objective != FIRST:
+            ratios = [b / a for a, b in zip(times[FIRST], seconds, strict=True)]
+            of = f"{statistics.median(ratios):.3f} (of {len(ratios)}: {min(ratios):.3f} to {max(ratios):.3f})"
+            print(f"    against {FIRST}: {of} its time, {used[objective] / used[FIRST]:.3f} its memory")
 
 
 def main() -> None:
@@ -174,6 +174,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--steps", type=int, default=1)
+    parser.add_argument("--objectives", nargs="+", default=["ssod", "logitnorm", "godin"])
     parser.add_argument("--options", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.options:
