@@ -3,7 +3,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 PYTHON ?= python3
-WORKERS ?= 2
+WORKERS ?= 3
 
 .PHONY: help quickstart test lint lock study-cifar10 study-imagenet-sample study-ssod benchmark clean
 
