@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 
 import nescio
 from conftest import coloured
+from nescio.cli import main
 from nescio.data import Transform
 from nescio.detector import Detector
 from nescio.errors import InputError
@@ -283,6 +285,17 @@ def test_outliers_are_given_where_they_are_read(sets: dict[str, Path], tmp_path:
         with pytest.raises(InputError, match=told):
             train(tmp_path / "run", **pair, objective=objective, outliers=outliers, **options)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_command_takes_outliers(sets: dict[str, Path], tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    sources = [f"--{name}={folder}" for name, folder in sets.items()]
+    options = ["--arch=tiny_networks:group_net", "--size=16", "--epochs=1", "--batch-size=24", "--workers=0"]
+    done = CliRunner().invoke(main, ["-q", "train", *sources, *options, "--objective=oe:outliers=1", "--out=run"])
+    assert done.exit_code == 0, done.output
+    stored = json.loads((tmp_path / "run/run.json").read_text())
+    assert stored["settings"]["outliers"] == nescio.open_source(sets["outliers"]).identity
+    assert load_classifier("run", device="cpu").seen["outliers"] == stored["settings"]["outliers"]
 
 
 def test_outliers_that_are_tested_on_are_noticed(

@@ -176,8 +176,8 @@ class GroupHead(FeatureHead, name="mos"):
         members = nn.utils.rnn.pad_sequence(list(torch.split(group.argsort(stable=True), counts)), batch_first=True)
         absent = torch.arange(max(counts)) >= torch.tensor(counts)[:, None]
         self.register_buffer("group", group)
-        self.register_buffer("members", members, persistent=False)
-        self.register_buffer("absent", absent, persistent=False)
+        self.register_buffer("members", members)
+        self.register_buffer("absent", absent)
 
     @classmethod
     def like(cls, state: Mapping[str, Tensor]) -> Self:
