@@ -1,7 +1,8 @@
-"""One look for every progress bar: what, how far, images per second, time left; and where the time went."""
+"""One look for every progress bar: what, how far, images per second, time left; where the time went; and quiet."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,3 +67,14 @@ class Clock:
         total = self.total()
         parts = self.seconds | {"other": max(0.0, total - sum(self.seconds.values()))}
         return f"{total:,.1f} s: " + ", ".join(f"{what} {seconds:,.1f}" for what, seconds in parts.items())
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the advice and warnings that libraries give to the root logger."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)

@@ -92,7 +92,7 @@ REFUSED: dict[str, tuple[list[bytes], int, str]] = {
     "empty": ([b""], 422, "0.png: zero bytes"),
     "cut off": ([encoded(picture(0, (64, 64)))[:200]], 422, "0.png: "),
     "too many pixels": ([encoded(Image.new("1", (200, 200)))], 413, "200 × 200 pixels, above the limit of 10,000"),
-    "too large when resized": ([encoded(Image.new("1", (9_000, 1)))], 200, ""),
+    "thin, and judged": ([encoded(Image.new("1", (9_000, 1)))], 200, ""),
     "one of several": ([encoded(picture(0)), b"hello", encoded(picture(1))], 415, "1.png: not an image"),
     "too many": ([encoded(picture(0))] * 4, 413, "4 images: a request may have 3"),
     "too many bytes": ([os.urandom(400_000)], 413, "a request may have 300,000 bytes"),

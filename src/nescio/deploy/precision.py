@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
-from collections.abc import Iterable, Iterator, Set
-from contextlib import contextmanager
+from collections.abc import Iterable, Set
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nescio.errors import InputError
+from nescio.progress import quiet
 
 FP32, FP16, INT8 = PRECISIONS = ("fp32", "fp16", "int8")
 _PREFIX = "lowered/"
@@ -130,7 +129,7 @@ def _int8(part: Any, images: Iterable[Batch]) -> Any:
         def get_next(self) -> dict[str, Batch] | None:
             return next(batches, None)
 
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder, quiet():
         plain, file = Path(folder, "fp32.onnx"), Path(folder, "int8.onnx")
         onnx.save(part, plain)  # a model in memory would lose its weights to a file
         q.quantize_static(
@@ -159,14 +158,3 @@ def _needed(graph: Any, values: set[str], stop: Set[int] = frozenset()) -> set[i
             found.add(i)
             wanted |= set(graph.node[i].input)
     return found
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the quantiser's advice, which goes to the root logger."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(level)

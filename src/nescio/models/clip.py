@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -17,6 +16,7 @@ from nescio.errors import InputError, nearest
 from nescio.models.libraries import Architecture, downloaded
 from nescio.models.weights import load_into
 from nescio.models.zeroshot import ZeroShot
+from nescio.progress import quiet
 
 PREFIX = "clip:"
 PROMPT = "a photo of a {}."
@@ -123,7 +123,7 @@ def captions(model: str, names: Sequence[str] | None) -> Tensor:
             f"{model} knows classes by their names; give them (--classes FILE, one a line), or images in class folders"
         )
     try:
-        with _quiet():
+        with quiet():
             tokenize = library().get_tokenizer(spec.arch)
         tokens: Tensor = tokenize([t.replace("{}", name) for name in _said(names) for t in spec.templates])
     except Exception as e:  # noqa: BLE001 - those of other languages are a hub's, with errors of their own
@@ -155,7 +155,7 @@ def clip_architecture(text: str, names: Sequence[str] | None) -> Architecture:
         tokens = captions(str(spec), names) if pretrained else None  # before anything is downloaded
 
         def make() -> nn.Module:
-            with _quiet():
+            with quiet():
                 made: nn.Module = open_clip.create_model(
                     spec.arch,
                     pretrained=spec.tag if pretrained else None,
@@ -225,14 +225,3 @@ def _transform(network: nn.Module) -> Transform | None:
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
     )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what open_clip tells the root logger: that a network without weights is random."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
