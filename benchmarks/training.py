@@ -2,10 +2,10 @@
 
     python benchmarks/training.py [--device cuda --precision bf16] [--rounds N] [--objectives ssod godin] [--case small]
 
-Whole steps of the loop on images held in memory: augmentation, forward, backward, optimiser. They take turns, so that
-all see the same machine; the ratio is the median over rounds. Memory is the peak of a process of its own for each. With
---out the ratios are stored, as JSON. On a GPU the bare network's step (no loop, a fixed batch) and the chip's rate of a
-large product are printed too.
+Whole steps of the loop on images held in memory: augmentation, forward, backward, optimiser. They take turns in an
+order drawn for each round, each after a step that is not timed; the ratio is the median over rounds. Memory is the peak
+of a process of its own for each. With --out the ratios are stored, as JSON. On a GPU the bare network's step (no loop,
+a fixed batch) and the chip's rate of a large product are printed too.
 """
 
 from __future__ import annotations
@@ -150,12 +150,11 @@ def bare(case: str, arguments: argparse.Namespace) -> None:
 def compare(case: str, arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Times taken in turns, and memory; the ratios to cross entropy's, by objective."""
     taken = {objective: Steps(case, objective, arguments) for objective in (FIRST, *arguments.objectives)}
-    for steps in taken.values():
-        steps.take(2)
     times: dict[str, list[float]] = {objective: [] for objective in taken}
-    for i in range(arguments.rounds):
-        order = list(taken)
-        for objective in order[i % len(order) :] + order[: i % len(order)]:  # none always comes after the same one
+    rng = np.random.default_rng(0)
+    for _ in range(arguments.rounds):
+        for objective in rng.permutation(list(taken)):
+            taken[objective].take(1)  # after a larger step of another, memory has to be had anew
             times[objective].append(taken[objective].take(arguments.steps))
     used = {objective: memory(case, objective, arguments) for objective in taken}
     print(f"{case}, batches of {arguments.batch}, {arguments.precision}")
