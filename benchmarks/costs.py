@@ -1,8 +1,9 @@
 """What each stage costs, for ``nescio methods``: rewrites ``src/nescio/costs.csv``.
 
 On the CIFAR-10 DenseNet's features (50,000 training, 10,000 test, 342 wide; the banks are made first where they are
-missing): seconds to fit, microseconds to score an image, of the detector with this stage alone, and energy (or MSP)
-behind it where it is no score. For probes and passes: time of the network per image, in plain passes, on 64 images.
+missing): seconds to fit, microseconds to score an image, the least of three, of the detector with this stage alone, and
+energy (or MSP) behind it where it is no score. For probes and passes: time of the network per image, in plain passes,
+on 64 images.
 Stages that read a head which a network must be trained with have no costs.
 
     python benchmarks/costs.py [--shared DIR]
@@ -58,8 +59,9 @@ def main() -> None:
             network = classifier.changed(with_dropout) if name == "mcdropout" else classifier
             row["network"] = f"{network_seconds(network, pass_of(detector), detector, images) / plain:.1f}"
         else:
-            (fit,) = fit_all([detector], data)
-            _, (score,) = score_all([detector], test.chunks())
+            tries = [detector, *(Detector.parse(str(detector)) for _ in range(2))]
+            fit = min(seconds for each in tries for seconds in fit_all([each], data))
+            score = min(seconds for each in tries for seconds in score_all([each], test.chunks())[1])
             row |= {"fit": f"{fit:.2f}" if detector.needs_train else "", "score": f"{score / len(test) * 1e6:.1f}"}
             if not issubclass(stage, Ensemble) and detector.probes():
                 row["network"] = f"{network_seconds(classifier, PLAIN, detector, images) / plain:.1f}"
