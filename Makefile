@@ -5,6 +5,9 @@ READY  := $(VENV)/.ready
 PYTHON ?= python3
 WORKERS ?= 3
 
+# The tests start hundreds of processes; compiling every module anew in each would take longer than the tests.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help quickstart test lint lock study-cifar10 study-imagenet-sample study-ssod benchmark clean
 
 help:
