@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 from nescio.detector import Detector
 from nescio.errors import InputError
 from nescio.extraction import pass_of
-from nescio.objectives import parse_objective
+from nescio.objectives import View, parse_objective
 from objective_setting import Setting, X, Y
+
+HALVES = [(torch.cat([X[i::2], X[i::2].flip(3)]).double(), Y[i::2].repeat(2)) for i in (0, 1)]
+"""Both views of the images that each of two processes has."""
 
 
 def test_supervised_contrast_is_its_formula() -> None:
@@ -95,6 +101,40 @@ def test_a_step_lowers_a_contrastive_loss(spec: str) -> None:
     for p, gradient in zip(setting.parameters, gradients, strict=True):
         p.data -= 1e-3 * gradient
     assert setting.loss().item() < before
+
+
+def parts_of_a_batch(x: torch.Tensor, y: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Loss and gradients of objectives that look across the batch, and what VOS remembers of it."""
+    found = {}
+    for spec in ("supcon", "cider", "csi", "vos"):
+        setting = Setting(spec)
+        if spec == "vos":
+            setting.objective.queued.zero_(), setting.objective.counts.zero_()
+            del setting.objective.remember  # the class's own again
+        loss, _ = setting.objective.loss(View(x, y, setting.parts, 0.5), setting.classifier.heads)
+        gradients = torch.autograd.grad(loss, setting.parameters)
+        found |= {f"{spec}/{name}": g for name, g in zip(setting.names, gradients, strict=True)}
+        found |= {f"{spec}/{name}": t for name, t in setting.objective.named_buffers()} | {f"{spec}/loss": loss}
+    return {name: t.detach().double().contiguous() for name, t in found.items()}
+
+
+def one_of_two(rank: int, folder: Path) -> None:
+    meeting = f"file://{folder / 'meeting'}"
+    torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
+    x, y = HALVES[rank]
+    save_file(parts_of_a_batch(x, y), folder / f"{rank}.safetensors")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_look_across_the_whole_batch(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(one_of_two, (tmp_path,), nprocs=2)
+    whole = parts_of_a_batch(*(torch.cat(parts) for parts in zip(*HALVES, strict=True)))
+    first, second = (load_file(tmp_path / f"{rank}.safetensors") for rank in (0, 1))
+    for name, t in whole.items():
+        torch.testing.assert_close((first[name] + second[name]) / 2, t, rtol=1e-5, atol=1e-9)
+    for name in ("cider/prototypes", "vos/queued", "vos/counts"):
+        assert torch.equal(first[name], second[name])
+        assert first[name].abs().sum() > 0
 
 
 def test_csi_compares_turned_images_as_classes_of_their_own() -> None:

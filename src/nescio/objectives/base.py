@@ -218,6 +218,15 @@ def summed(t: Tensor) -> Tensor:
     return t
 
 
+def gathered(rows: Tensor) -> Tensor:
+    """The rows of all processes, the first's first, with gradient. Each must have as many."""
+    if processes() == 1:
+        return rows
+    from torch.distributed.nn.functional import all_gather
+
+    return torch.cat(all_gather(rows))  # type: ignore[no-untyped-call]
+
+
 def processes() -> int:
     """How many processes train together."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():

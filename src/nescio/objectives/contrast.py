@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from nescio.errors import check_positive
 from nescio.models.classifier import Classifier
-from nescio.objectives.base import Objective, View, exactly, precise
+from nescio.objectives.base import Objective, View, exactly, gathered, precise
 
 WIDTH = 128
 """Numbers that a projection has, as in SimCLR and after it."""
@@ -20,8 +20,8 @@ class Contrastive(Objective):
 
     The projection is linear, ReLU, linear to 128, scaled to length one; it is thrown away. The classification layer
     learns by cross entropy from the features as they are, without gradient for them: so the network has a label, and
-    what is contrasted alone makes the features. The authors train that layer afterwards. With several processes, or a
-    batch in parts, images are compared within their part.
+    what is contrasted alone makes the features. The authors train that layer afterwards. With several processes
+    the images of the whole batch are compared; with gradient accumulation, those of each part.
     """
 
     # the score, ``knn``, is fitted on training features, which validation after an epoch has none of
@@ -40,7 +40,8 @@ class Contrastive(Objective):
         del heads
         h, labels = self.compared(view)
         with exactly(h):
-            term = self.contrast(nn.functional.normalize(self.projection(h)), labels)
+            z = nn.functional.normalize(self.projection(h))
+            term = self.contrast(gathered(z), gathered(labels))
             own = nn.functional.cross_entropy(view.head.linear(precise(view.h).detach()), view.labels)
         return term + own, {"contrast_loss": term.detach(), "cls_loss": own.detach()}
 

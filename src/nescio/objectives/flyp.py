@@ -10,7 +10,7 @@ from nescio.errors import InputError
 from nescio.models.classifier import Classifier
 from nescio.models.clip import captions
 from nescio.models.zeroshot import ZeroShot
-from nescio.objectives.base import Objective, View, processes
+from nescio.objectives.base import Objective, View, gathered, processes
 
 
 class FLYP(Objective, name="flyp"):
@@ -61,16 +61,7 @@ class FLYP(Objective, name="flyp"):
         nearest = view.labels[(images @ texts.mT).argmax(dim=1)]
         if processes() > 1:
             own = own + torch.distributed.get_rank() * len(own)
-        by_image = network.scale * images @ _of_all(texts).mT
-        by_text = network.scale * texts @ _of_all(images).mT
+        by_image = network.scale * images @ gathered(texts).mT
+        by_text = network.scale * texts @ gathered(images).mT
         right = (nearest == view.labels).float().mean()
         return (cross_entropy(by_image, own) + cross_entropy(by_text, own)) / 2, {"accuracy": right}
-
-
-def _of_all(rows: Tensor) -> Tensor:
-    """The rows of all processes, with gradient. Each must have as many."""
-    if processes() == 1:
-        return rows
-    from torch.distributed.nn.functional import all_gather
-
-    return torch.cat(all_gather(rows))  # type: ignore[no-untyped-call]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from nescio.errors import InputError, check_at_least
 from nescio.models.classifier import Classifier
 from nescio.models.heads import EnergyHead, head_of
-from nescio.objectives.base import Objective, View, exactly, precise
+from nescio.objectives.base import Objective, View, exactly, gathered, precise
 
 _RIDGE = 1e-4
 """Added to the covariance's diagonal, as the authors do."""
@@ -33,7 +33,8 @@ class VOS(Objective, name="vos"):
         select: of these, virtual outliers.
 
     A sample's density depends on its whitened length alone. So ``draws`` lengths are drawn, and directions for those
-    that are selected: the distribution is that of whole samples. With several processes the queues are the first's.
+    that are selected: the distribution is that of whole samples. With several processes the queues are those of the
+    whole batch, and each draws for itself.
 
     Source: Du, Wang, Cai and Li, "VOS: Learning What You Don't Know by Virtual Outlier Synthesis", ICLR 2022, equations
     1 to 6; defaults are those of the authors' code for CIFAR, whose two logits are one here, their difference.
@@ -73,7 +74,7 @@ class VOS(Objective, name="vos"):
         """Loss of a batch."""
         own = nn.functional.cross_entropy(view.logits, view.labels)
         h, head = precise(view.h), head_of(heads, EnergyHead)
-        self.remember(h.detach(), view.labels)
+        self.remember(gathered(h.detach()), gathered(view.labels))
         due = view.epoch >= self.start
         self.waiting = due and int(self.counts.amin()) < self.queue
         with exactly(h):
