@@ -139,7 +139,7 @@ class Objective(Optioned, nn.Module):
     weights. What is made for a network, it makes in ``heads``.
 
     ``forward`` returns the loss and what is worth watching. Under several processes each sees its part of the batch;
-    the mean of their losses must be the loss of the whole.
+    the mean of their losses must be the loss of the whole: ``gathered`` and ``summed`` know the others' parts.
     """
 
     kind = "objective"
