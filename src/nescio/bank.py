@@ -24,6 +24,7 @@ from nescio.data.hashing import combine, hash_files
 from nescio.errors import InputError, some
 from nescio.features import Columns, Features, Head
 from nescio.files import alone, whole
+from nescio.text import as_written, cells
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +81,8 @@ class Bank:
         names = [*COLUMNS, *self.manifest["aux"]]
         self._arrays = {name: np.load(path / f"{name}.npy", mmap_mode="r") for name in names}
         with (path / _SKIPPED).open(newline="") as file:
-            self.skipped = [(int(row), image, reason) for row, image, reason in list(csv.reader(file))[1:]]
+            lines = [as_written(line) for line in list(csv.reader(file))[1:]]
+        self.skipped = [(int(row), image, reason) for row, image, reason in lines]
 
     @cached_property
     def rows(self) -> npt.NDArray[np.int64]:
@@ -273,7 +275,7 @@ class BankWriter:
         """Write the rows of one batch: all columns, each of the batch's length."""
         if skipped:
             with (self.partial / _SKIPPED).open("a", newline="", errors="backslashreplace") as file:
-                csv.writer(file, lineterminator="\n").writerows(skipped)
+                csv.writer(file, lineterminator="\n").writerows(map(cells, skipped))
         stop = start + len(values["status"])
         for name in sorted(self._arrays, key=lambda name: name == "status"):  # last: it says that the others are there
             self._arrays[name][start:stop] = values[name]

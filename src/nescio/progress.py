@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -19,7 +20,34 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.segment import Segment
 from rich.text import Text
+
+from nescio.text import printable
+
+
+class Screen(Console):
+    """A terminal or file on which text is text: it has no markup, no emoji codes, and no control characters."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Text as it is measured and printed."""
+        return super().render_str(printable(text, keep="\n"), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Everything that is printed comes through here, also styled text in tables."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text, keep="\n"))
+
+
+class Line(logging.Formatter):
+    """A log message in one line, whatever the names in it hold."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        """The message without a traceback, which keeps its lines."""
+        return printable(super().formatMessage(record))
 
 
 class _Rate(ProgressColumn):
@@ -31,10 +59,10 @@ class _Rate(ProgressColumn):
 
 def progress_bar(*, show: bool = True, of_bytes: bool = False) -> Progress:
     """A bar on standard error; nothing at all where ``show`` is false or nobody watches. It counts images, or bytes."""
-    console = Console(stderr=True)
+    console = Screen(stderr=True)
     counts = (DownloadColumn(), TransferSpeedColumn()) if of_bytes else (MofNCompleteColumn(), _Rate())
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=28),
         *counts,
         TimeRemainingColumn(elapsed_when_finished=True),

@@ -24,6 +24,7 @@ from nescio.data.suites import AVERAGE
 from nescio.errors import InputError
 from nescio.files import whole, write_whole
 from nescio.sample import FeatureSample
+from nescio.text import cells
 
 SHARES = ("fpr95", "auroc", "aupr_in", "aupr_out", "aurc", "id_accuracy")
 """The columns that are shares in [0, 1] here and percent in every file and table."""
@@ -160,9 +161,8 @@ class Results:
             dict.fromkeys([f.name for f in fields(Row) if f.name != "intervals"] + [k for r in lines for k in r])
         )
         out = io.StringIO()
-        writer = csv.DictWriter(out, names, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerows([names, *(cells(line.get(name, "") for name in names) for line in lines)])
         return out.getvalue()
 
     def _beside(self, row: Row) -> dict[str, Any]:
@@ -209,7 +209,8 @@ class Results:
         write_whole(folder / "results.json", self.to_json())
         if self.skipped:
             out = io.StringIO()
-            csv.writer(out, lineterminator="\n").writerows([("set", "row", "image", "reason"), *self.skipped])
+            rows = [("set", "row", "image", "reason"), *self.skipped]
+            csv.writer(out, lineterminator="\n").writerows(map(cells, rows))
             write_whole(folder / "skipped.csv", out.getvalue())
         else:
             (folder / "skipped.csv").unlink(missing_ok=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.table import Table
+from rich.text import Text
 
 from nescio.files import write_whole
 from nescio.results import Published, Results
@@ -98,7 +99,7 @@ def terminal(results: Results, width: int) -> Iterator[Table]:
         for name in names:
             table.add_column(name, justify="right", no_wrap=True)
         for line in lines(results):
-            shown = [_joined(line.cells.get(n), "[bold]{}[/bold]", width=5) for n in names]
+            shown = [Text.from_markup(_joined(line.cells.get(n), "[bold]{}[/bold]", width=5)) for n in names]
             if line.kind == OURS:
                 table.add_row(line.detector, *shown)
             elif any(shown):

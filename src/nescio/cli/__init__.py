@@ -14,6 +14,7 @@ from nescio.cli.deploy import export, fit, score, show
 from nescio.cli.serve import serve
 from nescio.cli.train import explain, train
 from nescio.cli.tune import recommend, tune
+from nescio.progress import Line
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -30,7 +31,7 @@ def main(ctx: click.Context, *, debug: bool, quiet: bool) -> None:
     ctx.obj = {"quiet": quiet}
     level = logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("nescio: %(message)s"))
+    handler.setFormatter(Line("nescio: %(message)s"))
     logger = logging.getLogger("nescio")
     logger.setLevel(level)
     logger.handlers = [handler]

@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nescio.errors import InputError, check_at_least, nearest
-from nescio.progress import Clock
+from nescio.progress import Clock, Screen
+from nescio.text import printable
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from nescio.models import Classifier
     from nescio.results import Results
 
@@ -34,7 +33,8 @@ class Group(click.Group):
         except InputError as e:
             if ctx.params.get("debug"):
                 raise
-            click.echo(f"nescio: {e}", err=True)
+            reason = printable(str(e), keep="\n")
+            click.echo(f"nescio: {reason}", err=True)
             ctx.exit(EXIT_BAD_INPUT)
         except KeyboardInterrupt as e:
             resumes = getattr(e, "way_out", "the same command goes on where it stopped")
@@ -151,7 +151,7 @@ def present(results: Results, out: Path | None, *, report: bool, clock: Clock | 
                 plate.save(out / "figures")
         if (out / "figures").is_dir():
             written.append("figures")
-        screen.print(f"wrote {', '.join(written)} to {out}/", highlight=False, markup=False)
+        screen.print(f"wrote {', '.join(written)} to {out}/")
     logging.getLogger("nescio").info("%s", clock)
 
 
@@ -183,12 +183,10 @@ def check_writable(folder: Path | None) -> None:
         )
 
 
-def console() -> Console:
+def console() -> Screen:
     """Where results are printed."""
-    from rich.console import Console
-
     # a file or pipe gets the whole table; a terminal its own width
-    return Console() if sys.stdout.isatty() else Console(width=200)
+    return Screen() if sys.stdout.isatty() else Screen(width=200)
 
 
 def detector_specs(given: tuple[str, ...], file: Path | None) -> list[str]:

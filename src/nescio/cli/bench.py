@@ -210,7 +210,7 @@ def report(results: Path, out: Path | None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     clock = Clock()
     write_report_to(loaded, folder, clock)
-    console().print(f"wrote {folder / 'report.html'} in {clock.total():.1f} s", highlight=False, markup=False)
+    console().print(f"wrote {folder / 'report.html'} in {clock.total():.1f} s")
 
 
 @click.command()

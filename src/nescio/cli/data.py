@@ -40,8 +40,8 @@ def data() -> None:
 def list_(suite: str | None, data_root: Path, *, published: bool, errata: bool) -> None:
     """List the suites; of one SUITE, what it needs, what is where, and how to get what is missing."""
     from rich.box import SIMPLE_HEAD
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     from nescio.data.suites import open_suite
 
@@ -53,10 +53,10 @@ def list_(suite: str | None, data_root: Path, *, published: bool, errata: bool) 
     chosen = open_suite(suite)
     needs = chosen.needs(data_root)
     screen = console()
-    screen.print(f"{chosen.title}: {chosen.about}", highlight=False, markup=False)
+    screen.print(f"{chosen.title}: {chosen.about}")
     if published:
         for line in _rows(chosen, data_root):
-            screen.print(line, highlight=False, markup=False, soft_wrap=True)  # a command must not break
+            screen.print(line, soft_wrap=True)  # a command must not break
         return
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name in ("role", "images", "found"):
@@ -65,7 +65,7 @@ def list_(suite: str | None, data_root: Path, *, published: bool, errata: bool) 
         table.add_row(
             need.role,
             f"{need.images:,}" if need.images else "",
-            escape(need.found) if need.found else "[bold red]missing[/bold red]",
+            need.found or Text("missing", "bold red"),
         )
     screen.print(table)
     lines = [_way(need, data_root) for need in needs if need.found is None]
@@ -75,7 +75,7 @@ def list_(suite: str | None, data_root: Path, *, published: bool, errata: bool) 
     elif chosen.errata:
         lines.append(f"the papers' errata, {len(chosen.errata)} of them: --errata")
     for line in lines:
-        screen.print(line, highlight=False, markup=False)
+        screen.print(line)
 
 
 def _list_suites() -> None:
@@ -150,14 +150,14 @@ def fetch(obj: dict[str, bool], names: tuple[str, ...], data_root: Path) -> None
     for base, split in dict.fromkeys(wanted):
         dataset = known_set(base)
         if there := dataset.find(split, data_root):
-            console().print(f"{base}/{split} is at {there}", highlight=False, markup=False)
+            console().print(f"{base}/{split} is at {there}")
             continue
         try:
             came = run(dataset, split, data_root, progress=not obj["quiet"])
         except InputError as e:  # the others are fetched all the same
             failed.append(str(e))
         else:
-            console().print(f"fetched {base}/{split} to {came}", highlight=False, markup=False)
+            console().print(f"fetched {base}/{split} to {came}")
     if failed:
         raise InputError("\n".join(failed))
 
@@ -210,7 +210,7 @@ def check(
     missing = [need.role for need in needs if need.found is None] if suite else []
     told = [f"{role} is missing" for role in missing] + warnings(found)
     for line in told:
-        console().print(f"- {line}", highlight=False, markup=False)
+        console().print(f"- {line}")
     if told:
         ctx.exit(1)
 

@@ -77,7 +77,7 @@ def fit(obj: dict[str, Any], /, out: Path, *, no_weights: bool, **options: Any) 
     except OSError as e:
         raise InputError(f"{out} cannot be written: {e}") from None
     _show(describe(out))
-    console().print(f"wrote {out} ({out.stat().st_size / 1e6:,.1f} MB)", highlight=False, markup=False)
+    console().print(f"wrote {out} ({out.stat().st_size / 1e6:,.1f} MB)")
 
 
 @click.command()
@@ -132,7 +132,7 @@ def export(obj: dict[str, Any], /, file: Path, out: Path, **options: Any) -> Non
         raise InputError(f"{out} cannot be written: {e}") from None
     if said is not None:
         _show_lowered(said)
-    console().print(f"wrote {out} ({out.stat().st_size / 1e6:,.1f} MB)", highlight=False, markup=False)
+    console().print(f"wrote {out} ({out.stat().st_size / 1e6:,.1f} MB)")
 
 
 @click.command()
@@ -177,9 +177,7 @@ def score(obj: dict[str, Any], /, file: Path, images: tuple[str, ...], out: Path
     rate = f"; {done.images / done.seconds:,.0f} images/s" if done.images else ""
     console().print(
         f"{tally.images:,} images: {tally.accepted:,} accepted, {tally.rejected:,} rejected, "
-        f"{tally.unreadable:,} unreadable{listed}{rate}\nwrote {tally.parts:,} parts to {out}/",
-        highlight=False,
-        markup=False,
+        f"{tally.unreadable:,} unreadable{listed}{rate}\nwrote {tally.parts:,} parts to {out}/"
     )
 
 
@@ -211,7 +209,7 @@ def _show_lowered(said: Lowered) -> None:
     screen = console()
     screen.print(table)
     for line in lines:
-        screen.print(line, highlight=False, markup=False)
+        screen.print(line)
 
 
 def _print_verdicts(deployed: Deployed, images: tuple[str, ...], batch_size: int | None, workers: int | None) -> None:
@@ -238,11 +236,11 @@ def _print_verdicts(deployed: Deployed, images: tuple[str, ...], batch_size: int
         table.add_column(title, justify="right")
     for row in rows:
         if row["error"] is not None:
-            table.add_row(Text(row["path"]), "", "", Text(f"unreadable: {row['error']}", "yellow"))
+            table.add_row(row["path"], "", "", Text(f"unreadable: {row['error']}", "yellow"))
             continue
         said = Text("ACCEPTED", "green") if row["accepted"] else Text("I do not know", "red")
         values = [f"{row[name]:.3f}" for name in numbers]
-        table.add_row(Text(row["path"]), Text(row["label"]), f"{row['probability']:.1%}", said, *values)
+        table.add_row(row["path"], row["label"], f"{row['probability']:.1%}", said, *values)
     console().print(table)
 
 
@@ -275,7 +273,4 @@ def _show(about: dict[str, Any]) -> None:
         table.add_row("P(ID | image)", "from the network's own OOD head")
     else:
         table.add_row("P(ID | image)", "none (--proxy fits one)")
-    screen = console()
-    for column in table.columns:
-        column.highlight = False
-    screen.print(table)
+    console().print(table)

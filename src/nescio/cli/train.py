@@ -88,7 +88,7 @@ def train(obj: dict[str, Any], /, train_: str, watch: tuple[str, ...], recipe: s
         **options,
     )
     if trained.selected and int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0) == 0:
-        console().print(_told(trained.selected, out), highlight=False, markup=False)
+        console().print(_told(trained.selected, out))
 
 
 @click.command()
@@ -123,7 +123,7 @@ def explain(images: tuple[str, ...], model: tuple[str, ...], out: Path, **option
         raise InputError(f"--model {repeated[0]} is given twice")
     classifiers = {name: load_classifier(name, **loading) for name in model}
     arrays = run(classifiers, [open_source(spec) for spec in images], out, **options)
-    console().print(f"wrote {out} and {arrays}", highlight=False, markup=False)
+    console().print(f"wrote {out} and {arrays}")
 
 
 def _told(selected: dict[str, dict[str, Any]], out: Path) -> str:

@@ -19,6 +19,7 @@ from nescio.cli.base import (
     use_cache,
 )
 from nescio.files import write_whole
+from nescio.text import cells
 
 if TYPE_CHECKING:
     from nescio.tuning import Choice
@@ -100,14 +101,14 @@ def _present(run: Any, obj: dict[str, Any], options: dict[str, Any], **more: Any
     left = len(choice.candidates) - 10
     if left > 0:
         screen.print(f"and {left:,} more" + ("" if out else " (--out FILE.csv for all)"))
-    screen.print(f"best: {choice.best}", highlight=False, markup=False)
+    screen.print(f"best: {choice.best}")
     if options["ood_examples"] or any(value is not None for value in costs.values()):
         for line in choice.operating_lines(given):
-            screen.print(line, highlight=False, markup=False)
+            screen.print(line)
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_whole(out, _csv(choice))
-        screen.print(f"wrote {out}", highlight=False, markup=False)
+        screen.print(f"wrote {out}")
 
 
 def _csv(choice: Choice) -> str:
@@ -116,5 +117,5 @@ def _csv(choice: Choice) -> str:
     writer.writerow(["detector", *(f"{p}_{m}" for p in choice.proxies for m in ("fpr95", "auroc")), "gap"])
     for c in choice.candidates:
         numbers = [round(getattr(c, m)[p] * 100, 4) for p in choice.proxies for m in ("fpr95", "auroc")]
-        writer.writerow([c.detector, *numbers, round(c.mean("gap", choice.proxies), 4)])
+        writer.writerow(cells([c.detector, *numbers, round(c.mean("gap", choice.proxies), 4)]))
     return text.getvalue()

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from nescio.data.batches import spans
 from nescio.errors import InputError
 from nescio.files import alone, whole, write_whole
+from nescio.text import cells
 
 log = logging.getLogger(__name__)
 
@@ -169,7 +170,7 @@ class ScoreFolder:
                 accepted += pc.sum(table["accepted"]).as_py() or 0
                 failed = table.filter(pc.is_valid(table["error"]))
                 unreadable += len(failed)
-                writer.writerows(zip(failed["path"].to_pylist(), failed["error"].to_pylist(), strict=True))
+                writer.writerows(map(cells, zip(failed["path"].to_pylist(), failed["error"].to_pylist(), strict=True)))
         images = self.plan.images
         return Tally(images, accepted, images - accepted - unreadable, unreadable, len(self.plan))
 
