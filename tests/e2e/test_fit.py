@@ -86,3 +86,16 @@ def test_a_place_that_cannot_be_written_is_refused_at_once(here: Path) -> None:
     assert not (here / "cache").exists()  # before the network ran
     assert nescio("show", "nothing.nescio").exit_code == 2
     assert nescio("show", "w.safetensors").exit_code == 2
+
+
+def test_a_class_that_is_called_like_markup_or_an_escape_sequence_is_shown_as_text(here: Path) -> None:
+    (here / "names.txt").write_text("[/red]\n\x1b]0;owned\x07b\n:dog:\nd\n")
+    made = nescio(*FIT, *SETS, "--classes", "names.txt", "--accept", "0.8", "--per-class", "-o", "my.nescio")
+    assert made.exit_code == 0, made.output
+    (here / "held").rename(here / "[bold]\x1b[31m")
+    scored = nescio("score", "my.nescio", "--model", "mine:make", "[bold]\x1b[31m")
+    for output in (made.output, nescio("show", "my.nescio").output):
+        assert "[/red]" in output
+        assert "\\x1b]0;owned" in output
+    assert "[bold]\\x1b[31m/a/0.png" in scored.output
+    assert "\x1b" not in made.output + scored.output

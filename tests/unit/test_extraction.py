@@ -97,6 +97,15 @@ def test_bad_images_are_recorded_and_leave_no_row(classifier: Classifier, tmp_pa
         extract(classifier, source, cache=tmp_path, workers=0)
 
 
+def test_a_bad_image_that_is_called_like_a_formula_is_listed_as_text(classifier: Classifier, tmp_path: Path) -> None:
+    source = Pictures(4, {1: b""})
+    source.name = lambda i: f"=cmd|'/c calc'!A{i}"
+    bank = extract(classifier, source, cache=tmp_path, workers=0, max_bad=0.5)
+    assert bank.skipped == [(1, "=cmd|'/c calc'!A1", "zero bytes")]
+    with (bank.path / "skipped.csv").open(newline="") as file:
+        assert [r["image"] for r in csv.DictReader(file)] == ["'=cmd|'/c calc'!A1"]
+
+
 def test_a_batch_of_bad_images_alone_and_a_set_of_them(classifier: Classifier, tmp_path: Path) -> None:
     bank = extract(classifier, Pictures(6, {0: b"", 1: b""}), cache=tmp_path, batch_size=2, workers=0, max_bad=0.5)
     assert bank.rows.tolist() == [2, 3, 4, 5]

@@ -157,6 +157,17 @@ def test_one_percent_of_corrupt_images_costs_no_other(
     assert found["path"].to_pylist() == [open_source(folder).name(i) for i in range(200)]
 
 
+def test_unreadable_images_that_are_called_like_formulas_are_listed_as_text(
+    deployed: Deployed, make_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_folder("=1+1")
+    (tmp_path / "=1+1/a/0.png").write_bytes(b"")
+    score_images(deployed, "=1+1", tmp_path / "s", workers=0, progress=False)
+    assert (tmp_path / "s/_errors.csv").read_text() == "path,error\n'=1+1/a/0.png,zero bytes\n"
+    assert "=1+1/a/0.png" in table(tmp_path / "s")["path"].to_pylist()  # parquet keeps the name
+
+
 def _score_in_a_process(deployed: Deployed, out: Path, delay: float, workers: int) -> None:
     torch.set_num_threads(1)
     multiprocessing.set_start_method("fork", force=True)  # its decoders begin as those of the command line do
