@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import logging
 import platform
@@ -135,7 +136,9 @@ def bench(
     manifest = _manifest(classifier, fitted, sources, banks, opened)
     manifest |= {"equal": equal, "resamples": resamples, **(about or {})}
     labelled = correct if (id_source.labels >= 0).any() else None
-    sample = _sample(banks, list(test_sources), fitted.values())
+    plain = _plain(banks)
+    sample = _sample(plain, list(test_sources), fitted.values())
+    id_set, *ood_sets = (dataclasses.replace(s, pred=_predictions(plain.get(s.name))) for s in (id_set, *ood_sets))
     return Results([Row(**r) for r in rows], manifest, id_set, ood_sets, skipped, labelled, sample=sample)
 
 
@@ -251,17 +254,34 @@ def _row(
     }
 
 
-def _sample(
-    banks: Sequence[tuple[str, Bank]], names: Sequence[str], detectors: Iterable[Detector]
-) -> FeatureSample | None:
-    """From the banks that the detectors were judged on; None where none of these is of the plain pass."""
+def _plain(banks: Sequence[tuple[str, Bank]]) -> dict[str, Bank]:
+    """A bank of the plain pass for each set that has one."""
     plain: dict[str, Bank] = {}
     for name, bank in banks:
         if bank.manifest["key"]["network_pass"] == PLAIN.key:
             plain.setdefault(name, bank)
+    return plain
+
+
+def _predictions(bank: Bank | None) -> npt.NDArray[np.int64] | None:
+    """By row of the bank's source, -1 where the image could not be used."""
+    if bank is None:
+        return None
+    pred = np.full(len(bank) + len(bank.skipped), -1, dtype=np.int64)
+    pred[bank.rows] = bank.pred
+    return pred
+
+
+def _sample(plain: Mapping[str, Bank], names: Sequence[str], detectors: Iterable[Detector]) -> FeatureSample | None:
+    """From the banks that the detectors were judged on; None where one of these is not of the plain pass."""
     if not set(names) <= set(plain):
         return None
     return sample_features({name: plain[name] for name in names}, [d for d in detectors if d.input_stage is None])
+
+
+def _named_by(*sources: Source | None) -> list[str] | None:
+    """Names of the classes, from the first set of ID images that has any."""
+    return next((s.classes for s in sources if s is not None and s.classes), None)
 
 
 def _manifest(
@@ -280,6 +300,7 @@ def _manifest(
             "head": classifier.head_name,
             "head_shape": list(classifier.head.weight.shape),
             "head_fingerprint": classifier.head.fingerprint,
+            "classes": classifier.classes or _named_by(sources["id"], sources["train"]),
         },
         "transform": str(classifier.transform),
         "data": {

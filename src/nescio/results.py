@@ -88,13 +88,15 @@ class Published:
 class Scored:
     """A data set with every detector's ``scores``, and the ``rows`` of its ``source`` that they belong to.
 
-    ``source`` is None where results were read from their files and the images are not where they were.
+    ``source`` is None where results were read from their files and the images are not where they were. ``pred`` is the
+    network's own prediction by row of the source, -1 where there is none; None where no plain pass was made.
     """
 
     name: str
     source: Source | None
     rows: dict[str, npt.NDArray[np.int64]]
     scores: dict[str, npt.NDArray[np.float64]]
+    pred: npt.NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -216,12 +218,14 @@ class Results:
             (folder / "skipped.csv").unlink(missing_ok=True)
 
     def _scores(self) -> dict[str, npt.NDArray[Any]]:
-        """All scores and rows as ``SET/DETECTOR``, by their numbers, and whether the classifier was right."""
+        """All scores and rows as ``SET/DETECTOR``, by their numbers, and what the classifier said, right or wrong."""
         found: dict[str, npt.NDArray[Any]] = {}
         for s, scored in enumerate((self.id_set, *self.ood_sets)):
             for d, detector in enumerate(self.detectors):
                 found[f"{s}/{d}/scores"] = scored.scores[detector]
                 found[f"{s}/{d}/rows"] = scored.rows[detector].astype(np.int32)
+            if scored.pred is not None:
+                found[f"{s}/pred"] = scored.pred.astype(np.int32)
         if self.correct is not None:
             found["correct"] = self.correct.astype(np.uint8)
         return found
@@ -248,6 +252,7 @@ class Results:
                     _reopened(name, content["manifest"]["data"][name]),
                     {d: tensors[f"{s}/{i}/rows"].astype(np.int64) for i, d in enumerate(detectors)},
                     {d: tensors[f"{s}/{i}/scores"] for i, d in enumerate(detectors)},
+                    tensors[f"{s}/pred"].astype(np.int64) if f"{s}/pred" in tensors else None,
                 )
                 for s, name in enumerate(["id", *dict.fromkeys(r.ood for r in rows)])
             ]

@@ -100,7 +100,7 @@ def test_the_page_says_what_the_results_say(results: Results, report: Path) -> N
     )
     cells = shown.values("td", "data-value")
     expected = []
-    for d in DETECTORS:
+    for d in words.ranked(results):
         averages = [results.average(d, m) for m in ("fpr95", "auroc")]
         each = [getattr(results.row(d, o), m) for o in SETS for m in ("fpr95", "auroc")]
         expected += [*(v * 100 for v in (*averages, *each)), results.average(d, "seconds")]
@@ -347,7 +347,9 @@ def column(view: Any, number: int) -> list[str]:
 
 def test_the_table_sorts_by_mouse_and_by_keyboard(opened: Callable[..., Any], results: Results) -> None:
     view = opened()
-    assert column(view, 0) == list(DETECTORS)
+    assert column(view, 0) == words.ranked(results)  # the best first
+    first = view.locator("th[aria-sort=descending]")
+    assert first.inner_text().startswith("AUROC")
     view.get_by_role("button", name="FPR95 on far").click()
     values = [float(v) for v in column(view, 3)]
     assert values == sorted(values)
@@ -421,8 +423,34 @@ def test_the_mistakes_are_those_of_the_chosen_detector(opened: Callable[..., Any
             assert shown.evaluate_all("images => images.every(image => image.complete && image.naturalWidth > 0)")
             names = [pictures.short_name(_source(results, name), m.place[1]) for m in found]
             assert shown.evaluate_all("images => images.map(image => image.alt)") == names
-            scores = view.locator(f'#wrong [data-set="{name}"] li span:not(.label)').all_inner_texts()
+            scores = view.locator(f'#wrong [data-set="{name}"] li > span:first-of-type').all_inner_texts()
             assert [float(s) for s in scores] == pytest.approx([m.score for m in found], rel=0.01)
+            scored = results.id_set if name == "id" else next(s for s in results.ood_sets if s.name == name)
+            taken = view.locator(f'#wrong [data-set="{name}"] .taken').all_inner_texts()
+            assert taken == [f"taken for {'abcd'[scored.pred[m.place[1]]]}" for m in found]
+
+
+def test_the_heading_of_a_long_table_stays_in_sight(opened: Callable[..., Any]) -> None:
+    view = opened(1280, 900)
+    table = view.locator("#table .wide")
+    table.evaluate("box => { box.style.maxHeight = '140px'; box.scrollTop = 60; }")
+    assert table.evaluate("box => box.scrollTop") > 0
+    above = "box => box.querySelector('thead').getBoundingClientRect().top - box.getBoundingClientRect().top"
+    assert table.evaluate(above) == pytest.approx(0, abs=1)
+    assert table.evaluate("box => getComputedStyle(box.querySelector('thead')).zIndex") == "2"  # above names
+
+
+@pytest.mark.parametrize(
+    ("values", "digits"),
+    [((0.10012, 0.10013, 0.10031), 6), ((1.0, 2.0, 3.0), 3), ((5.0, 5.0), 3), ((), 3), ((1.0, 1 + 1e-15), 10)],
+)
+def test_scores_have_as_many_digits_as_tell_them_apart(values: tuple[float, ...], digits: int) -> None:
+    assert words.digits(values) == digits
+
+
+def test_scores_that_are_close_are_told_apart() -> None:
+    found = [pictures.Mistake(("far", i), score) for i, score in enumerate((0.100123, 0.100234, 0.100345))]
+    assert [told for _, told in pictures.told(found)] == ["0.10012", "0.10023", "0.10035"]
 
 
 def _source(results: Results, name: str) -> Any:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nescio import metrics
+from nescio.report import words
 from nescio.results import Results
 
 BINS = 48
@@ -97,7 +98,8 @@ def _detector(results: Results, detector: str, tprs: Scores, *, equal: bool) -> 
         bins = {"edges": [_short(e) for e in edges], "even": is_even(edges)}
         bins |= {"id": counts(ids, edges).tolist(), "ood": counts(oods, edges).tolist()}
         sets.append(bins | {"images": len(oods), "accepted": _accepted(oods, thresholds)})
-    return {"name": detector, "cuts": cuts, "sets": sets}
+    ends = [edge for s in sets for edge in (s["edges"][0], s["edges"][-1])]
+    return {"name": detector, "digits": words.digits(ends), "cuts": cuts, "sets": sets}
 
 
 def _accepted(scores: Scores, thresholds: Scores) -> list[int]:

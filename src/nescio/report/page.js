@@ -40,7 +40,7 @@
   }));
   const percent = (share) => (Math.round(share * 1e6) / 1e4).toFixed(1);
   const mark = "\u00a0%";
-  const short = (number) => String(Number(number.toPrecision(3)));
+  const short = (number, digits = 3) => String(Number(number.toPrecision(digits)));
   const slider = by("threshold");
   let chosen = detectors[by("detector").value];
   const cutOf = (i) => chosen.cuts[Math.min(i, chosen.cuts.length - 1)];
@@ -67,7 +67,7 @@
     const ticks = [0, 0.5, 1].map((part) => {
       const at = Math.round(part * set.id.length);
       const anchor = ["start", "middle", "end"][part * 2];
-      return `<text x="${across(set, at)}" y="${height - 6}" text-anchor="${anchor}">${short(set.edges[at])}</text>`;
+      return `<text x="${across(set, at)}" y="${height - 6}" text-anchor="${anchor}">${short(set.edges[at], chosen.digits)}</text>`;
     });
     return `<svg class="chart" viewBox="0 0 ${width} ${height}" aria-hidden="true">`
       + `<rect class="side" y="${top}" height="${height - top - bottom}"/>${bars.join("")}`
@@ -106,7 +106,7 @@
       told.push(`${share}${mark} of ${data.sets[i]}`);
     });
     const threshold = cutOf(0).thresholds[at];
-    by("verdict").textContent = `${chosen.name} at ${Number(threshold.toPrecision(6))} accepts ${told.join(", ")}.`;
+    by("verdict").textContent = `${chosen.name} at ${short(threshold, Math.max(6, chosen.digits))} accepts ${told.join(", ")}.`;
     slider.setAttribute("aria-valuetext", `accepts ${told[0]}`);
   };
 
@@ -116,8 +116,9 @@
     const picture = data.pictures[number];
     const image = made("img", { src: picture.source, alt: picture.name, title: picture.name });
     if (picture.tiny) image.className = "tiny";
-    const label = picture.label ? [made("span", { className: "label" }, picture.label.replaceAll("_", " "))] : [];
-    return made("li", {}, image, made("span", {}, score), ...label);
+    const line = (name, text) => (text ? [made("span", { className: name }, text.replaceAll("_", " "))] : []);
+    const taken = picture.taken && `taken for ${picture.taken}`;
+    return made("li", {}, image, made("span", {}, score), ...line("label", picture.label), ...line("taken", taken));
   };
   const showMistakes = () => {
     const found = data.wrong[chosen.name];

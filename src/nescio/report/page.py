@@ -40,7 +40,7 @@ def write_report(results: Results, path: Path) -> None:
         "row0": results.rows[0],
         "published": words.published(results),
         "columns": columns,
-        "rows": table.rows(results),
+        "rows": sorted(table.rows(results), key=lambda row: ranked.index(row.detector)),
         "plates": {name: (plate, plate.inline()) for name, plate in plates.items()},
         "curves": ranked[: curves.MOST_CURVES],
         "along": list(along),
@@ -52,6 +52,7 @@ def write_report(results: Results, path: Path) -> None:
         "sample": results.sample,
         "per_set": PER_SET,
         "class_name": _class(results),
+        "told": pictures.told,
         "folder": FOLDER,
     }
     room = LIMIT - len(_rendered(context | {"album": pictures.Album(0), "wrong": {}, "data": numbers}))
@@ -82,12 +83,10 @@ def _plates(results: Results, ranked: Sequence[str]) -> tuple[dict[str, Plate], 
 
 
 def _class(results: Results) -> str:
-    """The name, or else the number, of the class whose activation is shown."""
+    """The class whose activation is shown."""
     if results.sample is None or results.sample.activation is None:
         return ""
-    label, source = results.sample.activation.label, results.id_set.source
-    classes = (source.classes if source else None) or []
-    return classes[label] if label < len(classes) else str(label)
+    return words.class_name(results.sample.activation.label, words.class_names(results))
 
 
 def _rendered(context: Mapping[str, Any]) -> str:
@@ -112,12 +111,13 @@ def _places(album: pictures.Album, wrong: Mapping[str, Any], best: str) -> dict[
     there = {m.place for found in wrong.get(best, {}).values() for m in found}
     return {
         "pictures": [
-            {"name": p.name, "label": p.label, "tiny": p.tiny} | ({} if place in there else {"source": p.source})
+            {"name": p.name, "label": p.label, "taken": p.taken, "tiny": p.tiny}
+            | ({} if place in there else {"source": p.source})
             for place, p in album.pictures.items()
         ],
         "wrong": {
             d: {
-                name: [[number[m.place], f"{m.score:.3g}"] for m in found if m.place in number]
+                name: [[number[m.place], told] for m, told in pictures.told(found) if m.place in number]
                 for name, found in by_set.items()
             }
             for d, by_set in wrong.items()

@@ -15,6 +15,7 @@ from nescio import metrics
 from nescio.data.decode import decode
 from nescio.data.sources import Source
 from nescio.errors import BadImage
+from nescio.report import words
 from nescio.results import Results, Scored
 
 SHOWN = 8
@@ -36,11 +37,15 @@ class Mistake:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image as a data address, what it is called, its class where one is known, and whether to show its pixels."""
+    """An image as a data address, what it is called, and whether to show its pixels.
+
+    ``label`` is its class and ``taken`` the one that the classifier takes it for, each empty where it is not known.
+    """
 
     source: str
     name: str
     label: str
+    taken: str
     tiny: bool
 
 
@@ -83,6 +88,12 @@ def mistakes(results: Results, detector: str) -> dict[str, list[Mistake]]:
     return found
 
 
+def told(found: Sequence[Mistake]) -> list[tuple[Mistake, str]]:
+    """Each mistake with its score as text, in as many digits as tell these scores apart."""
+    digits = words.digits(m.score for m in found)
+    return [(m, f"{m.score:.{digits}g}") for m in found]
+
+
 def gather(results: Results, wrong: Mapping[str, Mapping[str, list[Mistake]]], room: int) -> Album:
     """The pictures of some mistakes, detector after detector as far as there is room.
 
@@ -94,7 +105,8 @@ def gather(results: Results, wrong: Mapping[str, Mapping[str, list[Mistake]]], r
     sets = {s.name: s for s in (results.id_set, *results.ood_sets)}
     wanted = {d: [m.place for found in by_set.values() for m in found] for d, by_set in wrong.items()}
     # in order, since a parquet file is read in blocks
-    every = {p: _picture(sets[p[0]], p[1]) for p in sorted({p for places in wanted.values() for p in places})}
+    names = words.class_names(results)
+    every = {p: _picture(sets[p[0]], p[1], names) for p in sorted({p for places in wanted.values() for p in places})}
     found = {place: picture for place, picture in every.items() if picture is not None}
     album = Album(room)
     for detector, places in wanted.items():
@@ -106,7 +118,7 @@ def gather(results: Results, wrong: Mapping[str, Mapping[str, list[Mistake]]], r
 def _take_up(album: Album, found: Mapping[Place, Picture], places: Sequence[Place]) -> bool:
     """Add what is missing of these; none of it where it does not fit."""
     new = {place: found[place] for place in places if place in found and place not in album.pictures}
-    needed = sum(len(p.source) + 2 * len(p.name) + 2 * len(p.label) + 200 for p in new.values())
+    needed = sum(len(p.source) + 2 * len(p.name) + 2 * len(p.label + p.taken) + 200 for p in new.values())
     if needed > album.room:
         return False
     album.room -= needed
@@ -114,7 +126,7 @@ def _take_up(album: Album, found: Mapping[Place, Picture], places: Sequence[Plac
     return True
 
 
-def _picture(scored: Scored, row: int) -> Picture | None:
+def _picture(scored: Scored, row: int, names: Sequence[str]) -> Picture | None:
     """A picture of an image; None where it cannot be read any more."""
     source = scored.source
     if source is None:
@@ -125,7 +137,7 @@ def _picture(scored: Scored, row: int) -> Picture | None:
         return None
     tiny = max(image.size) < SIDE
     image.thumbnail((SIDE, SIDE))
-    return Picture(address(image), short_name(source, row), _label(source, row), tiny)
+    return Picture(address(image), short_name(source, row), _label(source, row), _taken(scored, row, names), tiny)
 
 
 def address(image: Image.Image, kind: str = "WEBP") -> str:
@@ -138,6 +150,11 @@ def address(image: Image.Image, kind: str = "WEBP") -> str:
 def short_name(source: Source, row: int) -> str:
     """The last two parts of what an image is called."""
     return "/".join(PurePath(source.name(row)).parts[-2:])
+
+
+def _taken(scored: Scored, row: int, names: Sequence[str]) -> str:
+    pred = -1 if scored.pred is None else int(scored.pred[row])
+    return words.class_name(pred, names) if pred >= 0 else ""
 
 
 def _label(source: Source, row: int) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
@@ -36,6 +38,27 @@ class Beside:
 def ranked(results: Results) -> list[str]:
     """The detectors by average AUROC, the best first."""
     return sorted(results.detectors, key=lambda d: -results.average(d, "auroc"))
+
+
+def class_names(results: Results) -> list[str]:
+    """The names of the classifier's classes in the order of the labels; empty where they are not known."""
+    source = results.id_set.source
+    return results.manifest["model"].get("classes") or (source.classes if source else None) or []
+
+
+def class_name(index: int, names: Sequence[str]) -> str:
+    """A class's name, or its number where none is known."""
+    return names[index] if index < len(names) else str(index)
+
+
+def digits(values: Iterable[float], *, steps: int = 20, most: int = 10) -> int:
+    """Significant digits that tell apart values a ``steps``-th of their span away from each other: 3 to ``most``."""
+    finite = [v for v in values if math.isfinite(v)]
+    span = max(finite) - min(finite) if finite else 0.0
+    if not span:
+        return 3
+    first, last = (math.floor(math.log10(v)) for v in (max(map(abs, finite)), span / steps))
+    return min(most, max(3, first - last + 1))
 
 
 def published(results: Results) -> Beside | None:
