@@ -139,3 +139,44 @@ def test_the_promise_says_which_form_holds() -> None:
     assert "on average over calibration sets" in Calibration.fit(scores).promise()
     assert "up to 5.89 % with 90 % certainty" in Calibration.fit(scores).promise()
     assert "for 90 % of the calibration sets" in Calibration.fit(scores, confidence=0.9).promise()
+
+
+def test_scores_that_differ_by_rounding_alone_count_as_the_same() -> None:
+    rng = np.random.default_rng(0)
+    scores = np.concatenate([rng.normal(size=400), np.full(100, -1.5)])  # a fifth of the images are one and the same
+    found = Calibration.fit(scores, accept=0.8)
+    (group,) = found.groups
+    assert group.threshold == -1.5
+    scale = np.median(np.abs(scores + 1.5))
+    assert group.tolerance == pytest.approx(2e-5 * scale)
+    noisy = -1.5 + np.array([0.0, 1e-6, -1e-6, -1e-5]) * scale
+    assert found.accepted(noisy, np.zeros(4, int)).all()
+    assert len(set(found.p_values(noisy, np.zeros(4, int)))) == 1
+    below = np.array([-1.5 - 1e-3 * scale])
+    assert not found.accepted(below, np.zeros(1, int)).any()
+    assert found.p_values(below, np.zeros(1, int)) <= 0.2
+
+
+def test_the_tolerance_follows_the_scores_where_all_are_near_one() -> None:
+    logits = np.random.default_rng(0).normal(20, 2, size=1000)
+    (group,) = Calibration.fit(1 - np.exp(-logits)).groups  # a network that is sure: the threshold is 1 - 6e-8
+    assert 0 < group.tolerance < 1e-4 * (1 - group.threshold)
+    (constant,) = Calibration.fit(np.full(100, 7.0)).groups
+    assert constant.tolerance == pytest.approx(7e-6)
+    infinite = Calibration.fit(np.full(100, -np.inf))
+    assert infinite.groups[0].tolerance == 0
+    assert infinite.accepted(np.array([-np.inf]), np.zeros(1, int)).all()
+
+
+@given(
+    st.lists(st.integers(-30, 30), min_size=20, max_size=80),
+    st.lists(st.floats(-40, 40), min_size=1, max_size=20),
+    st.floats(0.2, 0.95),
+)
+def test_a_rejected_image_has_a_small_p_value_and_an_accepted_one_a_large_one(
+    held: list[int], scores: list[float], accept: float
+) -> None:
+    found = Calibration.fit(np.array(held, float) / 7, accept=accept)
+    pred = np.zeros(len(scores), int)
+    p, rank = found.p_values(np.array(scores), pred), found.groups[0].rank
+    assert (found.accepted(np.array(scores), pred) == (p > rank / (len(held) + 1))).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from pathlib import Path
@@ -57,7 +58,7 @@ def test_a_verdict_is_what_its_parts_say(images: Path) -> None:
         f = network(x)
         probability, pred = network.head.linear(f.h).double().softmax(1).max(1)
         score = deployed.detector(f).numpy()
-    held = deployed.calibration.groups[0].scores
+    held = deployed.calibration.groups[0].scores - deployed.calibration.groups[0].tolerance
     for i, v in enumerate(verdicts):
         assert (v.index, v.label) == (int(pred[i]), network.classes[int(pred[i])])
         assert v.probability == pytest.approx(float(probability[i]), abs=1e-5)
@@ -382,3 +383,34 @@ def test_a_file_of_the_first_format_still_opens(images: Path) -> None:
         for k in ("probability", "score", "p_value", "p_id"):
             assert found[k] == pytest.approx(expected[k], abs=1e-4)
     assert repr(Detector.parse(describe(stored)["detector"]["spec"])) == FMLS
+
+
+@pytest.mark.parametrize("noise", [-4e-7, 4e-7])
+@pytest.mark.parametrize("detector", [FMLS, "odin:eps=0.01+msp"])
+def test_a_lone_image_gets_the_verdict_that_it_gets_in_a_batch(
+    images: Path, detector: str, noise: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """40 copies of one image at a tie, where the network's last bits depend on the batch."""
+    deployed = made(images, detector)
+    source, t = open_source(images / "held"), deployed.classifier.transform
+    x = torch.stack([t.geometry(Image.open(source.read(i))) for i in range(len(source))])
+    (group,) = deployed.calibration.groups
+    scores = np.concatenate([deployed.judge(one[None]).score for one in x])
+    tied = x[int(np.abs(scores - group.threshold).argmin())][None]
+    features = Deployed.features
+
+    def shaken(self: Deployed, images: torch.Tensor) -> object:
+        more = 1 + noise * (len(images) > 1)
+        return [None if f is None else f.with_h(f.h * more) for f in features(self, images)]
+
+    monkeypatch.setattr(Deployed, "features", shaken)
+    alone, batch = deployed.judge(tied), deployed.judge(tied.expand(40, -1, -1, -1))
+    assert alone.accepted.all()
+    assert batch.accepted.all()
+    assert set(batch.p_value) == set(alone.p_value)
+    # the same where an image lies at the least score that is accepted, not at a calibration image's
+    scores = group.scores - group.threshold + alone.score[0] + group.tolerance
+    deployed.calibration = dataclasses.replace(
+        deployed.calibration, groups=(dataclasses.replace(group, scores=scores),)
+    )
+    assert set(deployed.judge(tied.expand(40, -1, -1, -1)).accepted) == set(deployed.judge(tied).accepted)

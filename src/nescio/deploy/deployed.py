@@ -29,6 +29,10 @@ from nescio.score.ssod import SSOD
 from nescio.stage import Network
 
 OOD_HEAD = "ood"
+UNDECIDED = 0.5
+"""Tolerances from the least accepted score within which rounding may decide."""
+UNDECIDED_BY_GRADIENT = 500.0
+"""The same where an input stage follows a gradient's signs: rounding turns some (ODIN on EfficientNet-Lite0: 40)."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,12 @@ class Judged:
     p_value: npt.NDArray[np.float64]
     accepted: npt.NDArray[np.bool_]
     p_id: npt.NDArray[np.float64] | None
+
+    def __getitem__(self, i: int) -> Judged:
+        """Row ``i`` alone."""
+        one = slice(i, i + 1)
+        columns = self.pred[one], self.probability[one], self.score[one], self.p_value[one], self.accepted[one]
+        return Judged(*columns, None if self.p_id is None else self.p_id[one])
 
 
 class Deployed:
@@ -157,8 +167,21 @@ class Deployed:
 
     @torch.no_grad()
     def judge(self, images: Tensor) -> Judged:
-        """Verdicts for images as the transform's geometry leaves them: uint8 ``(B, 3, crop, crop)``."""
-        return self.judged(*self.features(images))
+        """Verdicts for images as the transform's geometry leaves them: uint8 ``(B, 3, crop, crop)``.
+
+        An image's last bits depend on the batch that it is in. Where these could decide, the image is judged alone, so
+        that its verdict is the same in every batch.
+        """
+        judged = self.judged(*self.features(images))
+        if len(images) > 1:
+            stage = self.detector.input_stage
+            reach = UNDECIDED if stage is None or stage.fixed else UNDECIDED_BY_GRADIENT
+            for i in np.flatnonzero(self.calibration.close(judged.score, judged.pred, reach)):
+                alone = self.judged(*self.features(images[i : i + 1]))
+                for column, own in zip(vars(judged).values(), vars(alone).values(), strict=True):
+                    if column is not None:
+                        column[i] = own[0]
+        return judged
 
     @torch.no_grad()
     def features(self, images: Tensor) -> tuple[Features, Features | None]:

@@ -110,8 +110,9 @@ class Drift:
 
     def _rank(self, score: float, label: int) -> float:
         """The share of the known scores that lie below, ties broken by chance: uniform while nothing changes."""
-        known = self._known[self._group_of[label]] if self._group_of else self._known[0]
-        low, high = bisect_left(known, score), bisect_right(known, score)
+        group = self._group_of[label] if self._group_of else 0
+        known, same = self._known[group], self.calibration.groups[group].tolerance
+        low, high = bisect_left(known, score - same), bisect_right(known, score + same)
         insort(known, score)
         return float((low + self._rng.random() * (high - low + 1)) / len(known))
 

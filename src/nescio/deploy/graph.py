@@ -104,10 +104,10 @@ class Threshold(nn.Module):
         group = torch.zeros(n_classes, dtype=torch.int64)
         for i, g in enumerate(groups):
             group[list(range(n_classes) if g.classes is None else g.classes)] = i
-        references = [torch.from_numpy(g.scores) for g in groups]
+        references = [torch.from_numpy(g.reached) for g in groups]
         for name, t in {
             "group": group,
-            "thresholds": torch.tensor([g.threshold for g in groups], dtype=torch.float64),
+            "thresholds": torch.tensor([g.least for g in groups], dtype=torch.float64),
             "references": nn.utils.rnn.pad_sequence(references, batch_first=True, padding_value=torch.inf),
             "counts": torch.tensor([len(r) for r in references]),
         }.items():
