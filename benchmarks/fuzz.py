@@ -1,10 +1,13 @@
 """Send broken and hostile images to the service, and see that it answers each one and goes on.
 
     python benchmarks/fuzz.py FILE [--images 20000] [--clients 8] [--seed 0]
+    python benchmarks/fuzz.py FILE --kill 120
 
 FILE is what 'nescio fit' wrote. Images of every format that is read, in several modes, are mutated at random: bits
 flipped, bytes cut, repeated or spliced from another image, numbers of the header made extreme. Each is an upload of its
 own. The service fails this if it gives any answer but 200 or 4xx with a reason, breaks a connection, ends, or grows.
+With --kill SECONDS whole images are sent instead, with pauses, while decoders (and at times the process that they are
+made from) are killed at random: each request must get 200, 422 or 503, and the service must recover by itself.
 """
 
 from __future__ import annotations
@@ -12,10 +15,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import collections
+import contextlib
 import io
 import random
 import struct
 import sys
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -168,10 +173,106 @@ async def fuzz(
     return found
 
 
+@dataclass
+class Siege:
+    """A service whose decoders are killed at random, idle and busy, while images are sent, and what becomes of it.
+
+    Attributes:
+        process: the service.
+        raw: an image.
+        seconds: that it goes on.
+        statuses: of requests for verdicts.
+        ready: of ``/ready``.
+        killed: processes.
+        wrong: answers that are neither verdicts nor refusals with a reason, broken connections, what did not recover.
+        recovery: seconds until it was ready again, after the end.
+    """
+
+    process: psutil.Process
+    raw: bytes
+    seconds: float
+    statuses: collections.Counter[int] = field(default_factory=collections.Counter)
+    ready: collections.Counter[int] = field(default_factory=collections.Counter)
+    killed: int = 0
+    wrong: list[str] = field(default_factory=list)
+    recovery: float = 0.0
+
+    async def run(self, url: str, *, clients: int = 4, seed: int = 0) -> None:
+        """Besiege it, and see that it recovers."""
+        self.end, r = time.perf_counter() + self.seconds, random.Random(seed)  # noqa: S311 - no secrets
+        async with httpx.AsyncClient(base_url=url, timeout=120) as http:
+            await asyncio.gather(self._kill(r), self._watch(http), *(self._client(http, r) for _ in range(clients)))
+            begin = time.perf_counter()
+            while (await http.get("/ready")).status_code != 200 and self.recovery < 60:
+                await asyncio.sleep(0.05)
+                self.recovery = time.perf_counter() - begin
+            after = [(await self._post(http)).status_code for _ in range(20)]
+        if after != [200] * 20:
+            self.wrong.append(f"afterwards: {after}")
+
+    async def _post(self, http: httpx.AsyncClient) -> httpx.Response:
+        return await http.post("/predict", files={"images": ("x.png", self.raw)})
+
+    async def _client(self, http: httpx.AsyncClient, r: random.Random) -> None:
+        while time.perf_counter() < self.end:
+            try:
+                answer = await self._post(http)
+            except httpx.HTTPError as e:
+                self.wrong.append(f"{type(e).__name__}: {e}")
+                continue
+            self.statuses[answer.status_code] += 1
+            if answer.status_code not in (200, 422, 503) or not (answer.is_success or answer.json()["detail"]):
+                self.wrong.append(f"HTTP {answer.status_code}: {answer.text[:200]}")
+            if r.random() < 0.05:
+                await asyncio.sleep(r.random())  # at times nothing is to be decoded
+
+    async def _watch(self, http: httpx.AsyncClient) -> None:
+        while time.perf_counter() < self.end:
+            self.ready[(await http.get("/ready")).status_code] += 1
+            await asyncio.sleep(0.05)
+
+    async def _kill(self, r: random.Random) -> None:
+        while time.perf_counter() < self.end:
+            await asyncio.sleep(r.expovariate(2))
+            victims = decoders(self.process)
+            if victims and r.random() < 0.03:  # what they are made from
+                victims = [psutil.Process(victims[0].ppid())]
+            for victim in r.sample(victims, r.randint(1, len(victims)) if victims else 0):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    victim.kill()
+                    self.killed += 1
+
+
+def decoders(process: psutil.Process) -> list[psutil.Process]:
+    """The processes that decode: they are children of the one that they are made from."""
+    try:
+        return [grandchild for child in process.children() for grandchild in child.children()]
+    except psutil.NoSuchProcess:
+        return []
+
+
 def held(process: psutil.Process) -> float:
     """Megabytes that a process and those that it started hold by themselves."""
     each = [process, *process.children(recursive=True)]
     return sum(p.memory_full_info().uss for p in each if p.is_running()) / 1e6
+
+
+def kill(file: Path, seconds: float, clients: int, seed: int) -> None:
+    """Besiege a service, and print what became of it."""
+    with service(file) as (url, process):
+        lines: list[str] = []
+        threading.Thread(target=lambda: lines.extend(process.stderr or ()), daemon=True).start()
+        raw = originals(np.random.default_rng(seed))["PNG"][0]
+        siege = Siege(psutil.Process(process.pid), raw, seconds)
+        asyncio.run(siege.run(url, clients=clients, seed=seed))
+    answers = ", ".join(f"{n:,} × {status}" for status, n in sorted(siege.statuses.items()))
+    print(f"{siege.killed:,} processes killed in {seconds:g} s; answers: {answers}; {len(siege.wrong)} wrong")
+    print("ready:", ", ".join(f"{n:,} × {status}" for status, n in sorted(siege.ready.items())))
+    print(f"ready {siege.recovery:.1f} s after the end; {len(lines)} lines of log; ended with {process.returncode}")
+    for wrong in siege.wrong[:20]:
+        print("wrong:", wrong)
+    if siege.wrong or process.returncode:
+        sys.exit(1)
 
 
 def main() -> None:
@@ -181,7 +282,11 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kill", type=float, metavar="SECONDS")
     given = parser.parse_args()
+    if given.kill:
+        kill(given.file, given.kill, given.clients, given.seed)
+        return
     with service(given.file) as (url, process):
         found = asyncio.run(
             fuzz(url, given.images, clients=given.clients, seed=given.seed, process=psutil.Process(process.pid))

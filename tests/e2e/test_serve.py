@@ -21,7 +21,7 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 import nescio
 from conftest import encoded
-from fuzz import fuzz
+from fuzz import Siege, fuzz
 from nescio.data import open_source
 from nescio.data.sources import Rows
 from serving import service
@@ -41,10 +41,15 @@ def file(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def served(file: Path) -> Iterator[str]:
+def running(file: Path) -> Iterator[tuple[str, Any]]:
     with service(file) as (url, process):
-        yield url
+        yield url, process
     assert process.returncode == 0
+
+
+@pytest.fixture(scope="module")
+def served(running: tuple[str, Any]) -> str:
+    return running[0]
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +97,25 @@ def test_hostile_images_get_a_reason_and_change_nothing(served: str) -> None:
     assert {200, 415, 422} <= {status for each in found.statuses.values() for status in each}
 
 
+def test_killed_decoders_are_replaced_and_no_request_is_lost(running: tuple[str, Any]) -> None:
+    url, process = running
+    siege = Siege(psutil.Process(process.pid), encoded(Image.new("RGB", (60, 60), "red")), 12.0)
+    with ThreadPoolExecutor(1) as apart:
+        apart.submit(asyncio.run, siege.run(url)).result()
+    assert not siege.wrong
+    assert siege.killed > 5
+    assert siege.statuses[200] > 5 * siege.statuses[503]
+
+
+def test_it_is_reached_by_the_other_address_of_this_machine(file: Path) -> None:
+    with service(file, "--host", "::1", "--decoders", "1") as (url, process):
+        assert url.startswith("http://[::1]:")
+        for path in ("/", "/ready"):
+            assert httpx.get(url + path).status_code == 200
+        assert httpx.get(f"{url}/ready", headers={"Host": "evil.example"}).status_code == 400
+    assert process.returncode == 0
+
+
 # --- in a browser
 
 
@@ -105,6 +129,7 @@ def test_the_page_says_class_verdict_and_why(
     broken.write_bytes(photographs[0].read_bytes()[:500])
     page, problems = browser.new_page(), []
     page.on("pageerror", lambda e: problems.append(str(e)))
+    httpx.post(f"{served}/drift/reset")
     page.goto(served)
     page.get_by_text(judge.calibration.promise()).wait_for()
     page.set_input_files("#files", [photographs[0], noise, broken])
@@ -121,16 +146,43 @@ def test_the_page_says_class_verdict_and_why(
     assert not judge(noise)[0].accepted
     assert "broken.jpg: " in cards["broken.jpg"].locator(".answer").inner_text()
 
-    # the patch map darkens the picture, and goes away
-    canvas = cards["photo0.jpg"].locator("canvas")
+    # the patch map darkens the picture where it is asked for, and says what it is
+    canvas, wanted = cards["photo0.jpg"].locator("canvas"), cards["photo0.jpg"].get_by_role("checkbox")
     brightness = "c => c.getContext('2d').getImageData(0, 0, 224, 224).data.reduce((a, b) => a + b, 0)"
-    with_map = canvas.evaluate(brightness)
-    cards["photo0.jpg"].get_by_role("checkbox").uncheck()
-    assert canvas.evaluate(brightness) > with_map
+    bare = canvas.evaluate(brightness)
+    assert not cards["photo0.jpg"].get_by_text("Bright:").is_visible()
+    wanted.check()
+    assert canvas.evaluate(brightness) < bare
+    assert cards["photo0.jpg"].get_by_text("Bright:").is_visible()
+    wanted.uncheck()
+    assert canvas.evaluate(brightness) == bare
+
+    # images of the page are not counted; those of the API are, until the test begins anew
+    page.get_by_text("those of this page are not counted").wait_for()
+    httpx.post(f"{served}/predict", files=[("images", p.open("rb")) for p in photographs], timeout=60)
+    page.reload()
     page.get_by_text("images were rejected").wait_for()
     assert page.locator("#bars li").count() == 10
     assert max(box["height"] for bar in page.locator("#bars li").all() if (box := bar.bounding_box())) > 50
+    page.get_by_role("button", name="Begin the test anew").click()
+    page.get_by_text("No image has come in yet").wait_for()
+    assert httpx.get(f"{served}/drift").json()["seen"] == 0
     assert not problems
+    page.close()
+
+
+def test_a_phone_shows_it_over_its_whole_width(browser: Any, served: str, photographs: list[Path]) -> None:
+    page = browser.new_page(viewport={"width": 390, "height": 800})
+    page.goto(served)
+    page.set_input_files("#files", photographs[:1])
+    page.locator("dd").first.wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    card, told = page.locator(".card").bounding_box(), page.locator("dl").bounding_box()
+    assert card["width"] > 360
+    assert told["width"] > 0.9 * card["width"]
+    page.goto(f"{served}/docs")
+    page.get_by_text("POST /predict").first.wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
     page.close()
 
 

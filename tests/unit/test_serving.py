@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import logging
 import os
 import re
 import signal
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any
@@ -31,7 +33,10 @@ from nescio.errors import BadImage, InputError
 from nescio.models import Classifier
 from nescio.serving import Limits, create_app, serve
 from nescio.serving.batcher import Batcher
+from nescio.serving.connections import possible_connections
 from nescio.serving.decoders import Decoders
+from nescio.serving.fair import FairQueue
+from nescio.serving.seldom import Seldom
 
 TOKEN = "".join(["sés", "ame"])
 LIMITS = Limits(bytes=300_000, pixels=10_000, images=3, seconds=20, requests=2)
@@ -183,6 +188,9 @@ def test_a_token_is_asked_for_where_there_is_one(tiny_deployed: Deployed) -> Non
         for wrong in ({}, {"Authorization": "Bearer no"}, {"Authorization": TOKEN.encode()}):
             answer = client.post("/predict", files=image, headers=wrong)
             assert (answer.status_code, answer.json()["detail"]) == (401, "this service asks for a token")
+        for scheme in ("bearer", "BEARER"):
+            small = {"Authorization": f"{scheme} {TOKEN}".encode()}
+            assert client.get("/info", headers=small).status_code == 200
         right = {"Authorization": f"Bearer {TOKEN}".encode()}
         assert client.post("/predict", files=image, headers=right).status_code == 200
         described = client.get("/openapi.json", headers=right).json()
@@ -190,9 +198,41 @@ def test_a_token_is_asked_for_where_there_is_one(tiny_deployed: Deployed) -> Non
 
 
 def test_names_of_others_do_not_reach_a_service_of_this_machine(tiny_deployed: Deployed) -> None:
-    app = create_app(tiny_deployed, hosts=("localhost",))
-    assert TestClient(app, base_url="http://localhost:8000").get("/ready").status_code == 503  # not started
-    assert TestClient(app, base_url="http://evil.example").get("/ready").status_code == 400
+    app = create_app(tiny_deployed, hosts=("localhost", "::1"))
+    for name in ("localhost", "localhost:8000", "[::1]", "[::1]:8000"):
+        status, _ = asked(app, [], method="GET", path="/ready", headers=[(b"host", name.encode())])
+        assert status == 503, name  # not started
+    for name in ("evil.example", "localhost.evil.example", "[::2]:8000", "::1", ""):
+        status, said = asked(app, [], method="GET", path="/ready", headers=[(b"host", name.encode())])
+        assert (status, "does not go by the name" in said["detail"]) == (400, True), name
+
+
+CROSSING: dict[str, tuple[dict[str, str], int]] = {
+    "curl": ({}, 200),
+    "its own page": ({"Origin": "http://testserver", "Sec-Fetch-Site": "same-origin"}, 200),
+    "its own page behind a proxy that changes the name": (
+        {"Origin": "https://example.org", "Sec-Fetch-Site": "same-origin"},
+        200,
+    ),
+    "an old browser": ({"Origin": "http://testserver"}, 200),
+    "a page of another site": ({"Origin": "https://evil.example", "Sec-Fetch-Site": "cross-site"}, 403),
+    "another port of this machine": ({"Origin": "http://testserver:81", "Sec-Fetch-Site": "same-site"}, 403),
+    "an old browser on another site": ({"Origin": "https://evil.example"}, 403),
+    "a frame without an origin": ({"Origin": "null"}, 403),
+}
+
+
+@pytest.mark.parametrize("who", CROSSING)
+def test_pages_of_other_sites_send_nothing(client: TestClient, who: str) -> None:
+    headers, status = CROSSING[who]
+    seen = client.get("/drift").json()["seen"]
+    answer = client.post("/predict", files=upload(encoded(picture(0))), headers=headers)
+    assert answer.status_code == status
+    assert client.get("/drift").json()["seen"] == seen + (status == 200)
+    assert client.post("/drift/reset", headers=headers).status_code == status
+    assert client.get("/drift", headers=headers).status_code == 200
+    if status == 403:
+        assert "of another site" in answer.json()["detail"]
 
 
 def test_drift_is_told_by_class_in_metrics_and_to_people(tiny_deployed: Deployed) -> None:
@@ -248,9 +288,70 @@ def test_info_says_what_is_served(client: TestClient, tiny_deployed: Deployed) -
 
 
 def test_pages_run_no_scripts_of_others(client: TestClient) -> None:
-    page = client.get("/")
-    assert "default-src 'none'; script-src 'self'" in page.headers["content-security-policy"]
-    assert not re.search(r"https?://", page.text + client.get("/page.js").text + client.get("/page.css").text)
+    for path in ("/", "/docs"):
+        assert "default-src 'none'; script-src 'self'" in client.get(path).headers["content-security-policy"]
+    parts = [client.get(path).text for path in ("/", "/page.js", "/page.css", "/docs", "/docs.css")]
+    assert not [link for link in re.findall(r"https?://[^ <]+", "".join(parts)) if "//127.0.0.1:8000/" not in link]
+
+
+def test_the_description_says_every_endpoint_and_field(client: TestClient) -> None:
+    page, described = client.get("/docs").text, client.get("/openapi.json").json()
+    assert "<script" not in page
+    for path, operations in described["paths"].items():
+        for method in operations:
+            assert f"{method.upper()} {path}" in page
+    for field in ("images", "explain", "count", *described["components"]["schemas"]["Said"]["properties"]):
+        assert f"<code>{field}</code>" in page
+    assert "list of Said" in page
+    assert "boolean = true" in page
+
+
+def test_nothing_is_read_as_what_it_is_not(client: TestClient) -> None:
+    for path in ("/", "/docs", "/info", "/drift", "/metrics", "/ready", "/nothing", "/predict"):
+        assert client.get(path).headers["x-content-type-options"] == "nosniff", path
+    assert client.post("/predict").headers["x-content-type-options"] == "nosniff"
+
+
+def test_images_that_are_tried_by_hand_are_not_counted_and_the_test_begins_anew(client: TestClient) -> None:
+    client.post("/drift/reset")
+    image = upload(encoded(picture(0)))
+    assert client.post("/predict?count=false", files=image).status_code == 200
+    assert client.get("/drift").json()["seen"] == 0
+    client.post("/predict", files=image)
+    assert client.get("/drift").json()["seen"] == 1
+    told = client.post("/drift/reset").json()
+    assert (told["seen"], told["window"], told["alarmed"], told["evidence"]) == (0, 0, 0, 0.0)
+    assert client.get("/drift").json() == told
+
+
+def test_one_client_leaves_places_for_others(tiny_deployed: Deployed) -> None:
+    app = create_app(tiny_deployed, limits=Limits(seconds=0.5, requests=8))
+
+    async def flood() -> list[tuple[str, int]]:
+        sent: list[tuple[str, int]] = []
+
+        async def ask(client: str) -> None:
+            async def send(message: dict[str, Any]) -> None:
+                sent.extend([(client, message["status"])] if "status" in message else [])
+
+            scope = {"type": "http", "method": "POST", "path": "/predict", "headers": MULTIPART, "query_string": b""}
+            await app({**scope, "client": (client, 1)}, asyncio.Future, send)
+
+        await asyncio.gather(*(ask(client) for client in ["10.0.0.1"] * 20 + ["10.0.0.2", "10.0.0.3"]))
+        return sent
+
+    found = Counter(asyncio.run(flood()))
+    assert found == {("10.0.0.1", 503): 15, ("10.0.0.1", 408): 5, ("10.0.0.2", 408): 1, ("10.0.0.3", 408): 1}
+
+
+def test_a_failure_has_one_traceback_however_often_it_happens(
+    tiny_deployed: Deployed, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with TestClient(create_app(tiny_deployed, decoders=1), raise_server_exceptions=False) as client:
+        monkeypatch.setattr(tiny_deployed, "judge", lambda _: 1 / 0)
+        answers = [client.post("/predict", files=upload(encoded(picture(0)))) for _ in range(10)]
+    assert {a.status_code for a in answers} == {500}
+    assert len([r for r in caplog.records if r.exc_info]) == 1
 
 
 # --- the parts
@@ -274,6 +375,51 @@ def test_images_that_come_while_others_are_judged_go_together() -> None:
     assert first.result() == 21
     assert [f.result() for f in futures[:8]] == [3.0 * i for i in range(8)]
     assert sizes == [1, 4, 4]
+
+
+def test_clients_take_turns() -> None:
+    jobs: FairQueue[str] = FairQueue()
+    for name in ("a1", "a2", "a3", "b1", "c1", "c2"):
+        jobs.put(name[0], name)
+    jobs.put("b", "b0", first=True)
+    assert list(iter(jobs.get, None)) == ["a1", "b0", "c1", "a2", "b1", "c2", "a3"]
+    assert not jobs
+
+
+def test_an_image_of_another_client_is_in_the_next_batch() -> None:
+    batches, go = [], threading.Event()
+
+    def work(images: Tensor) -> list[float]:
+        go.wait(10)
+        batches.append(images.flatten().tolist())
+        return [0.0] * len(images)
+
+    batcher = Batcher(work, 4)
+    batcher.submit(torch.full((1, 1, 1), -1.0), "first")
+    time.sleep(0.1)
+    for i in range(100):
+        batcher.submit(torch.full((1, 1, 1), float(i)), "flood")
+    batcher.submit(torch.full((1, 1, 1), 1000.0), "other")
+    go.set()
+    batcher.close()
+    assert batches[1] == [0, 1000, 1, 2]
+
+
+def test_a_cause_is_logged_ever_less_often(caplog: pytest.LogCaptureFixture) -> None:
+    now, logger = [0.0], logging.getLogger("nescio.test_seldom")
+    logger.addFilter(Seldom(clock=lambda: now[0]))
+    for second in range(4_000):
+        now[0] = float(second)
+        logger.warning("changed at %d", second)
+        if second == 50:
+            logger.warning("something else")
+    lines = [r.getMessage() for r in caplog.records if r.name == logger.name]
+    assert lines[:2] == ["changed at 0", "changed at 10 (and 9 more like it since the last such line)"]
+    assert "something else" in lines
+    assert len(lines) == 10  # at 0, 10, 30, 70, 150, …, 2550 s
+    now[0] = 20_000.0  # after a rest it is new
+    logger.warning("changed at %d", 5)
+    assert caplog.records[-1].getMessage() == "changed at 5"
 
 
 def test_a_batch_that_fails_is_told_to_its_clients_alone() -> None:
@@ -303,20 +449,61 @@ class Hangs(Transform):
         return super().geometry(image)
 
 
-def test_a_decoder_that_hangs_or_dies_is_replaced() -> None:
-    decoders = Decoders(Hangs(4), processes=1, most=1000, seconds=1.0)
-
+def test_a_decoder_that_hangs_or_dies_is_replaced(caplog: pytest.LogCaptureFixture) -> None:
     async def each() -> list[Any]:
+        decoders = Decoders(Hangs(4), processes=1, most=1000, seconds=1.0)
+        await decoders.start()
         raws = [encoded(Image.new("RGB", (width, 8))) for width in (4, 2, 3, 5)]
-        return [await asyncio.gather(decoders(raw), return_exceptions=True) for raw in raws]
+        found = [await asyncio.gather(decoders(raw), return_exceptions=True) for raw in raws]
+        await decoders.close()
+        return found
 
-    decoders.warm()
     (fine,), (hung,), (died,), (again,) = asyncio.run(each())
     assert isinstance(hung, BadImage)
     assert str(hung) == "it takes longer than 1 s to decode"
     assert str(died) == "the decoder broke down on it"
     assert fine.shape == again.shape == (3, 4, 4)
-    decoders.close()
+    assert [r.getMessage() for r in caplog.records] == ["a decoder has ended; another takes its place"]
+
+
+def test_a_decoder_that_is_killed_while_idle_or_busy_loses_no_image() -> None:
+    raw = encoded(Image.new("RGB", (8, 8), "red"))
+
+    async def killed() -> list[bool]:
+        decoders = Decoders(TINY_TRANSFORM, processes=1, most=1000, seconds=20.0)
+        await decoders.start()
+        ready = [decoders.ready]
+        for busy in (False, True):
+            (one,) = decoders.running
+            waiting = [asyncio.ensure_future(decoders(raw)) for _ in range(5)] if busy else []
+            await asyncio.sleep(0)
+            os.kill(one.process.pid, signal.SIGKILL)
+            await one.ended
+            await asyncio.sleep(0)
+            ready.append(decoders.ready)
+            for image in await asyncio.gather(*waiting, decoders(raw)):
+                assert image[0].eq(255).all()
+            ready.append(decoders.ready)
+        await decoders.close()
+        return [*ready, decoders.ready]
+
+    # it says no while there is none, and yes again
+    assert asyncio.run(killed()) == [True, False, True, False, True, False]
+
+
+def test_few_open_files_mean_few_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    for limits, raised, expected in [
+        ((1024, 1024), (1024, 1024), 448),
+        ((1024, 4096), (4096, 4096), 1984),
+        ((1024, 1_000_000), (8320, 1_000_000), 4096),
+        ((100_000, 100_000), None, 4096),
+        ((64, 64), (64, 64), 1),
+    ]:
+        given: list[tuple[int, int]] = []
+        monkeypatch.setattr("resource.getrlimit", lambda _, limits=limits: limits)
+        monkeypatch.setattr("resource.setrlimit", lambda _, new, given=given: given.append(new))
+        assert possible_connections() == expected
+        assert given == ([] if raised is None else [raised])
 
 
 def test_limits_are_numbers_above_zero() -> None:

@@ -24,7 +24,7 @@ from nescio.errors import InputError
 @click.option("--max-pixels", default=50_000_000, show_default=True, help="Of an image.")
 @click.option("--max-images", default=32, show_default=True, help="In a request.")
 @click.option("--timeout", default=30.0, show_default=True, help="Seconds for a request.")
-@click.option("--concurrency", default=256, show_default=True, help="Requests at one time.")
+@click.option("--concurrency", default=256, show_default=True, help="Requests at one time; of one client, half.")
 def serve(file: Path, **options: Any) -> None:
     """Answer over HTTP whether the detector in FILE accepts images; with a page for people.
 

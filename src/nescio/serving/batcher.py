@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import queue
+import itertools
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -12,7 +11,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-log = logging.getLogger(__name__)
+from nescio.serving.fair import FairQueue
 
 Result = TypeVar("Result")
 _Job = tuple[Tensor, "Future[Result | Exception]"]
@@ -21,7 +20,8 @@ _Job = tuple[Tensor, "Future[Result | Exception]"]
 class Batcher(Generic[Result]):
     """One thread that takes whatever has come in while it worked, up to ``size``, and works on it.
 
-    Nobody waits for others to come: an image alone is judged at once, and under load the batches fill by themselves.
+    The clients take turns. Nobody waits for others to come: an image alone is judged at once, and under load the
+    batches fill by themselves.
 
     Args:
         work: gives a result, or an exception, for each image of a batch ``(B, 3, S, S)``.
@@ -30,48 +30,42 @@ class Batcher(Generic[Result]):
 
     def __init__(self, work: Callable[[Tensor], Sequence[Result | Exception]], size: int) -> None:
         self.work, self.size = work, size
-        self.jobs: queue.SimpleQueue[_Job[Result] | None] = queue.SimpleQueue()
+        self.jobs: FairQueue[_Job[Result]] = FairQueue()
+        self.changed, self.closing = threading.Condition(), False
         self.thread = threading.Thread(target=self._run, name="nescio-network", daemon=True)
         self.thread.start()
 
-    def submit(self, image: Tensor) -> Future[Result | Exception]:
-        """Have an image ``(3, S, S)`` worked on. The future holds what ``work`` gives or raises."""
+    def submit(self, image: Tensor, client: str = "") -> Future[Result | Exception]:
+        """Have a client's image ``(3, S, S)`` worked on. The future holds what ``work`` gives or raises."""
         future: Future[Result | Exception] = Future()
-        self.jobs.put((image, future))
+        with self.changed:
+            self.jobs.put(client, (image, future))
+            self.changed.notify()
         return future
 
     def close(self) -> None:
         """Finish what has come in, and end."""
-        self.jobs.put(None)
+        with self.changed:
+            self.closing = True
+            self.changed.notify()
         self.thread.join()
 
     def _run(self) -> None:
-        end = False
-        while not end:
-            batch, end = self._next()
-            batch = [job for job in batch if job[1].set_running_or_notify_cancel()]
+        while jobs := self._next():
+            batch = [job for job in jobs if job[1].set_running_or_notify_cancel()]
             if batch:
                 self._work(batch)
 
-    def _next(self) -> tuple[list[_Job[Result]], bool]:
-        """The jobs that wait, at least one, and whether there will be no others."""
-        batch: list[_Job[Result]] = []
-        job = self.jobs.get()
-        while job is not None:
-            batch.append(job)
-            if len(batch) == self.size:
-                return batch, False
-            try:
-                job = self.jobs.get_nowait()
-            except queue.Empty:
-                return batch, False
-        return batch, True
+    def _next(self) -> list[_Job[Result]]:
+        """The jobs that wait, each client's in turn, at least one; none at the end."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.jobs or self.closing)
+            return list(itertools.islice(iter(self.jobs.get, None), self.size))
 
     def _work(self, batch: list[_Job[Result]]) -> None:
         try:
             results = self.work(torch.stack([image for image, _ in batch]))
-        except Exception as e:  # the clients are told; the thread goes on with the next batch
-            log.exception("a batch of %d images failed", len(batch))
+        except Exception as e:  # noqa: BLE001 - the clients get it, and it is logged there; the next batch may do better
             results = [e] * len(batch)
         for (_, future), result in zip(batch, results, strict=True):
             if isinstance(result, Exception):

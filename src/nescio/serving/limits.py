@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
+import logging
 import time
-from collections.abc import Callable, Container
+from collections import Counter
+from collections.abc import Callable, Collection, Container
 from dataclasses import dataclass, fields
 
 from starlette.datastructures import Headers
@@ -14,8 +15,16 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nescio.errors import check_positive
+from nescio.serving.peers import client_of, foreign_host, foreign_page, knows
+from nescio.serving.seldom import Seldom
 
-BUSY, LATE, TOO_LARGE, NO_TOKEN = 503, 408, 413, 401
+log = logging.getLogger(__name__)
+log.addFilter(Seldom())
+
+BUSY, LATE, TOO_LARGE, NO_TOKEN, FOREIGN, FAILED = 503, 408, 413, 401, 403, 500
+AGAIN = {"Retry-After": "1"}
+_ALWAYS = ((b"x-content-type-options", b"nosniff"), (b"cross-origin-resource-policy", b"same-origin"))
+"""Nothing is read as what it does not say it is, or shown inside the pages of others."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +36,7 @@ class Limits:
         pixels: of an image, before it is resized.
         images: in a request.
         seconds: for a request, from its first byte to its answer.
-        requests: that are worked on at one time.
+        requests: that are worked on at one time. One client may have half of them, so that others find a place.
     """
 
     bytes: int = 16_000_000
@@ -46,10 +55,11 @@ class Gate:
 
     Args:
         app: what is behind.
-        limits: of requests to ``path``.
+        limits: of requests; those of bytes and of how many there are hold for ``path`` alone.
         path: the one that takes images.
         token: to be sent as ``Authorization: Bearer TOKEN``; None where nobody has to.
-        free: paths that need none.
+        hosts: names that the service may be asked by; None for any.
+        free: paths that need no token.
         seen: told the status and the seconds of each request to ``path``.
         running: told how many of them are worked on.
     """
@@ -61,71 +71,99 @@ class Gate:
         limits: Limits,
         path: str,
         token: str | None,
+        hosts: Collection[str] | None,
         free: Container[str],
         seen: Callable[[int, float], object],
         running: Callable[[int], object],
     ) -> None:
         self.app, self.limits, self.path, self.free = app, limits, path, free
-        self.bearer = None if token is None else f"Bearer {token}".encode()
-        self.seen, self.tell, self.running = seen, running, 0
+        self.token, self.hosts = token, hosts
+        self.seen, self.tell = seen, running
+        self.running: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or refuse it."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        answer = _Answer(send)
         headers = Headers(scope=scope)
-        if not (scope["path"] in self.free or self._knows(headers)):
-            said = {"WWW-Authenticate": "Bearer"}
-            await refusal(NO_TOKEN, "this service asks for a token", said)(scope, receive, send)
-        elif scope["path"] == self.path and scope["method"] == "POST":
-            await self._limited(headers, scope, receive, send)
-        else:
-            await self.app(scope, receive, send)
-
-    def _knows(self, headers: Headers) -> bool:
-        given = headers.get("authorization", "").encode("latin-1")  # as it came
-        return self.bearer is None or secrets.compare_digest(given, self.bearer)
-
-    async def _limited(self, headers: Headers, scope: Scope, receive: Receive, send: Send) -> None:
-        begin, status = time.perf_counter(), 0
-
-        async def sending(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        refused = self._refused(headers)
+        refused = self._stranger(scope, headers)
         if refused is not None:
-            await refused(scope, receive, sending)
+            await refused(scope, receive, answer)
+        elif scope["path"] == self.path and scope["method"] == "POST":
+            await self._limited(headers, scope, receive, answer)
         else:
-            self._count(1)
-            body = _Body(receive, self.limits.bytes)
+            await self._through(scope, _Body(receive, self.limits.bytes), answer)
+
+    def _stranger(self, scope: Scope, headers: Headers) -> JSONResponse | None:
+        if why := foreign_host(headers, self.hosts):
+            return refusal(400, why)
+        if not (scope["path"] in self.free or knows(headers, self.token)):
+            return refusal(NO_TOKEN, "this service asks for a token", {"WWW-Authenticate": "Bearer"})
+        if why := foreign_page(scope["method"], headers):
+            return refusal(FOREIGN, why)
+        return None
+
+    async def _limited(self, headers: Headers, scope: Scope, receive: Receive, answer: _Answer) -> None:
+        begin, client = time.perf_counter(), client_of(scope)
+        refused = self._refused(client, headers)
+        if refused is not None:
+            await refused(scope, receive, answer)
+        else:
+            self._count(client, 1)
             try:
-                async with asyncio.timeout(self.limits.seconds):
-                    await self.app(scope, body, sending)
-            except TimeoutError:
-                if not status:
-                    why = f"no answer within {self.limits.seconds:g} s"
-                    late = refusal(BUSY, why) if body.whole else refusal(LATE, f"{why}: the request is not complete")
-                    await late(scope, receive, sending)
+                await self._through(scope, _Body(receive, self.limits.bytes), answer)
             finally:
-                self._count(-1)
-        self.seen(status, time.perf_counter() - begin)
+                self._count(client, -1)
+        self.seen(answer.status, time.perf_counter() - begin)
 
-    def _count(self, more: int) -> None:
-        self.running += more
-        self.tell(self.running)
+    async def _through(self, scope: Scope, body: _Body, answer: _Answer) -> None:
+        """Answer in time, whatever happens."""
+        try:
+            async with asyncio.timeout(self.limits.seconds):
+                await self.app(scope, body, answer)
+                return
+        except TimeoutError:
+            why = f"no answer within {self.limits.seconds:g} s"
+            said = refusal(BUSY, why, AGAIN) if body.whole else refusal(LATE, f"{why}: the request is not complete")
+        except Exception:
+            log.exception("a request failed")
+            said = refusal(FAILED, "the service failed on this request; its log says why")
+        if not answer.status:
+            await said(scope, body, answer)
 
-    def _refused(self, headers: Headers) -> JSONResponse | None:
-        if self.running >= self.limits.requests:
-            return refusal(BUSY, f"{self.running} requests are being worked on: try again later", {"Retry-After": "1"})
+    def _count(self, client: str, more: int) -> None:
+        self.running[client] += more
+        if not self.running[client]:
+            del self.running[client]
+        self.tell(self.running.total())
+
+    def _refused(self, client: str, headers: Headers) -> JSONResponse | None:
+        running, own = self.running.total(), self.running[client]
+        free = self.limits.requests - running
+        if not free:
+            return refusal(BUSY, f"{running} requests are being worked on: try again later", AGAIN)
+        if own > free:  # so a place is left for others, whatever one client sends
+            return refusal(BUSY, f"{own} requests of yours are being worked on: try again later", AGAIN)
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length) > self.limits.bytes:
             # the rest of the body is not read: the connection cannot be used again
             return refusal(TOO_LARGE, _too_large(self.limits.bytes), {"Connection": "close"})
         return None
+
+
+class _Answer:
+    """Adds the headers that every answer has, and remembers the status."""
+
+    def __init__(self, send: Send) -> None:
+        self.send, self.status = send, 0
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            message = {**message, "headers": [*message.get("headers", ()), *_ALWAYS]}
+        await self.send(message)
 
 
 class _Body:

@@ -7,7 +7,6 @@ import importlib.resources
 import logging
 import signal
 import socket
-import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
@@ -16,39 +15,42 @@ import torch
 import uvicorn
 from fastapi import Depends, FastAPI, File, HTTPException, Query, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from torch import Tensor
 
 import nescio
-from nescio.deploy.deployed import Deployed, Verdict
+from nescio.deploy.deployed import Deployed, Judged, Verdict
 from nescio.deploy.drift import Drift
 from nescio.deploy.file import record
 from nescio.errors import BadImage, InputError
 from nescio.serving.answers import Answer, Said, Status, problems
 from nescio.serving.batcher import Batcher
+from nescio.serving.connections import CONNECTIONS, Connection, possible_connections
 from nescio.serving.decoders import STATUS, Decoders
+from nescio.serving.description import described
 from nescio.serving.explain import Explainer
-from nescio.serving.limits import BUSY, LATE, NO_TOKEN, TOO_LARGE, Gate, Limits, refusal
+from nescio.serving.limits import AGAIN, BUSY, FOREIGN, LATE, NO_TOKEN, TOO_LARGE, Gate, Limits, refusal
 from nescio.serving.metrics import Metrics
+from nescio.serving.peers import LOOPBACK, client_of, is_loopback
+from nescio.serving.seldom import Seldom
 
 log = logging.getLogger(__name__)
+log.addFilter(Seldom())
 
 PREDICT = "/predict"
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PAGES = {
     "/": ("index.html", "text/html"),
     "/page.js": ("page.js", "text/javascript"),
     "/page.css": ("page.css", "text/css"),
+    "/docs.css": ("docs.css", "text/css"),
 }
 FREE = {*PAGES, "/health", "/ready"}
 """Paths that need no token: the page without anything on it, and what a machine asks to see whether this one lives."""
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-cache",
 }
 KEEP_ALIVE = 75
@@ -72,30 +74,36 @@ class Service:
     ) -> None:
         self.deployed, self.limits = deployed, limits
         self.batch_size, self.processes = batch_size or deployed.batch_size, decoders
-        self.drift, self.lock = Drift(deployed.calibration), threading.Lock()
+        self.drift = Drift(deployed.calibration)  # read and changed by the event loop's thread alone
         self.metrics = Metrics(self.picture)
         self.about = record(deployed, embedded=True)
         self.ready = False
 
-    def start(self) -> None:
-        """Start the processes and the thread, and see that the network runs."""
+    async def start(self) -> None:
+        """Start the processes and the threads, and see that the network runs."""
+        await asyncio.to_thread(self._start)
+        self.decode = Decoders(
+            self.deployed.classifier.transform,
+            processes=self.processes,
+            most=self.limits.pixels,
+            seconds=self.limits.seconds,
+        )
+        await self.decode.start()
+        self.ready = True
+
+    def _start(self) -> None:
         transform = self.deployed.classifier.transform
         self.deployed.judge(torch.randint(0, 256, (2, 3, transform.crop, transform.crop), dtype=torch.uint8))
         explainer = Explainer(self.deployed)
-        self.decode = Decoders(
-            transform, processes=self.processes, most=self.limits.pixels, seconds=self.limits.seconds
-        )
-        self.decode.warm()
         self.judging = Batcher(self._judge, self.batch_size)
         self.explaining = Batcher(explainer, self.batch_size)
-        self.ready = True
 
-    def stop(self) -> None:
+    async def stop(self) -> None:
         """Finish what has come in, and end them."""
         self.ready = False
         for batcher in (self.judging, self.explaining):
-            batcher.close()
-        self.decode.close()
+            await asyncio.to_thread(batcher.close)
+        await self.decode.close()
 
     @property
     def alive(self) -> bool:
@@ -104,11 +112,21 @@ class Service:
 
     def picture(self) -> dict[str, Any]:
         """How the last images compare with the calibration images."""
-        with self.lock:
-            return self.drift.picture(self.deployed.classifier.classes)
+        return self.drift.picture(self.deployed.classifier.classes)
 
-    async def verdicts(self, uploads: list[UploadFile], *, explain: bool) -> list[Said]:
+    def forget(self) -> None:
+        """Begin the test for a change anew."""
+        self.drift = Drift(self.deployed.calibration)
+        log.warning("the test for a change of the input was begun anew, as a client asked")
+
+    async def verdicts(self, uploads: list[UploadFile], *, explain: bool, count: bool, client: str) -> list[Said]:
         """Verdicts on images.
+
+        Args:
+            uploads: encoded images.
+            explain: add what a verdict may be understood by.
+            count: whether the images are input that is tested for a change.
+            client: whose turn they take.
 
         Raises:
             HTTPException: there are too many, or some cannot be read; each of these is named.
@@ -116,42 +134,44 @@ class Service:
         if len(uploads) > self.limits.images:
             raise HTTPException(TOO_LARGE, f"{len(uploads)} images: a request may have {self.limits.images}")
         names = [(u.filename or f"image {i}")[:_LONGEST] for i, u in enumerate(uploads)]
-        found = await asyncio.gather(*(self._decoded(upload) for upload in uploads))
+        found = await asyncio.gather(*(self._decoded(upload, client) for upload in uploads))
         bad = [(name, e) for name, e in zip(names, found, strict=True) if isinstance(e, BadImage)]
         if bad:
             self.metrics.images.labels("refused").inc(len(bad))
             raise HTTPException(max(STATUS[type(e)] for _, e in bad), "; ".join(f"{name}: {e}" for name, e in bad))
         images = [image for image in found if isinstance(image, Tensor)]
-        verdicts = await self._all(self.judging, images)
-        explanations = await self._all(self.explaining, images) if explain else [None] * len(images)
+        judged = await self._all(self.judging, images, client)
+        if count:
+            self._count(judged)
+        verdicts = [self._said(one) for one in judged]
+        explanations = await self._all(self.explaining, images, client) if explain else [None] * len(images)
         return [Said.of(*said) for said in zip(names, verdicts, explanations, strict=True)]
 
-    async def _decoded(self, upload: UploadFile) -> Tensor | BadImage:
+    async def _decoded(self, upload: UploadFile, client: str) -> Tensor | BadImage:
         try:
-            return await self.decode(await upload.read())
+            return await self.decode(await upload.read(), client)
         except BadImage as e:
             return e
 
-    async def _all(self, batcher: Batcher[Any], images: list[Tensor]) -> list[Any]:
-        try:
-            return list(await asyncio.gather(*(asyncio.wrap_future(batcher.submit(image)) for image in images)))
-        except InputError as e:
-            raise HTTPException(STATUS[BadImage], str(e)) from None
+    async def _all(self, batcher: Batcher[Any], images: list[Tensor], client: str) -> list[Any]:
+        return list(await asyncio.gather(*(asyncio.wrap_future(batcher.submit(image, client)) for image in images)))
 
-    def _judge(self, images: Tensor) -> list[Verdict | Exception]:
+    def _judge(self, images: Tensor) -> list[Judged]:
         judged = self.deployed.judge(images)
-        with self.lock:
-            for alarm in self.drift.update(judged.score, judged.pred):
-                log.warning("the input has changed since image %d (noticed at %d)", alarm.began, alarm.image)
         self.metrics.batches.observe(len(images))
-        return [self._said(judged, i) for i in range(len(images))]
+        return [judged[i] for i in range(len(images))]
 
-    def _said(self, judged: Any, i: int) -> Verdict | Exception:
+    def _count(self, judged: list[Judged]) -> None:
+        for one in judged:
+            for alarm in self.drift.update(one.score, one.pred):
+                log.warning("the input has changed since image %d (noticed at %d)", alarm.began, alarm.image)
+
+    def _said(self, judged: Judged) -> Verdict:
         try:
-            verdict = self.deployed.verdict(judged, i)
+            verdict = self.deployed.verdict(judged, 0)
         except InputError as e:
             self.metrics.images.labels("refused").inc()
-            return e
+            raise HTTPException(STATUS[BadImage], str(e)) from None
         self.metrics.images.labels("accepted" if verdict.accepted else "rejected").inc()
         return verdict
 
@@ -180,22 +200,23 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await asyncio.to_thread(service.start)
+        await service.start()
         yield
-        await asyncio.to_thread(service.stop)
+        await service.stop()
 
     app = FastAPI(
         title="nescio",
         version=nescio.__version__,
         description="Tells whether an image is something a classifier was trained for.",
         lifespan=lifespan,
+        docs_url=None,  # it would load scripts of others
+        redoc_url=None,
         # checked before a body is read; this describes it
         dependencies=[] if token is None else [Depends(HTTPBearer(auto_error=False))],
         responses=problems() if token is None else problems(NO_TOKEN),
     )
     app.state.service = service
     app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(Exception, _failed)
     _add_pages(app)
     _add_endpoints(app, service)
     app.add_middleware(
@@ -203,23 +224,25 @@ def create_app(
         limits=service.limits,
         path=PREDICT,
         token=token,
+        hosts=hosts,
         free=FREE,
         seen=service.metrics.request,
         running=service.metrics.running.set,
     )
-    if hosts is not None:
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
     return app
 
 
 def _add_endpoints(app: FastAPI, service: Service) -> None:
-    @app.post(PREDICT, responses=problems(400, LATE, TOO_LARGE, 415, 422, 500, BUSY))
+    @app.post(PREDICT, responses=problems(400, FOREIGN, LATE, TOO_LARGE, 415, 422, 500, BUSY))
     async def predict(
+        request: Request,
         images: Annotated[list[UploadFile], File(description="Encoded images: JPEG, PNG, WebP, …")],
         explain: Annotated[bool, Query(description="Add the nearest class and the patch maps.")] = False,
+        count: Annotated[bool, Query(description="Take the images for input that is tested for a change.")] = True,
     ) -> Answer:
         """Verdicts on images. If one of them cannot be read, all are refused, and the reason names it."""
-        return Answer(verdicts=await service.verdicts(images, explain=explain))
+        client = client_of(request.scope)
+        return Answer(verdicts=await service.verdicts(images, explain=explain, count=count, client=client))
 
     @app.get("/health", responses=problems(BUSY))
     async def health() -> Status:
@@ -231,8 +254,8 @@ def _add_endpoints(app: FastAPI, service: Service) -> None:
     @app.get("/ready", responses=problems(BUSY))
     async def ready() -> Status:
         """Whether requests can be sent."""
-        if not service.alive:
-            raise HTTPException(BUSY, "not ready")
+        if not (service.alive and service.decode.ready):
+            raise HTTPException(BUSY, "not ready", AGAIN)
         return Status(status="ready")
 
     @app.get("/info")
@@ -250,6 +273,12 @@ def _add_endpoints(app: FastAPI, service: Service) -> None:
         """The last images beside the calibration images, and whether the input has changed."""
         return service.picture()
 
+    @app.post("/drift/reset", responses=problems(FOREIGN))
+    async def reset() -> dict[str, Any]:
+        """Forget the images so far, and the alarms: the test begins anew. The answer is that of /drift."""
+        service.forget()
+        return service.picture()
+
     @app.get("/metrics", response_class=Response, responses={200: {"content": {CONTENT_TYPE_LATEST: {}}}})
     async def metrics() -> Response:
         """The same and more, for Prometheus."""
@@ -257,6 +286,10 @@ def _add_endpoints(app: FastAPI, service: Service) -> None:
 
 
 def _add_pages(app: FastAPI) -> None:
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return HTMLResponse(described(app.openapi()), headers=_HEADERS)
+
     folder = importlib.resources.files("nescio.serving") / "page"
     for path, (name, kind) in PAGES.items():
         content = (folder / name).read_bytes()
@@ -275,12 +308,6 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
     del request
     found = error.errors() if isinstance(error, RequestValidationError) else []
     return refusal(422, "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in found) or str(error))
-
-
-async def _failed(request: Request, error: Exception) -> JSONResponse:
-    """What went wrong here, which is logged with its traceback, and is none of the client's business."""
-    del request, error
-    return refusal(500, "the service failed on this request; its log says why")
 
 
 def serve(
@@ -307,20 +334,27 @@ def serve(
     Raises:
         InputError: the address cannot be listened on, or the network does not run.
     """
-    limits = limits or Limits()
+    limits, host = limits or Limits(), host.strip("[]")
     listening = _listening(host, port)
+    alone = is_loopback(host)
     app = create_app(
         deployed,
         limits=limits,
         token=token,
-        hosts=LOOPBACK if host in LOOPBACK else None,
+        hosts=(*LOOPBACK, host) if alone else None,
         batch_size=batch_size,
         decoders=decoders,
     )
-    if host not in LOOPBACK and token is None:
+    if not alone and token is None:
         log.warning("whoever reaches %s can use this service; --token asks them for one", host)
+    connections = possible_connections()
+    if connections < CONNECTIONS:
+        log.warning("this process may have few files open (ulimit -n): it takes %d connections at a time", connections)
     config = uvicorn.Config(
         app,
+        http=Connection,
+        ws="none",
+        limit_concurrency=connections,
         log_level="warning",
         access_log=False,
         server_header=False,
@@ -328,6 +362,7 @@ def serve(
         timeout_graceful_shutdown=round(limits.seconds),
         backlog=4 * limits.requests,
     )
+    logging.getLogger("uvicorn.error").addFilter(Seldom())
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # to end as with Ctrl-C
     server = _Server(config, f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}")
     try:

@@ -54,7 +54,7 @@ async function judge(file, card) {
   form.append("images", file, file.name);
   const picture = createImageBitmap(file).catch(() => null);
   try {
-    const { verdicts: [verdict] } = await ask("predict?explain=true", { method: "POST", body: form });
+    const { verdicts: [verdict] } = await ask("predict?explain=true&count=false", { method: "POST", body: form });
     show(card, verdict, await picture);
   } catch (error) {
     card.classList.add("failed");
@@ -81,8 +81,11 @@ function show(card, v, picture) {
   }
   const map = nearest.patch_map, box = card.querySelector(".map");
   box.hidden = !map;
-  box.querySelector("input").addEventListener("change", (e) => draw(card, picture, e.target.checked ? map : null));
-  draw(card, picture, map);
+  box.querySelector("input").addEventListener("change", (e) => {
+    box.querySelector(".meant").hidden = !e.target.checked;
+    draw(card, picture, e.target.checked ? map : null);
+  });
+  draw(card, picture, null);
 }
 
 function draw(card, picture, map) {
@@ -109,12 +112,12 @@ function draw(card, picture, map) {
 async function drift() {
   let p;
   try { p = await ask("drift"); } catch { return; }
-  $("pictures").hidden = !p.window;
+  $("pictures").hidden = $("anew").hidden = !p.window;
   const line = $("verdict");
   line.classList.toggle("alarm", p.alarmed > 0);
   const last = p.alarms.at(-1);
   const compared = `${p.rejected} of the last ${p.window} images were rejected; of new ID images at most ${p.expected_rejected.toFixed(1)} would be, on average.`;
-  if (!p.window) line.textContent = "No image has come in yet.";
+  if (!p.window) line.textContent = "No image has come in yet through the API; those of this page are not counted.";
   else if (last) line.textContent = `The input has changed: noticed at image ${last.image}, since about image ${last.began} (${p.alarmed} ${p.alarmed === 1 ? "alarm" : "alarms"} in ${p.seen} images). ${compared}`;
   else line.textContent = `No change noticed in ${p.seen} images (evidence ${p.evidence.toPrecision(2)}; 1 is an alarm). ${compared}`;
   $("window").textContent = p.window;
@@ -153,6 +156,14 @@ for (const kind of ["dragover", "dragleave", "drop"]) {
 window.addEventListener("paste", (e) => {
   const images = [...e.clipboardData.files];
   add(images.map((f) => new File([f], `pasted ${++pasted}`, { type: f.type })));
+});
+$("reset").addEventListener("click", async () => {
+  try {
+    await ask("drift/reset", { method: "POST" });
+    drift();
+  } catch (error) {
+    $("verdict").textContent = error.message;
+  }
 });
 $("login").addEventListener("submit", (e) => {
   e.preventDefault();
