@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
+from torch.utils.data import Dataset
 
 from nescio import ops
 from nescio.data.decode import Raw
@@ -196,8 +197,8 @@ class Concatenated:
         return combine(*(p.stamp for p in self.parts))
 
 
-AnySource = str | Path | Source
-"""A source, or what ``open_source`` takes."""
+AnySource = str | Path | Source | Dataset[Any]
+"""A source, a PyTorch data set, or what ``open_source`` takes."""
 
 
 def as_source(given: AnySource) -> Source:
@@ -209,7 +210,7 @@ def as_source(given: AnySource) -> Source:
     if isinstance(given, str | Path):
         return open_source(given)
     if callable(getattr(given, "read", None)) and callable(getattr(given, "name", None)):
-        return given
+        return cast("Source", given)
     from nescio.data.datasets import of_dataset
 
     return of_dataset(given)
