@@ -18,7 +18,7 @@ from torch import Tensor
 from nescio.errors import InputError, some
 from nescio.features import PLAIN_PASS, Features, TrainingData
 from nescio.files import whole
-from nescio.fitting import BY_IMAGES, checked
+from nescio.fitting import BY_IMAGES, check_width, checked
 from nescio.grammar import parse_stages
 from nescio.stage import Chain, InputStage, Stage, fit_stage
 
@@ -104,11 +104,7 @@ class Detector(Chain):
                 f"detector '{self}' was fitted for another model's head ({self.fitted_to}, not "
                 f"{features.head.fingerprint}); fit it again for this model"
             )
-        if features.h.ndim != 2 or features.h.shape[1] != features.head.weight.shape[1]:
-            width = features.head.weight.shape[1]
-            raise InputError(
-                f"expected features of shape (B, {width}), as the head reads, got {tuple(features.h.shape)}"
-            )
+        check_width(features)
         if features.network_pass != self.pass_key:
             made = f"'{self.input_stage!r}' makes" if self.input_stage else "runs the network as it is"
             raise InputError(

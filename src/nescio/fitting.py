@@ -21,6 +21,17 @@ BY_IMAGES = (
 """Where a detector gets features of the pass that it reads."""
 
 
+def check_width(f: Features) -> None:
+    """Refuse raw features that the head cannot read.
+
+    Raises:
+        InputError: they are not of shape (B, L), L the head's.
+    """
+    width = f.head.weight.shape[1]
+    if f.h.ndim != 2 or f.h.shape[1] != width:
+        raise InputError(f"expected features of shape (B, {width}), as the head reads, got {tuple(f.h.shape)}")
+
+
 def checked(data: TrainingData, network_pass: str, columns: Collection[str], wanted_by: str) -> TrainingData:
     """The same data, whose first whole pass looks for what no detector can be fitted on.
 
@@ -31,7 +42,7 @@ def checked(data: TrainingData, network_pass: str, columns: Collection[str], wan
         wanted_by: the detector, for the message.
 
     Raises:
-        InputError: while the data are read: another pass made them, or some of them are not finite.
+        InputError: while the data are read: there are none, another pass made them, or some of them are not finite.
     """
 
     def watched(chunks: Chunks | None, title: str) -> Chunks | None:
@@ -54,9 +65,12 @@ class _Watched:
                 self._check(f, start, stream)
             start += len(f)
             yield f
+        if start == 0:
+            raise InputError(f"there are no {self.title} features, which detector '{self.wanted_by}' is fitted on")
         self.seen = True
 
     def _check(self, f: Features, start: int, rest: Iterator[Features]) -> None:
+        check_width(f)
         if f.network_pass != self.network_pass:
             raise InputError(
                 f"these {self.title} features come from another pass than the one that detector '{self.wanted_by}' is "

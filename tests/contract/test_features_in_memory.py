@@ -10,7 +10,7 @@ import torch
 from conftest import random_features, training
 from nescio.detector import Detector
 from nescio.errors import InputError
-from nescio.features import Columns, Features, Head
+from nescio.features import Columns, Features, Head, TrainingData
 from nescio.grammar import all_specs
 
 SPECS = [*all_specs(), "mean(energy,fm+knn:k=3)", "max(energy,gram)", "fisher(energy,mahalanobis)"]
@@ -130,3 +130,11 @@ def test_a_score_in_float32_comes_out_in_float64_and_a_wrong_width_is_refused() 
     assert detector(NEW).dtype == torch.float64
     with pytest.raises(InputError, match=r"expected features of shape \(B, 12\), as the head reads, got \(40, 7\)"):
         detector(dataclasses.replace(NEW, h=NEW.h[:, :7]))
+    with pytest.raises(InputError, match=r"expected features of shape \(B, 12\), as the head reads, got \(64, 7\)"):
+        fitted("knn", dataclasses.replace(F, h=F.h[:, :7]))
+
+
+@pytest.mark.parametrize("spec", [s for s in SPECS if Detector.parse(s).needs_train])
+def test_no_training_features_at_all_are_refused(spec: str) -> None:
+    with pytest.raises(InputError, match="there are no training features, which detector "):
+        Detector.parse(spec).fit(TrainingData(F.head, lambda: iter([])))

@@ -75,9 +75,9 @@ class PerturbID(InputStage, name="perturbid"):
         for x in batches:
             gradient = _gradient(network, chain, x)
             with torch.no_grad():
-                totals += torch.stack(
-                    [chain.of_any_pass(network(x + ops.sign_step(gradient, eps))).sum().cpu() for eps in STEPS]
-                )
+                moved = [chain.of_any_pass(network(x + ops.sign_step(gradient, eps))).cpu() for eps in STEPS]
+            scores = torch.stack(moved)
+            totals += scores[:, scores.isfinite().all(dim=0)].sum(dim=1)  # an image that is not finite has no say
         self.step = torch.tensor(STEPS[int(totals.argmax())])
 
     def forward(self, f: Features) -> Features:
