@@ -60,6 +60,7 @@ class Stage(Optioned, nn.Module):
     """Whether ``fit`` wants ID features apart from the training features; without, it takes a share of these."""
     groups_by_class: bool = False
     """Whether work is done once per predicted class and batch, so that large batches save most of it."""
+    _declared: ClassVar[list[str]]
 
     def __init_subclass__(cls, name: str | None = None, place: str | None = None) -> None:
         super().__init_subclass__()
@@ -80,14 +81,15 @@ class Stage(Optioned, nn.Module):
 
         The annotation may be written in any way that means it: ``torch.Tensor``, ``Tensor | None``, an alias, a string.
         """
-        stages = [base for base in cls.__mro__ if issubclass(base, Stage)]
-        found = [
-            name
-            for base in stages
-            for name, kind in inspect.get_annotations(base).items()
-            if _means_tensor(kind, {**vars(sys.modules.get(base.__module__, base)), **vars(base)})
-        ]
-        return list(dict.fromkeys(found))
+        if "_declared" not in vars(cls):  # once a class: annotations that are strings have to be evaluated
+            cls._declared = [
+                name
+                for base in cls.__mro__
+                if issubclass(base, Stage)
+                for name, kind in inspect.get_annotations(base).items()
+                if _means_tensor(kind, {**vars(sys.modules.get(base.__module__, base)), **vars(base)})
+            ]
+        return list(dict.fromkeys(cls._declared))
 
     def needs_heads(self) -> set[str]:
         """Heads that the network must have been trained with, beside the classification head."""
