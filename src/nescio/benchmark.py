@@ -67,9 +67,9 @@ def bench(
     Raises:
         InputError: an input does not fit the others; the message names it and the way out.
     """
-    classifier, clock = as_classifier(classifier), clock or Clock()
+    classifier, ood, clock = as_classifier(classifier), by_name(ood, "ood"), clock or Clock()
     train_source, held_source = (None if given is None else as_source(given) for given in (train, calibrate))
-    id_source, ood_sources = as_source(id), {n: as_source(s) for n, s in by_name(ood, "ood").items()}
+    id_source, ood_sources = as_source(id), {name: as_source(source) for name, source in ood.items()}
     fitted = _parse(specs_of(detectors), classifier)
     _check(classifier, train_source, held_source, id_source, ood_sources, fitted)
     for given, detector in fitted.items():

@@ -108,7 +108,7 @@ class Detector(Chain):
         if features.network_pass != self.pass_key:
             made = f"'{self.input_stage!r}' makes" if self.input_stage else "runs the network as it is"
             raise InputError(
-                f"detector '{self}' reads the pass that {made}, which did not make these features; {BY_IMAGES}"
+                f"detector '{self}' reads features of the pass that {made}; these come from another: {BY_IMAGES}"
             )
 
     def usable_scores(self, features: Features) -> Tensor:

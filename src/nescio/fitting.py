@@ -74,7 +74,7 @@ class _Watched:
         if f.network_pass != self.network_pass:
             raise InputError(
                 f"these {self.title} features come from another pass than the one that detector '{self.wanted_by}' is "
-                f"fitted on; {BY_IMAGES}"
+                f"fitted on: {BY_IMAGES}"
             )
         bad = ~f.finite(self.columns)
         if bad.any():

@@ -271,9 +271,9 @@ def test_features_of_the_plain_pass_are_refused_by_a_detector_with_its_own(class
         plain = classifier(X)
         if detector.input_stage.needs_images:
             detector.input_stage.choose(classifier, detector, [X])
-    with pytest.raises(InputError, match=r"reads the pass that '.*' makes.*nescio\.bench, nescio\.fit"):
+    with pytest.raises(InputError, match=r"reads features of the pass that '.*' makes.*nescio\.bench, nescio\.fit"):
         detector(plain)
-    with pytest.raises(InputError, match="reads the pass that"):
+    with pytest.raises(InputError, match="reads features of the pass that"):
         score_all([detector], [plain])
     own = run(detector, classifier, X)
     assert detector(own).isfinite().all()
@@ -291,7 +291,7 @@ def test_a_fixed_pass_is_checked_when_its_detector_is_fitted(classifier: Classif
         detector.fit(training(plain))
     detector.fit(training(run(detector, classifier, X)))
     other = Detector.parse("bats:lam=0.6+react:q=0.9+knn:k=2")
-    with pytest.raises(InputError, match=r"reads the pass that 'bats:lam=0\.5' makes"):
+    with pytest.raises(InputError, match=r"reads features of the pass that 'bats:lam=0\.5' makes"):
         detector(run(other, classifier, X))
     with pytest.raises(InputError, match="come from another pass"):
         Detector.parse("perturb+knn:k=2").fit(training(run(detector, classifier, X)))
@@ -302,7 +302,7 @@ def test_a_bank_says_which_pass_its_features_are_of(classifier: Classifier, tmp_
     bank = extract(classifier, Pictures(6), network_pass=pass_of(detector), cache=tmp_path, workers=0)
     f = next(bank.chunks())
     assert torch.equal(detector(bank.take(np.array([4, 1]))), detector(f)[[4, 1]])
-    with pytest.raises(InputError, match="did not make these features"):
+    with pytest.raises(InputError, match="these come from another"):
         detector(next(extract(classifier, Pictures(6), cache=tmp_path, workers=0).chunks()))
 
 
