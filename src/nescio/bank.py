@@ -123,6 +123,7 @@ class Bank:
                     torch.from_numpy(self._arrays["pred"][at][keep]),
                     torch.from_numpy(self._arrays["label"][at][keep]),
                     Columns({name: self._reader(name, at, keep) for name in self.manifest["aux"]}),
+                    self.manifest["key"]["network_pass"],
                 )
 
     def take(self, at: npt.NDArray[np.int64]) -> Features:
@@ -134,6 +135,7 @@ class Bank:
             torch.from_numpy(self.pred[at]),
             torch.from_numpy(self.labels[at]),
             Columns({name: self._reader(name, rows, keep) for name in self.manifest["aux"]}),
+            self.manifest["key"]["network_pass"],
         )
 
     def _reader(

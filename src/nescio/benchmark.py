@@ -16,13 +16,14 @@ import numpy.typing as npt
 
 from nescio import metrics
 from nescio.bank import Bank
-from nescio.data.sources import AnySource, Source, as_source
-from nescio.detector import Detector, fit_all, score_all
+from nescio.data.sources import AnySource, Source, as_source, by_name
+from nescio.detector import Detector, fit_all, score_all, specs_of
 from nescio.errors import InputError, some
 from nescio.extraction import PLAIN, Pass, check_model, choose_on, extract, pass_of, servable, training_pass
 from nescio.features import TrainingData
 from nescio.grammar import all_specs, names_preset
 from nescio.models import Classifier
+from nescio.models.coerce import as_classifier
 from nescio.progress import Clock
 from nescio.results import Results, Row, Scored, judged
 from nescio.sample import FeatureSample, sample_features
@@ -66,10 +67,10 @@ def bench(
     Raises:
         InputError: an input does not fit the others; the message names it and the way out.
     """
-    clock = clock or Clock()
+    classifier, ood, clock = as_classifier(classifier), by_name(ood, "ood"), clock or Clock()
     train_source, held_source = (None if given is None else as_source(given) for given in (train, calibrate))
     id_source, ood_sources = as_source(id), {name: as_source(source) for name, source in ood.items()}
-    fitted = _parse([detectors] if isinstance(detectors, str) else detectors, classifier)
+    fitted = _parse(specs_of(detectors), classifier)
     _check(classifier, train_source, held_source, id_source, ood_sources, fitted)
     for given, detector in fitted.items():
         if names_preset(given):

@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,10 +16,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nescio.errors import InputError, some
-from nescio.features import Features, TrainingData
+from nescio.features import PLAIN_PASS, Features, TrainingData
 from nescio.files import whole
+from nescio.fitting import BY_IMAGES, check_width, checked
 from nescio.grammar import parse_stages
-from nescio.stage import Chain, InputStage, Stage
+from nescio.stage import Chain, InputStage, Stage, fit_stage
 
 FORMAT = "nescio-detector/1"
 BLOCK = 1 << 20
@@ -53,6 +54,7 @@ class Detector(Chain):
         Raises:
             InputError: the spec cannot be read; the message names the part and the way out.
         """
+        (spec,) = specs_of([spec])
         return cls(parse_stages(spec, model))
 
     @property
@@ -60,6 +62,12 @@ class Detector(Chain):
         """The stage that makes a pass of its own, if there is one."""
         first = self.stages[0]
         return first if isinstance(first, InputStage) else None
+
+    @property
+    def training_pass_key(self) -> str:
+        """Key of the pass whose features the detector is fitted on: its own if that is a fixed one, else the plain."""
+        stage = self.input_stage
+        return self.pass_key if stage is not None and stage.fixed else PLAIN_PASS
 
     @property
     def needs_images(self) -> bool:
@@ -76,18 +84,42 @@ class Detector(Chain):
         return self
 
     def forward(self, features: Features) -> Tensor:
-        """Scores ``(B,)`` float64 of raw features; higher means more in-distribution.
+        """Scores ``(B,)`` float64 of raw features; higher means more in-distribution; NaN where one is not finite.
 
         Raises:
             RuntimeError: a stage is not fitted; it is named.
-            InputError: the detector was fitted for another head.
+            InputError: the detector was fitted for another head, or reads another pass than the one they come from.
+        """
+        self.check(features)
+        return self.usable_scores(features)
+
+    def check(self, features: Features) -> None:
+        """Refuse features that the detector cannot score.
+
+        Raises:
+            InputError: as for calling it.
         """
         if self.fitted_to not in (None, features.head.fingerprint):
             raise InputError(
                 f"detector '{self}' was fitted for another model's head ({self.fitted_to}, not "
                 f"{features.head.fingerprint}); fit it again for this model"
             )
-        return super().forward(features)
+        check_width(features)
+        if features.network_pass != self.pass_key:
+            made = f"'{self.input_stage!r}' makes" if self.input_stage else "runs the network as it is"
+            raise InputError(
+                f"detector '{self}' reads features of the pass that {made}; these come from another: {BY_IMAGES}"
+            )
+
+    def usable_scores(self, features: Features) -> Tensor:
+        """Scores ``(B,)`` of features that were checked, NaN where something that the detector reads is not finite."""
+        finite = features.finite(self.columns)
+        if bool(finite.all()):
+            return self.of_any_pass(features).to(torch.float64)
+        scores = torch.full(finite.shape, torch.nan, dtype=torch.float64, device=finite.device)
+        if finite.any():  # the others stay away from the rows that a stage looks at together
+            scores[finite] = self.of_any_pass(features.rows(finite)).to(torch.float64)
+        return scores
 
     score = forward
 
@@ -98,8 +130,10 @@ class Detector(Chain):
 
     @property
     def pass_key(self) -> str:
-        """A hash of all that decides what the input stage's pass does."""
-        stages = self.steps[: self.input_stage.depends_on(self.steps) if self.input_stage else 0]
+        """A hash of all that decides what the input stage's pass does; without one, the name of the plain pass."""
+        if self.input_stage is None:
+            return PLAIN_PASS
+        stages = self.steps[: self.input_stage.depends_on(self.steps)]
         digest = hashlib.blake2b("+".join(map(repr, stages)).encode(), digest_size=16)
         for stage in stages:
             for name, t in sorted(stage.state_dict().items()):
@@ -171,6 +205,21 @@ class Detector(Chain):
         self.fitted_to = head
 
 
+def specs_of(given: str | Iterable[str]) -> list[str]:
+    """One spec string, or several, as a list.
+
+    Raises:
+        InputError: one is no text.
+    """
+    several = isinstance(given, Iterable) and not isinstance(given, str)
+    specs: list[Any] = list(given) if several else [given]
+    for spec in specs:
+        if not isinstance(spec, str):
+            hint = f"; of this detector it is {spec!r}" if isinstance(spec, Detector) else ""
+            raise InputError(f"expected a detector as a spec string, e.g. 'fmls', got {type(spec).__name__}{hint}")
+    return specs
+
+
 def fit_all(
     detectors: Sequence[Detector], data: TrainingData, failed: Callable[[Detector, InputError], None] | None = None
 ) -> list[float]:
@@ -187,19 +236,21 @@ def fit_all(
     Returns:
         the seconds that each detector's stages took to fit, a shared stage's counted in full for each.
     """
-    shared: dict[str, tuple[Stage, float]] = {}
+    shared: dict[tuple[str, str], tuple[Stage, float]] = {}
+    raw: dict[tuple[str, frozenset[str]], TrainingData] = {}
     seconds = []
     for detector in detectors:
         *before, last = detector.steps
+        key, columns = detector.training_pass_key, frozenset(detector.columns)
+        own = raw.setdefault((key, columns), checked(data.raw, key, columns, repr(detector)))
         spent = 0.0
         try:
             for i, stage in enumerate(before):
-                key = repr(stage)
-                if key not in shared:
-                    shared[key] = (stage, _fit(stage, data.raw))
-                detector.stages[i] = shared[key][0]
-                spent += shared[key][1]
-            spent += _fit(last, data.map(detector.pipeline))
+                if (key, repr(stage)) not in shared:
+                    shared[key, repr(stage)] = (stage, _fit(stage, own))
+                detector.stages[i], took = shared[key, repr(stage)]
+                spent += took
+            spent += _fit(last, own.map(detector.pipeline))
         except InputError as e:
             if failed is None:
                 raise
@@ -219,7 +270,7 @@ def _megabytes(size: int) -> str:
 @torch.no_grad()
 def _fit(stage: Stage, data: TrainingData) -> float:
     start = time.perf_counter()
-    stage.fit(data)
+    fit_stage(stage, data)
     return time.perf_counter() - start
 
 
@@ -235,7 +286,8 @@ def score_all(detectors: Sequence[Detector], chunks: Iterable[Features]) -> tupl
         blocks = list(f.blocks(max(1, BLOCK // f.h.shape[1])))
         for i, detector in enumerate(detectors):
             start = time.perf_counter()
+            detector.check(f)
             whole = any(stage.groups_by_class for stage in detector.steps)
-            scores[i] += [detector(part) for part in ([f] if whole else blocks)]
+            scores[i] += [detector.usable_scores(part) for part in ([f] if whole else blocks)]
             seconds[i] += time.perf_counter() - start
     return [torch.cat(s) for s in scores], seconds

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from nescio.data.decode import decode
-from nescio.data.sources import Labels, Source
+from nescio.data.sources import AnySource, Labels, Source, as_source
 from nescio.errors import BadImage, InputError, nearest
 from nescio.files import whole
 from nescio.models import Classifier
+from nescio.models.coerce import classifiers_by_name
 from nescio.models.heads import decide
 from nescio.objectives.ssod import check_gamma, sample, true_class_confidence
 from nescio.report.maps import Seen, draw_maps
@@ -80,7 +81,7 @@ def patch_maps(classifier: Classifier, images: Tensor, labels: Tensor | None = N
 
 def explain(
     classifiers: Mapping[str, Classifier],
-    images: Source | Sequence[Source],
+    images: AnySource | Sequence[AnySource],
     out: str | Path,
     *,
     gamma: float = 0.95,
@@ -104,7 +105,9 @@ def explain(
         InputError: there are more images, one cannot be read, or a network has no feature map.
     """
     out = Path(out).expanduser()
-    sources = list(images) if isinstance(images, Sequence) else [images]
+    classifiers = classifiers_by_name(classifiers)
+    given: Sequence[Any] = images if isinstance(images, list | tuple) else [images]
+    sources = [as_source(one) for one in given]
     places = [(source, i) for source in sources for i in range(len(source))]
     _check(out, len(places))
     arrays: dict[str, Any] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,11 +18,12 @@ from nescio import ops
 from nescio.bank import BAD, DONE, DTYPES, Bank, BankKey, BankWriter
 from nescio.data.batches import Batch, read_batches
 from nescio.data.hashing import cache_root
-from nescio.data.sources import Rows, Source
+from nescio.data.sources import AnySource, Rows, Source, as_source
 from nescio.detector import Detector
 from nescio.errors import InputError, check_share, nearest
-from nescio.features import Features
+from nescio.features import PLAIN_PASS, Features
 from nescio.models import Classifier
+from nescio.models.coerce import as_classifier
 from nescio.models.heads import HEADS
 from nescio.progress import Clock, progress_bar
 from nescio.stage import Network, Probe
@@ -40,17 +42,21 @@ class Pass:
     """A way to run the network over images.
 
     Attributes:
-        key: names the pass within a bank's key.
-        run: features of a batch of normalised images.
+        key: names the pass within a bank's key, and on every record that it makes.
+        features: what it makes of a batch of normalised images.
         prepare: the network's body as this pass runs it, from a copy of it.
     """
 
     key: str
-    run: Callable[[Network, Tensor], Features]
+    features: Callable[[Network, Tensor], Features]
     prepare: Callable[[nn.Module], nn.Module] = lambda body: body
 
+    def run(self, network: Network, x: Tensor) -> Features:
+        """Features of normalised images ``x (B, 3, H, W)``, marked as this pass's."""
+        return dataclasses.replace(self.features(network, x), network_pass=self.key)
 
-PLAIN = Pass("plain", lambda network, x: network(x))
+
+PLAIN = Pass(PLAIN_PASS, lambda network, x: network(x))
 
 
 def check_model(detector: Detector, classifier: Classifier) -> None:
@@ -133,7 +139,7 @@ def choose_on(
 
 def extract(
     classifier: Classifier,
-    source: Source,
+    source: AnySource,
     *,
     network_pass: Pass = PLAIN,
     probes: Mapping[str, Probe] | None = None,
@@ -168,6 +174,7 @@ def extract(
     Raises:
         InputError: more than ``max_bad`` of the images are bad, or all of them; the bank and its list stay.
     """
+    classifier, source = as_classifier(classifier), as_source(source)
     check_share("max_bad", max_bad)
     if dtype not in DTYPES:
         raise InputError(f"unknown bank dtype '{dtype}'{nearest(dtype, DTYPES)}")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -13,11 +14,15 @@ from torch import Tensor
 
 from nescio.errors import InputError
 
+PLAIN_PASS = "plain"  # noqa: S105 - a pass through a network
+"""Names the pass that runs the network as it is, without an input stage."""
+
 
 @dataclass(frozen=True, eq=False)
 class Head:
     """The last linear layer: ``weight (C, L)``, ``bias (C,)`` (zeros where the model has none).
 
+    Both are float32 or float64, and everything is computed in that type; of any other type they become float32.
     ``keep``, where there is one, makes the head depend on the predicted class: it gives for class c the mask ``(C, L)``
     of the weights that images predicted as c are read with, and for classes ``(B,)`` the masks ``(B, C, L)``.
     """
@@ -29,7 +34,11 @@ class Head:
     def __post_init__(self) -> None:
         if self.weight.ndim != 2 or self.bias.shape != self.weight.shape[:1]:
             shapes = f"{tuple(self.weight.shape)}, {tuple(self.bias.shape)}"
-            raise ValueError(f"expected a head of weight (C, L) and bias (C,), got {shapes}")
+            raise InputError(f"expected a head of weight (C, L) and bias (C,), got {shapes}")
+        dtype = torch.float64 if self.weight.dtype == torch.float64 else torch.float32
+        for name in ("weight", "bias"):
+            if (tensor := getattr(self, name)).dtype != dtype:
+                object.__setattr__(self, name, tensor.to(dtype))
 
     def __call__(self, h: Tensor, pred: Tensor) -> Tensor:
         """Logits ``(B, C)`` of features ``h (B, L)``, predicted as ``pred (B,)``."""
@@ -108,11 +117,12 @@ class Features:
     """A batch of penultimate features and what belongs to them. Nothing here is ever changed in place.
 
     Attributes:
-        h: penultimate features ``(B, L)``.
+        h: penultimate features ``(B, L)``, of any type of number; kept in the head's.
         head: the linear layer that reads them.
         pred: the network's own prediction ``(B,)`` int64: the raw one, whatever later stages do to ``h`` or ``head``.
         labels: true class ``(B,)`` int64, -1 where unknown; None where nobody asked.
         aux: named tensors of B rows: ``PROBE.i``, what probe ``PROBE`` made of the i-th feature map.
+        network_pass: key of the pass that made the record: a detector with an input stage reads its own pass alone.
         raw: the record as the network produced it (itself, for such a record).
     """
 
@@ -121,8 +131,13 @@ class Features:
     pred: Tensor
     labels: Tensor | None = None
     aux: Columns = field(default_factory=lambda: Columns({}))
+    network_pass: str = PLAIN_PASS
     _raw: Features | None = None
     _logits: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.h.dtype != self.head.weight.dtype:
+            object.__setattr__(self, "h", self.h.to(self.head.weight.dtype))
 
     def __len__(self) -> int:
         return self.h.shape[0]
@@ -137,12 +152,24 @@ class Features:
         """Logits ``(B, C)``: computed from ``h`` and ``head`` when asked for, unless a stage replaced them."""
         return self._logits if self._logits is not None else self.head(self.h, self.pred)
 
+    @cached_property
+    def _finite(self) -> Tensor:
+        finite = self.h.sum(dim=1).isfinite()  # a thirtieth of the time; but a sum can overflow
+        return finite if bool(finite.all()) else self.h.isfinite().all(dim=1)
+
+    def finite(self, columns: Collection[str] = ()) -> Tensor:
+        """Whether everything in a row is finite: h, and what probes or heads of these names said. ``(B,)`` bool."""
+        parts = [self.aux[name] for name in self.aux if name.rpartition(".")[0] in columns]
+        parts += [] if self._logits is None else [self._logits]
+        return functools.reduce(torch.logical_and, (t.isfinite().all(dim=1) for t in parts), self._finite)
+
     def rows(self, pick: Tensor | slice) -> Features:
         """Some rows of the record, by index or as a slice."""
         labels = None if self.labels is None else self.labels[pick]
         logits = None if self._logits is None else self._logits[pick]
         raw = None if self._raw is None else self._raw.rows(pick)
-        return Features(self.h[pick], self.head, self.pred[pick], labels, self.aux.rows(pick), raw, logits)
+        aux = self.aux.rows(pick)
+        return Features(self.h[pick], self.head, self.pred[pick], labels, aux, self.network_pass, raw, logits)
 
     def blocks(self, rows: int) -> Iterator[Features]:
         """The record in consecutive parts of at most ``rows`` rows; ``h`` is not copied."""

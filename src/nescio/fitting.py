@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import numpy as np
 import torch
@@ -11,6 +11,80 @@ from torch import Tensor
 from nescio import ops
 from nescio.errors import InputError, some
 from nescio.features import Features, TrainingData
+
+Chunks = Callable[[], Iterator[Features]]
+BY_IMAGES = (
+    "give the images to nescio.bench, nescio.fit or a loaded detector (nescio.load(FILE)(images)), or make the "
+    "features by that pass: extract(…, network_pass=…), with pass_of(detector) or training_pass(detector) of "
+    "nescio.extraction"
+)
+"""Where a detector gets features of the pass that it reads."""
+
+
+def check_width(f: Features) -> None:
+    """Refuse raw features that the head cannot read.
+
+    Raises:
+        InputError: they are not of shape (B, L), L the head's.
+    """
+    width = f.head.weight.shape[1]
+    if f.h.ndim != 2 or f.h.shape[1] != width:
+        raise InputError(f"expected features of shape (B, {width}), as the head reads, got {tuple(f.h.shape)}")
+
+
+def checked(data: TrainingData, network_pass: str, columns: Collection[str], wanted_by: str) -> TrainingData:
+    """The same data, whose first whole pass looks for what no detector can be fitted on.
+
+    Args:
+        data: raw features.
+        network_pass: key of the pass that they must come from.
+        columns: probes and heads whose columns are read.
+        wanted_by: the detector, for the message.
+
+    Raises:
+        InputError: while the data are read: there are none, another pass made them, or some of them are not finite.
+    """
+
+    def watched(chunks: Chunks | None, title: str) -> Chunks | None:
+        return None if chunks is None else _Watched(chunks, title, network_pass, columns, wanted_by)
+
+    return TrainingData(data.head, watched(data.chunks, "training"), watched(data.held_out, "held-out"))
+
+
+class _Watched:
+    """Chunks of features that are checked until all of them have been seen once."""
+
+    def __init__(self, chunks: Chunks, title: str, network_pass: str, columns: Collection[str], wanted_by: str) -> None:
+        self.chunks, self.title, self.network_pass = chunks, title, network_pass
+        self.columns, self.wanted_by, self.seen = columns, wanted_by, False
+
+    def __call__(self) -> Iterator[Features]:
+        stream, start = self.chunks(), 0
+        for f in stream:
+            if not self.seen:
+                self._check(f, start, stream)
+            start += len(f)
+            yield f
+        if start == 0:
+            raise InputError(f"there are no {self.title} features, which detector '{self.wanted_by}' is fitted on")
+        self.seen = True
+
+    def _check(self, f: Features, start: int, rest: Iterator[Features]) -> None:
+        check_width(f)
+        if f.network_pass != self.network_pass:
+            raise InputError(
+                f"these {self.title} features come from another pass than the one that detector '{self.wanted_by}' is "
+                f"fitted on: {BY_IMAGES}"
+            )
+        bad = ~f.finite(self.columns)
+        if bad.any():
+            first, total, n = start + int(bad.nonzero()[0]), start + len(f), int(bad.sum())
+            for other in rest:
+                total, n = total + len(other), n + int((~other.finite(self.columns)).sum())
+            raise InputError(
+                f"{n:,} of {total:,} {self.title} features hold NaN or infinity, the first is row {first:,}; leave "
+                "these rows out (nescio.bench and nescio.fit leave such images out by themselves)"
+            )
 
 
 def labelled(data: TrainingData, wanted_by: str) -> Iterator[tuple[Tensor, Tensor]]:

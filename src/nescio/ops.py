@@ -26,8 +26,22 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
     Shapes: ``(..., L), (..., L) -> (...)``.
     """
     norm = a.norm(dim=-1) * b.norm(dim=-1)
+    if _overflows(norm):
+        return cosine(a.to(torch.float64), b.to(torch.float64)).to(a.dtype)
     dot = (a * b).sum(dim=-1)
     return torch.where(norm > 0, dot / torch.where(norm > 0, norm, torch.ones_like(norm)), torch.zeros_like(dot))
+
+
+def normalised(x: Tensor) -> Tensor:
+    """``x / ‖x‖`` along the last dimension, ``(..., L) -> (..., L)``; a zero vector stays zero."""
+    if _overflows(x.norm(dim=-1)):
+        return normalised(x.to(torch.float64)).to(x.dtype)
+    return torch.nn.functional.normalize(x, dim=-1)
+
+
+def _overflows(norm: Tensor) -> bool:
+    """Whether squares were too large for float32, as those of features above 1e19 are. A traced graph does not ask."""
+    return norm.dtype == torch.float32 and not torch.compiler.is_compiling() and not bool(norm.isfinite().all())
 
 
 def drawn(n: int, most: int) -> npt.NDArray[np.int64]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nescio.benchmark import bench
+from nescio.data.sources import by_name
 from nescio.data.suites import AVERAGE, Model, Need, PublishedRow, Suite
 from nescio.detector import Detector
 from nescio.errors import InputError, some
@@ -77,7 +78,7 @@ def bench_suite(
         classifier,
         id=places["id"],
         train=places.get("train"),
-        ood=oods | dict(ood or {}),
+        ood=oods | by_name(ood or {}, "ood"),
         detectors=detectors or _served(suite, classifier, trained="train" in places),
         equal=equal or suite.equal is not None,
         about={"suite": suite.name, **({"groups": groups} if all(groups.values()) else {}), **(about or {})},

@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 from nescio import ops
 from nescio.data.sources import Source, open_source
 from nescio.data.suites import AVERAGE
-from nescio.errors import InputError
+from nescio.errors import InputError, nearest
 from nescio.files import whole, write_whole
 from nescio.sample import FeatureSample
 from nescio.text import cells
@@ -132,11 +132,22 @@ class Results:
         return float(np.mean([getattr(self.row(detector, ood), metric) for ood in self.groups[group]]))
 
     def row(self, detector: str, ood: str) -> Row:
-        """The row of one detector and OOD set."""
-        return next(r for r in self.rows if (r.detector, r.ood) == (detector, ood))
+        """The row of one detector and OOD set.
+
+        Raises:
+            InputError: there is none; the nearest name is named.
+        """
+        found = next((r for r in self.rows if (r.detector, r.ood) == (detector, ood)), None)
+        if found is not None:
+            return found
+        what, name, known = "detector", detector, self.detectors
+        if detector in known:
+            what, name, known = "OOD set", ood, [r.ood for r in self.rows]
+        raise InputError(f"no {what} '{name}' in these results{nearest(name, known)}")
 
     def judged(self, detector: str, ood: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
         """Rows and scores of the ID images that a detector's row for this OOD set is made of."""
+        self.row(detector, ood)  # refuses what is not there
         other = next(s for s in self.ood_sets if s.name == ood)
         return judged(self.id_set, other, detector, equal=self.manifest.get("equal", False))
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import re
+import sys
+import types
+import typing
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +14,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
 
+from nescio.errors import InputError
 from nescio.features import Features, Head, TrainingData
 from nescio.options import Optioned
 
@@ -42,9 +47,9 @@ Probe = Callable[[Maps], Sequence[Tensor]]
 class Stage(Optioned, nn.Module):
     """One step of a detector. Options are the keyword-only arguments of ``__init__``, kept under their own names.
 
-    What a stage learns it declares as a ``Tensor`` in its class body: a buffer, None until ``fit(data)`` sets it.
-    ``forward`` only reads. Shape and modulate stages are fitted on raw training features, score stages on what the
-    stages before them produce.
+    What a stage learns it declares as a ``Tensor`` in its class body: a buffer, None until ``fit(data)`` sets it. A
+    file of the detector keeps these and the options alone, so ``fit`` may set nothing else. ``forward`` only reads.
+    Shape and modulate stages are fitted on raw training features, score stages on what the stages before them produce.
     """
 
     kind = "stage"
@@ -55,6 +60,7 @@ class Stage(Optioned, nn.Module):
     """Whether ``fit`` wants ID features apart from the training features; without, it takes a share of these."""
     groups_by_class: bool = False
     """Whether work is done once per predicted class and batch, so that large batches save most of it."""
+    _declared: ClassVar[list[str]]
 
     def __init_subclass__(cls, name: str | None = None, place: str | None = None) -> None:
         super().__init_subclass__()
@@ -71,9 +77,19 @@ class Stage(Optioned, nn.Module):
 
     @classmethod
     def declared(cls) -> list[str]:
-        """Names of the tensors that the stage learns."""
-        stages = [base for base in cls.__mro__ if issubclass(base, Stage)]
-        return [name for base in stages for name, kind in inspect.get_annotations(base).items() if kind == "Tensor"]
+        """Names of the tensors that the stage learns: what its class body and its bases' annotate as ``Tensor``.
+
+        The annotation may be written in any way that means it: ``torch.Tensor``, ``Tensor | None``, an alias, a string.
+        """
+        if "_declared" not in vars(cls):  # once a class: annotations that are strings have to be evaluated
+            cls._declared = [
+                name
+                for base in cls.__mro__
+                if issubclass(base, Stage)
+                for name, kind in inspect.get_annotations(base).items()
+                if _means_tensor(kind, {**vars(sys.modules.get(base.__module__, base)), **vars(base)})
+            ]
+        return list(dict.fromkeys(cls._declared))
 
     def needs_heads(self) -> set[str]:
         """Heads that the network must have been trained with, beside the classification head."""
@@ -100,6 +116,45 @@ class Stage(Optioned, nn.Module):
         if missing:
             raise RuntimeError(f"stage '{self.name}' is not fitted (it has no {missing[0]} yet): call fit first")
         return super().__call__(features)
+
+
+def _means_tensor(kind: Any, names: dict[str, Any]) -> bool:
+    """Whether an annotation stands for a tensor, or for one that may be missing."""
+    if isinstance(kind, typing.ForwardRef):
+        kind = kind.__forward_arg__
+    if isinstance(kind, str):
+        try:
+            kind = eval(kind, dict(names))  # noqa: S307 - as typing.get_type_hints does, by the names of its own file
+        except Exception:  # noqa: BLE001 - a name that is imported for the type checker alone, or no Python at all
+            words = set(re.findall(r"\w+", kind))
+            return "Tensor" in words and words <= {"torch", "typing", "Tensor", "None", "Optional", "Union"}
+        return _means_tensor(kind, names)
+    kind = getattr(kind, "__value__", kind)  # what a ``type`` statement names
+    if typing.get_origin(kind) in (typing.Union, types.UnionType, typing.Annotated, typing.Final):
+        return any(_means_tensor(part, names) for part in typing.get_args(kind))
+    return isinstance(kind, type) and issubclass(kind, Tensor)
+
+
+def fit_stage(stage: Stage, data: TrainingData) -> None:
+    """Fit a stage, and make sure that a file of the detector will hold all that it learned.
+
+    Raises:
+        InputError: it set something that it does not declare, which saving would lose.
+    """
+    before, known = dict(vars(stage)), {*_parts_of(stage), *stage.declared(), *stage.options()}
+    stage.fit(data)
+    changed = [name for name, value in vars(stage).items() if value is not None and value is not before.get(name)]
+    lost = [name for name in (*changed, *_parts_of(stage)) if name not in known]
+    if lost:
+        raise InputError(
+            f"stage '{stage.name}' learned '{lost[0]}', which no file of the detector would hold: declare it in the "
+            f"class body ({lost[0]}: Tensor) and let fit set a tensor"
+        )
+
+
+def _parts_of(stage: Stage) -> list[str]:
+    """Names of buffers, parameters and modules."""
+    return [name for kind in ("_buffers", "_parameters", "_modules") for name in vars(stage)[kind]]
 
 
 class Chain(nn.Module):
@@ -131,6 +186,12 @@ class Chain(nn.Module):
         """Heads, beside the classification head, that some stage reads."""
         return {head for s in self.steps for head in s.needs_heads()}
 
+    @property
+    def columns(self) -> set[str]:
+        """Names of the probes, heads and input stages whose columns some stage reads."""
+        own = {s.name for s in self.steps if s.place == "input"}
+        return own.union(*(names for s in self.steps for names in (s.probes(), s.needs_heads())))
+
     def probes(self) -> dict[str, Probe]:
         """The probes of all stages."""
         return {name: probe for s in self.steps for name, probe in s.probes().items()}
@@ -147,8 +208,8 @@ class Chain(nn.Module):
         """Fit every stage: on raw training features, the score on what the others produce."""
         *before, last = self.steps
         for stage in before:
-            stage.fit(data.raw)
-        last.fit(data.map(self.pipeline))
+            fit_stage(stage, data.raw)
+        fit_stage(last, data.map(self.pipeline))
 
     def pipeline(self, f: Features) -> Features:
         """Everything before the score."""
@@ -156,10 +217,12 @@ class Chain(nn.Module):
             f = stage(f)
         return f
 
-    def forward(self, f: Features) -> Tensor:
-        """Scores ``(B,)`` float64; higher means more in-distribution."""
+    def of_any_pass(self, f: Features) -> Tensor:
+        """Scores ``(B,)`` float64, whatever pass the features come from; higher means more in-distribution."""
         scores: Tensor = self.steps[-1](self.pipeline(f))
         return scores
+
+    forward = of_any_pass
 
 
 class Network(Protocol):

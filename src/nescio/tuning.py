@@ -13,14 +13,15 @@ from rich.table import Table
 
 from nescio import metrics
 from nescio.calibration import Costs, OperatingPoint, operating_point
-from nescio.data.sources import Source
-from nescio.detector import Detector, fit_all, score_all
+from nescio.data.sources import AnySource, Source, as_source
+from nescio.detector import Detector, fit_all, score_all, specs_of
 from nescio.errors import InputError, some
 from nescio.extraction import check_model, extract, servable
 from nescio.features import TrainingData
 from nescio.grammar import all_specs, search_space
 from nescio.metrics import Scores
 from nescio.models import Classifier
+from nescio.models.coerce import as_classifier
 from nescio.models.heads import FeatureHead
 from nescio.proxies import BACKGROUND, MIXED, Chunks, background_probe, named, proxy_features
 from nescio.stage import Probe
@@ -106,9 +107,9 @@ def tune(
     classifier: Classifier,
     space: str | Sequence[str],
     *,
-    val: Source,
-    train: Source | None = None,
-    examples: Source | None = None,
+    val: AnySource,
+    train: AnySource | None = None,
+    examples: AnySource | None = None,
     proxy: str | None = None,
     **extraction: Any,
 ) -> Choice:
@@ -131,9 +132,8 @@ def tune(
     Raises:
         InputError: a spec cannot be read or served, or a proxy cannot be had.
     """
-    specs = list(
-        dict.fromkeys(s for given in ([space] if isinstance(space, str) else space) for s in search_space(given))
-    )
+    classifier = as_classifier(classifier)
+    specs = list(dict.fromkeys(s for given in specs_of(space) for s in search_space(given)))
     detectors = {spec: Detector.parse(spec, classifier.name) for spec in specs}
     for spec, detector in detectors.items():
         check_model(detector, classifier)
@@ -143,15 +143,15 @@ def tune(
             )
         if train is None and (detector.needs_train or detector.needs_held_out):
             raise InputError(f"detector '{spec}' is fitted on training images; give them (--train) or leave it out")
-    return _judged(classifier, detectors, val, train, examples, proxy, extraction, chosen=True)
+    return _judged(classifier, detectors, *_opened(val, train, examples), proxy, extraction, chosen=True)
 
 
 def recommend(
     classifier: Classifier,
     *,
-    val: Source,
-    train: Source | None = None,
-    examples: Source | None = None,
+    val: AnySource,
+    train: AnySource | None = None,
+    examples: AnySource | None = None,
     proxy: str | None = None,
     **extraction: Any,
 ) -> Choice:
@@ -165,9 +165,17 @@ def recommend(
         proxy: as for ``tune``.
         **extraction: options of ``extract``.
     """
+    classifier = as_classifier(classifier)
     served = servable(all_specs(), classifier, trained=train is not None)
     detectors = {spec: d for spec, d in served.items() if d.input_stage is None}
-    return _judged(classifier, detectors, val, train, examples, proxy, extraction, chosen=False)
+    return _judged(classifier, detectors, *_opened(val, train, examples), proxy, extraction, chosen=False)
+
+
+def _opened(
+    val: AnySource, train: AnySource | None, examples: AnySource | None
+) -> tuple[Source, Source | None, Source | None]:
+    trained, shown = (None if given is None else as_source(given) for given in (train, examples))
+    return as_source(val), trained, shown
 
 
 def _judged(

@@ -73,6 +73,16 @@ def spec_of(name: str, text: str | None = None) -> str:
     return f"{text}+entropy" if name == "mcdropout" else f"{text}+energy"
 
 
+def fitted(spec: str, f: Features, chunk: int = 64) -> Detector:
+    """The detector, fitted on features that say what it must hear: that the right pass made them."""
+    detector = Detector.parse(spec)
+    return detector.fit(training(dataclasses.replace(f, network_pass=detector.training_pass_key), chunk))
+
+
+def scored(detector: Detector, f: Features) -> torch.Tensor:
+    return detector(dataclasses.replace(f, network_pass=detector.pass_key))
+
+
 STAGES = sorted(REGISTRY)
 CASES = {
     "features of a ReLU": random_features(),
@@ -91,7 +101,7 @@ def case(request: pytest.FixtureRequest) -> Features:
 
 @pytest.mark.parametrize("name", STAGES)
 def test_scores_are_finite_float64_for_any_features(name: str, case: Features) -> None:
-    scores = Detector.parse(spec_of(name)).fit(training(case))(case)
+    scores = scored(fitted(spec_of(name), case), case)
     assert scores.shape == (len(case),)
     assert scores.dtype == torch.float64
     assert scores.isfinite().all()
@@ -103,35 +113,35 @@ def test_constant_zero_and_unbiased_features_have_a_score(name: str) -> None:
     head = Head(base.head.weight, torch.zeros(5))
     for h in (torch.zeros_like(base.h), torch.ones_like(base.h)):
         f = Features(h, head, torch.zeros(len(h), dtype=torch.int64), base.labels, base.aux)
-        assert Detector.parse(spec_of(name)).fit(training(f))(f).isfinite().all()
+        assert scored(fitted(spec_of(name), f), f).isfinite().all()
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_scores_do_not_depend_on_the_batch_or_its_order(name: str, case: Features) -> None:
-    detector = Detector.parse(spec_of(name)).fit(training(case))
-    whole = detector(case)
+    detector = fitted(spec_of(name), case)
+    whole = scored(detector, case)
     order = torch.randperm(len(case), generator=torch.Generator().manual_seed(0))
-    shuffled = detector(case.rows(order))
-    single = torch.cat([detector(case.rows(torch.tensor([i]))) for i in range(5)])
+    shuffled = scored(detector, case.rows(order))
+    single = torch.cat([scored(detector, case.rows(torch.tensor([i]))) for i in range(5)])
     torch.testing.assert_close(shuffled, whole[order], rtol=1e-4, atol=1e-6)  # float32 products round by their shape
     torch.testing.assert_close(single, whole[:5], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_fitting_does_not_depend_on_the_chunks(name: str, case: Features) -> None:
-    a = Detector.parse(spec_of(name)).fit(training(case, chunk=7))(case)
-    b = Detector.parse(spec_of(name)).fit(training(case, chunk=10_000))(case)
+    a = scored(fitted(spec_of(name), case, chunk=7), case)
+    b = scored(fitted(spec_of(name), case, chunk=10_000), case)
     torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_scoring_changes_neither_its_input_nor_its_state(name: str, case: Features) -> None:
-    detector = Detector.parse(spec_of(name)).fit(training(case))
+    detector = fitted(spec_of(name), case)
     before = {f.name: getattr(case, f.name) for f in dataclasses.fields(case)}
     copies = {k: v.clone() for k, v in before.items() if isinstance(v, torch.Tensor)}
     state = {k: v.clone() for k, v in detector.state_dict().items()}
-    first = detector(case)
-    assert torch.equal(first, detector(case))
+    first = scored(detector, case)
+    assert torch.equal(first, scored(detector, case))
     assert all(torch.equal(before[k], copies[k]) for k in copies)
     assert all(torch.equal(v, state[k]) for k, v in detector.state_dict().items())
 
@@ -141,21 +151,21 @@ def test_an_unfitted_stage_is_named(name: str) -> None:
     detector = Detector.parse(spec_of(name))
     if any(b is None for b in detector.stages[0]._buffers.values()):
         with pytest.raises(RuntimeError, match=f"'{name}' is not fitted"):
-            detector(random_features())
+            scored(detector, random_features())
     else:
-        assert detector(random_features()).isfinite().all()
+        assert scored(detector, random_features()).isfinite().all()
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_a_saved_detector_scores_the_same(name: str, case: Features, tmp_path) -> None:
-    detector = Detector.parse(spec_of(name)).fit(training(case))
+    detector = fitted(spec_of(name), case)
     detector.save(tmp_path / "d.safetensors")
     loaded = Detector.load(tmp_path / "d.safetensors")
     assert repr(loaded) == repr(detector)
-    assert torch.equal(loaded(case), detector(case))
+    assert torch.equal(scored(loaded, case), scored(detector, case))
     other = dataclasses.replace(case, head=Head(case.head.weight + 1, case.head.bias))
     with pytest.raises(InputError, match="another model's head"):
-        loaded(other)
+        scored(loaded, other)
 
 
 @pytest.mark.parametrize(("name", "option"), [(n, o) for n in STAGES for o in REGISTRY[n].options()])
@@ -165,8 +175,8 @@ def test_every_hyperparameter_changes_the_score(name: str, option: str) -> None:
         return
     f, new = random_features(), random_features(seed=5)
     spec = spec_of(name, OTHER[name, option])
-    default = Detector.parse(spec_of(name)).fit(training(f))(new)
-    assert not torch.allclose(Detector.parse(spec).fit(training(f))(new), default)
+    default = scored(fitted(spec_of(name), f), new)
+    assert not torch.allclose(scored(fitted(spec, f), new), default)
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -178,7 +188,7 @@ def test_stages_that_need_no_training_images_fit_without_and_say_so(name: str) -
         with pytest.raises(InputError, match="no training images"):
             detector.fit(without)
     else:
-        assert torch.equal(detector.fit(without)(f), Detector.parse(spec_of(name)).fit(training(f))(f))
+        assert torch.equal(scored(detector.fit(without), f), scored(fitted(spec_of(name), f), f))
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -195,6 +205,6 @@ def test_the_docstring_says_what_shapes_and_whence(name: str) -> None:
 @pytest.mark.parametrize("name", STAGES)
 def test_scores_follow_the_dtype_of_the_features(name: str) -> None:
     f = random_features()
-    detector = Detector.parse(spec_of(name)).fit(training(f))
+    detector = fitted(spec_of(name), f)
     double = dataclasses.replace(f, h=f.h.double(), head=Head(f.head.weight.double(), f.head.bias.double()))
-    torch.testing.assert_close(detector(double), detector(f), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(scored(detector, double), scored(detector, f), rtol=1e-4, atol=1e-5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from test_extraction import Pictures
@@ -11,7 +12,7 @@ from torch import nn
 
 from conftest import TINY_TRANSFORM, tiny_net, training
 from nescio.data import Transform
-from nescio.detector import Detector
+from nescio.detector import Detector, score_all
 from nescio.errors import InputError
 from nescio.extraction import check_model, extract, pass_of, training_pass
 from nescio.features import Features, TrainingData
@@ -257,6 +258,62 @@ def test_perturb_refuses_a_score_without_gradient(classifier: Classifier) -> Non
     detector.stages[-1].forward = frozen
     with pytest.raises(InputError, match="no gradient"):
         pass_of(detector).run(classifier, X)
+
+
+INPUT_STAGES = ["bats+energy", "odin:T=1+msp", "perturb:eps=0.05+msp", "perturbid+msp", "mcdropout:p=0.5,n=3+msp"]
+
+
+@pytest.mark.parametrize("spec", INPUT_STAGES)
+def test_features_of_the_plain_pass_are_refused_by_a_detector_with_its_own(classifier: Classifier, spec: str) -> None:
+    """They scored as if the input stage was not there."""
+    detector = unlabelled_fit(spec, classifier)
+    with torch.no_grad():
+        plain = classifier(X)
+        if detector.input_stage.needs_images:
+            detector.input_stage.choose(classifier, detector, [X])
+    with pytest.raises(InputError, match=r"reads features of the pass that '.*' makes.*nescio\.bench, nescio\.fit"):
+        detector(plain)
+    with pytest.raises(InputError, match="reads features of the pass that"):
+        score_all([detector], [plain])
+    own = run(detector, classifier, X)
+    assert detector(own).isfinite().all()
+    for changed in (own.rows(torch.tensor([2, 1])), own.rows(slice(3)).with_h(own.h[:3])):
+        assert torch.equal(detector(changed.raw), detector(own)[[2, 1] if len(changed) == 2 else slice(3)])
+    with pytest.raises(InputError, match="runs the network as it is"):
+        unlabelled_fit("energy", classifier)(own)
+
+
+def test_a_fixed_pass_is_checked_when_its_detector_is_fitted(classifier: Classifier) -> None:
+    detector = Detector.parse("bats:lam=0.5+react:q=0.9+knn:k=2")
+    with torch.no_grad():
+        plain = classifier(X)
+    with pytest.raises(InputError, match=r"these training features come from another pass.*'bats:lam=0\.5\+react"):
+        detector.fit(training(plain))
+    detector.fit(training(run(detector, classifier, X)))
+    other = Detector.parse("bats:lam=0.6+react:q=0.9+knn:k=2")
+    with pytest.raises(InputError, match=r"reads features of the pass that 'bats:lam=0\.5' makes"):
+        detector(run(other, classifier, X))
+    with pytest.raises(InputError, match="come from another pass"):
+        Detector.parse("perturb+knn:k=2").fit(training(run(detector, classifier, X)))
+
+
+def test_a_bank_says_which_pass_its_features_are_of(classifier: Classifier, tmp_path: Path) -> None:
+    detector = unlabelled_fit("bats:lam=0.5+energy", classifier)
+    bank = extract(classifier, Pictures(6), network_pass=pass_of(detector), cache=tmp_path, workers=0)
+    f = next(bank.chunks())
+    assert torch.equal(detector(bank.take(np.array([4, 1]))), detector(f)[[4, 1]])
+    with pytest.raises(InputError, match="these come from another"):
+        detector(next(extract(classifier, Pictures(6), cache=tmp_path, workers=0).chunks()))
+
+
+def test_a_network_in_half_precision_gives_features_in_float32(classifier: Classifier) -> None:
+    half = Classifier(tiny_net(), TINY_TRANSFORM)
+    half.body.to(torch.bfloat16)
+    half.layer.to(torch.bfloat16)
+    with torch.no_grad():
+        f = half(X.to(torch.bfloat16))
+        assert (f.h.dtype, f.logits.dtype) == (torch.float32, torch.float32)
+        torch.testing.assert_close(f.logits, classifier(X).logits, rtol=0.05, atol=0.05)
 
 
 def test_a_bank_with_probes_serves_those_who_want_fewer(classifier: Classifier, tmp_path: Path) -> None:

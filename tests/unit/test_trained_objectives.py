@@ -205,6 +205,10 @@ def test_the_step_is_the_one_that_raises_the_score_most(classifier: Classifier) 
     means = {eps: d(pass_of(d).run(classifier, x)).mean().item() for eps, d in means.items()}
     assert detector.settings()["perturbid"]["step"] == pytest.approx(max(means, key=means.get))
     torch.testing.assert_close(detector(pass_of(detector).run(classifier, x)).mean().item(), max(means.values()))
+    broken = torch.cat([x, torch.full_like(x[:1], torch.nan)])
+    chosen = float(detector.input_stage.step)
+    detector.input_stage.choose(classifier, detector, [broken])
+    assert float(detector.input_stage.step) == chosen  # an image that is not finite has no say
 
 
 def test_the_step_is_chosen_on_id_images_by_bench_and_fit(

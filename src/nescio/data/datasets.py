@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from nescio.data.hashing import cache_root, combine
-from nescio.data.sources import Source
+from nescio.data.sources import Rows, Source
 from nescio.errors import BadImage, InputError, nearest
 
 
@@ -68,6 +68,23 @@ class DatasetSource:
     def stamp(self) -> str:
         """Of the identity as given, else of class and length: nothing else is known without reading the images."""
         return self._identity or combine(type(self.dataset).__name__, str(len(self)))
+
+
+def of_dataset(given: object) -> Source:
+    """The source of a PyTorch data set; a ``Subset`` keeps the labels and class names of what it is taken from.
+
+    Raises:
+        InputError: it is no data set.
+    """
+    if isinstance(given, Subset):
+        return Rows(of_dataset(given.dataset), list(given.indices))
+    if isinstance(given, Dataset):
+        return DatasetSource(given)
+    hint = "; of a DataLoader, give its .dataset, with images that are not normalised" * isinstance(given, DataLoader)
+    raise InputError(
+        "expected images as a path (a folder, an archive, parquet, 'torchvision:CIFAR10/test'), a source or a PyTorch "
+        f"data set, got {type(given).__name__}{hint}"
+    )
 
 
 def as_image(value: Any) -> Image.Image:

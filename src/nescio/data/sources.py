@@ -5,14 +5,15 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
+from torch.utils.data import Dataset
 
 from nescio import ops
 from nescio.data.decode import Raw
@@ -196,13 +197,35 @@ class Concatenated:
         return combine(*(p.stamp for p in self.parts))
 
 
-AnySource = str | Path | Source
-"""A source, or what ``open_source`` takes."""
+AnySource = str | Path | Source | Dataset[Any]
+"""A source, a PyTorch data set, or what ``open_source`` takes."""
 
 
 def as_source(given: AnySource) -> Source:
-    """The source itself, or that of a name."""
-    return open_source(given) if isinstance(given, str | Path) else given
+    """The source itself, or that of a name or of a PyTorch data set.
+
+    Raises:
+        InputError: it is none of these, or as ``open_source``.
+    """
+    if isinstance(given, str | Path):
+        return open_source(given)
+    if callable(getattr(given, "read", None)) and callable(getattr(given, "name", None)):
+        return cast("Source", given)
+    from nescio.data.datasets import of_dataset
+
+    return of_dataset(given)
+
+
+def by_name(given: object, what: str) -> dict[str, Any]:
+    """The sets, by their names.
+
+    Raises:
+        InputError: they have no names.
+    """
+    if isinstance(given, Mapping):
+        return dict(given)
+    got = f"'{given}'" if isinstance(given, str | Path) else type(given).__name__
+    raise InputError(f"{what} takes sets of images by name, as {what}={{'textures': 'FOLDER'}}, got {got}")
 
 
 def draw(base: Source, count: int) -> Source:

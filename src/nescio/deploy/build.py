@@ -23,6 +23,7 @@ from nescio.extraction import check_model, choose_on, extract, pass_of, training
 from nescio.features import TrainingData
 from nescio.framework import ProxyCalibrator
 from nescio.models import Classifier
+from nescio.models.coerce import as_classifier
 from nescio.proxies import BACKGROUND, PROXIES, proxy_source
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ def fit(
     Raises:
         InputError: an input does not fit the others, or the images are too few for the guarantee.
     """
+    classifier = as_classifier(classifier)
     fitted = Detector.parse(detector, classifier.name)
     check_model(fitted, classifier)
     if proxy is not None:

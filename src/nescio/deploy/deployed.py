@@ -20,7 +20,7 @@ from nescio.conformal import Calibration
 from nescio.data.given import Given, pictures
 from nescio.detector import Detector
 from nescio.errors import InputError
-from nescio.extraction import CPU_BATCH, GPU_BATCH, pass_of
+from nescio.extraction import CPU_BATCH, GPU_BATCH, Pass, pass_of
 from nescio.features import Features
 from nescio.framework import ProxyCalibrator
 from nescio.models import Classifier
@@ -202,7 +202,6 @@ class Deployed:
         """
         read = plain if own is None else own
         score = self._detector(read).cpu().numpy()
-        score[~read.h.isfinite().all(dim=1).cpu().numpy()] = np.nan
         pred = plain.pred.cpu().numpy()
         logits = decide(self.classifier.heads, plain.h, plain.head)
         probability = logits.to(torch.float64).softmax(dim=1).max(dim=1).values
@@ -242,6 +241,10 @@ class Deployed:
         return copy.deepcopy(self.detector).to(self.classifier.device)
 
     @cached_property
+    def _own_pass(self) -> Pass:
+        return pass_of(self.detector, self.classifier.device)
+
+    @cached_property
     def _networks(self) -> tuple[Network, Network | None]:
         probes = dict(self.plain_probes)
         if self.detector.input_stage is None:
@@ -259,7 +262,7 @@ class Deployed:
         plain, other = self._networks
         own = None
         if other is not None:
-            own = self._bound(pass_of(self.detector, self.classifier.device).run(other, x))
+            own = self._bound(self._own_pass.run(other, x))
         return self._bound(plain(x)), own
 
     @cached_property

@@ -18,7 +18,7 @@ import torch
 
 from nescio import ops
 from nescio.conformal import Calibration
-from nescio.data.sources import AnySource, Rows, Source, as_source, draw
+from nescio.data.sources import AnySource, Rows, Source, as_source, by_name, draw
 from nescio.deploy.deployed import Deployed
 from nescio.deploy.graph import BEGIN, END
 from nescio.deploy.precision import INT8, cut_network, lowered, put_back
@@ -112,7 +112,9 @@ class Images:
             left = sorted(set(range(len(held))) - set(chosen))
             held, ranges = Rows(held, left), Rows(held, chosen)
         if ood:
-            return cls(held, ranges, {name: as_source(given) for name, given in ood.items()}, stand_ins=False)
+            return cls(
+                held, ranges, {name: as_source(given) for name, given in by_name(ood, "ood").items()}, stand_ins=False
+            )
         few = draw(held, STAND_INS)
         made = {p: proxy_source(p, few, deployed.classifier) for p in PROXIES if p != BACKGROUND}
         return cls(held, ranges, made, stand_ins=True)

@@ -75,7 +75,9 @@ class PerturbID(InputStage, name="perturbid"):
         for x in batches:
             gradient = _gradient(network, chain, x)
             with torch.no_grad():
-                totals += torch.stack([chain(network(x + ops.sign_step(gradient, eps))).sum().cpu() for eps in STEPS])
+                moved = [chain.of_any_pass(network(x + ops.sign_step(gradient, eps))).cpu() for eps in STEPS]
+            scores = torch.stack(moved)
+            totals += scores[:, scores.isfinite().all(dim=0)].sum(dim=1)  # an image that is not finite has no say
         self.step = torch.tensor(STEPS[int(totals.argmax())])
 
     def forward(self, f: Features) -> Features:
@@ -99,7 +101,7 @@ def _gradient(network: Network, chain: Chain, x: Tensor) -> Tensor:
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        score = chain(network(x)).sum()
+        score = chain.of_any_pass(network(x)).sum()
         if not score.requires_grad:
             perturb = chain.steps[0].name
             raise InputError(f"the score of '{chain!r}' has no gradient, so '{perturb}' cannot raise it; drop one")

@@ -274,6 +274,8 @@ class Probed(nn.Module):
 
 def seen(h: Tensor, head: Head, heads: nn.ModuleDict, columns: Mapping[str, Tensor] | None = None) -> Features:
     """The record of features ``h (B, L)``: the label, what the heads say of them, and other columns."""
+    if h.dtype != head.weight.dtype:  # a network in half precision has a head in float32 here
+        h = h.to(head.weight.dtype)
     aux = Columns.of({**read(heads, h, head), **(columns or {})})
     return Features(h, head, decide(heads, h, head).argmax(dim=1), aux=aux)
 

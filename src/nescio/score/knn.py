@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from nescio import ops
 from nescio.errors import InputError, check_at_least, check_choice, check_share
@@ -46,7 +45,7 @@ class KNN(Stage, name="knn", place="score"):
 
     def fit(self, data: TrainingData) -> None:
         """Keep the training features."""
-        bank = torch.cat([normalize(f.h) for f in subsample(data, self.alpha)])
+        bank = torch.cat([ops.normalised(f.h) for f in subsample(data, self.alpha)])
         # ‖z - b‖² = ‖z‖² - 2 (z · b - ‖b‖²/2): with this column the nearest has the largest product, zero b or not
         self._searcher = None
         self.bank = torch.cat([bank, bank.square().sum(dim=1, keepdim=True) / 2], dim=1)
@@ -57,7 +56,7 @@ class KNN(Stage, name="knn", place="score"):
 
     def forward(self, f: Features) -> Tensor:
         """Score a batch."""
-        z, bank = normalize(f.h), self.bank.to(f.h.dtype)
+        z, bank = ops.normalised(f.h), self.bank.to(f.h.dtype)
         which = self._exact(z, bank) if self.index == "exact" else self._search(z, bank)
         neighbour = bank[which, :-1].to(torch.float64)
         distance: Tensor = (z.to(torch.float64) - neighbour).norm(dim=1)

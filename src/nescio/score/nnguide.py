@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from nescio import ops
 from nescio.features import Features, TrainingData
@@ -30,9 +29,9 @@ class NNGuide(KNN, name="nnguide"):
     def fit(self, data: TrainingData) -> None:
         """Keep the training directions, scaled by their energy."""
         kept = subsample(data, self.alpha)
-        self.bank = torch.cat([normalize(f.h) * f.logits.logsumexp(dim=1, keepdim=True) for f in kept])
+        self.bank = torch.cat([ops.normalised(f.h) * f.logits.logsumexp(dim=1, keepdim=True) for f in kept])
 
     def forward(self, f: Features) -> Tensor:
         """Score a batch."""
-        best, _ = ops.top_k_products(normalize(f.h), self.bank.to(f.h.dtype), self.k)
+        best, _ = ops.top_k_products(ops.normalised(f.h), self.bank.to(f.h.dtype), self.k)
         return best.to(torch.float64).mean(dim=1) * f.logits.to(torch.float64).logsumexp(dim=1)

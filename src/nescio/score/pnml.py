@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from nescio import ops
 from nescio.errors import check_positive
@@ -41,13 +40,13 @@ class PNML(Stage, name="pnml", place="score"):
         width = data.head.weight.shape[1]
         products = data.head.weight.new_zeros(width, width, dtype=torch.float64)
         for f in data():
-            z = normalize(f.h.to(torch.float64))
+            z = ops.normalised(f.h.to(torch.float64))
             products.addmm_(z.T, z)
         self.whitening = ops.whitening(products, self.shrink)
 
     def forward(self, f: Features) -> Tensor:
         """Score a batch."""
-        z = normalize(f.h)
+        z = ops.normalised(f.h)
         q = (z.to(torch.float64) @ self.whitening).square().sum(dim=1, keepdim=True)
         p = f.head(z, f.pred).to(torch.float64).softmax(dim=1).clamp(_SMALLEST, 1 - _SMALLEST)
         best = p / (p + (1 - p) * p.pow(q / (1 + q)))

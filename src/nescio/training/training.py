@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nescio.data.hashing import combine, hash_files
-from nescio.data.sources import AnySource, Source, as_source
+from nescio.data.sources import AnySource, Source, as_source, by_name
 from nescio.data.transforms import Transform
 from nescio.errors import InputError, check_at_least
 from nescio.models import Classifier
@@ -75,7 +75,7 @@ def train(
     out, hardware, recipe = Path(out).expanduser(), hardware or Hardware(), recipe or Recipe.named("ssod")
     sources = {"train": as_source(train), "val": as_source(val)}
     n_classes = check_sources(sources["train"], sources["val"], recipe.batch_size)
-    watched = {name: as_source(source) for name, source in (watch or {}).items()}
+    watched = {name: as_source(source) for name, source in by_name(watch or {}, "watch").items()}
     goal = parse_objective(objective)
     if outliers is not None:
         sources["outliers"] = as_source(outliers)

@@ -1,0 +1,136 @@
+"""Stages in a file of the user's own: what they learn is saved however its type is written, or refused."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from conftest import random_features, training
+from nescio.detector import Detector
+from nescio.errors import InputError
+from nescio.stage import REGISTRY
+
+F = random_features()
+HEAD = """
+import typing
+from typing import Annotated, Optional, TYPE_CHECKING, Union
+import torch
+from torch import Tensor
+from nescio.stage import Stage
+"""
+STAGE = """
+class Centred(Stage, name="centred", place="score"):
+    centre: {}
+    words: dict[str, Tensor]
+    shared: typing.ClassVar[Tensor]
+
+    def fit(self, data):
+        self.centre = torch.cat([f.h for f in data()]).mean(dim=0)
+
+    def forward(self, f):
+        return -(f.h - self.centre).norm(dim=1)
+"""
+STYLES = {
+    "Tensor": "Tensor",
+    "torch.Tensor": "torch.Tensor",
+    "string": "'Tensor'",
+    "qualified string": '"torch.Tensor"',
+    "union": "Tensor | None",
+    "union in a string": "'torch.Tensor | None'",
+    "Optional": "Optional[Tensor]",
+    "typing.Optional": "typing.Optional['torch.Tensor']",
+    "Union": "Union[None, torch.Tensor]",
+    "Annotated": "Annotated[Tensor, 'L']",
+    "Final": "typing.Final[Tensor]",
+    "alias": "Vector",
+    "alias in a string": "'Vector'",
+}
+
+
+@pytest.fixture
+def registry() -> Iterator[None]:
+    before = dict(REGISTRY)
+    yield
+    REGISTRY.clear()
+    REGISTRY.update(before)
+
+
+def imported(source: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    (folder / "own_stages.py").write_text(source)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, "own_stages", raising=False)
+    module = importlib.import_module("own_stages")
+    monkeypatch.delitem(sys.modules, "own_stages")  # undone at the end: it must not outlive the test
+    monkeypatch.setitem(sys.modules, "own_stages", module)
+    return module
+
+
+def saved_and_read(detector: Detector, folder: Path) -> Detector:
+    detector.save(folder / "own.safetensors")
+    return Detector.load(folder / "own.safetensors")
+
+
+@pytest.mark.usefixtures("registry")
+@pytest.mark.parametrize("future", [True, False])
+@pytest.mark.parametrize("style", STYLES.values(), ids=STYLES)
+def test_what_a_stage_learns_is_saved_however_its_type_is_written(
+    style: str, future: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = "from __future__ import annotations\n" * future + HEAD + "Vector = Tensor\n" + STAGE.format(style)
+    assert imported(source, tmp_path, monkeypatch).Centred.declared() == ["centre"]
+    detector = Detector.parse("react:clip=1+centred").fit(training(F))
+    torch.testing.assert_close(detector.steps[-1].centre, F.h.clamp(max=1).mean(dim=0))
+    assert torch.equal(saved_and_read(detector, tmp_path)(F), detector(F))
+
+
+@pytest.mark.usefixtures("registry")
+@pytest.mark.parametrize("style", ["Tensor", "Tensor | None"])
+def test_a_tensor_that_only_the_type_checker_imports_is_one(
+    style: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hidden = HEAD.replace("from torch import Tensor\n", "if TYPE_CHECKING:\n    from torch import Tensor\n")
+    source = "from __future__ import annotations\n" + hidden + STAGE.format(style)
+    assert imported(source, tmp_path, monkeypatch).Centred.declared() == ["centre"]
+    detector = Detector.parse("centred").fit(training(F))
+    assert torch.equal(saved_and_read(detector, tmp_path)(F), detector(F))
+
+
+UNDECLARED = {
+    "a tensor": "self.centre = mean",
+    "a tensor that is called private": "self._centre = mean",
+    "a number": "self.centre = float(mean[0])",
+    "a list of tensors": "self.centre = [mean]",
+    "an array": "self.centre = mean.numpy()",
+    "a buffer": "self.register_buffer('centre', mean)",
+    "a parameter": "self.centre = torch.nn.Parameter(mean)",
+    "a module": "self.centre = torch.nn.Linear(2, 2)",
+}
+
+
+@pytest.mark.usefixtures("registry")
+@pytest.mark.parametrize("spec", ["centred", "mean(energy,centred)"])
+@pytest.mark.parametrize("line", UNDECLARED.values(), ids=UNDECLARED)
+def test_what_saving_would_lose_is_refused_when_it_is_learned(
+    line: str, spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = f"""{HEAD}
+class Centred(Stage, name="centred", place="score"):
+    needs_train = True
+    other: list[Tensor]
+
+    def fit(self, data):
+        mean = torch.cat([f.h for f in data()]).mean(dim=0)
+        {line}
+
+    def forward(self, f):
+        return f.h.norm(dim=1)
+"""
+    imported(source, tmp_path, monkeypatch)
+    with pytest.raises(InputError, match=r"stage 'centred' learned '_?centre'.*class body \(_?centre: Tensor\)"):
+        Detector.parse(spec).fit(training(F))
