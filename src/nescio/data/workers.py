@@ -87,7 +87,7 @@ class _Seat:
         self.at = context.RawValue("q", _NOWHERE)
         self.pipe, theirs = context.Pipe()
         fatal = [i for i, deaths in self.deaths.items() if deaths >= _TRIES]
-        given = (self.work, theirs, self.at, fatal, self.memory, os.getpid())
+        given = (self.work, theirs, self.at, fatal, self.memory)
         self.process = context.Process(target=_serve, args=given, daemon=True)
         self.process.start()
         theirs.close()
@@ -139,7 +139,8 @@ class _Seat:
         self.pipe.close()
 
 
-def _serve(work: Work[Any], pipe: Any, at: Any, fatal: Collection[int], memory: int, parent: int) -> None:
+def _serve(work: Work[Any], pipe: Any, at: Any, fatal: Collection[int], memory: int) -> None:
+    parent = os.getppid()  # the reader, or what starts processes for it and ends with it
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the process that reads our results ends us
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
