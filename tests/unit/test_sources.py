@@ -8,6 +8,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -136,6 +137,14 @@ def test_any_map_style_data_set() -> None:
     assert tensors.identity != DatasetSource(tensors.dataset, identity="mine").identity
 
 
+@pytest.mark.parametrize("targets", [torch.tensor([0.5, 1.0]), torch.eye(2, dtype=torch.int64), ["cat", "dog"]])
+def test_targets_that_are_no_class_numbers_are_refused(targets: Any) -> None:
+    data = FakeData(2, (3, 9, 7))
+    data.targets = targets
+    with pytest.raises(InputError, match=r"FakeData.targets holds .* expected one class number an image"):
+        _ = DatasetSource(data).labels
+
+
 def test_torchvision_sets_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NESCIO_CACHE", str(tmp_path))
     raw = tmp_path / "datasets" / "MNIST" / "raw"
@@ -199,6 +208,26 @@ def test_splits_are_not_mixed(tmp_path: Path) -> None:
         write_parquet(tmp_path / f"{split}-00000-of-00001.parquet")
     with pytest.raises(InputError, match="splits test, train"):
         open_source(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        {"use_dictionary": False},
+        {"use_dictionary": True, "dictionary_pagesize_limit": 1000},  # a dictionary, and then none
+        {"use_dictionary": False, "column_encoding": {"image": "DELTA_BYTE_ARRAY"}},
+    ],
+)
+def test_large_row_groups_are_read_in_parts_in_any_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: dict[str, Any]
+) -> None:
+    images = [encoded(picture(i)) for i in range(30)]
+    pq.write_table(pa.table({"image": images}), tmp_path / "a.parquet", row_group_size=20, **written)
+    monkeypatch.setattr("nescio.data.parquet._AT_ONCE", 2000)
+    source = open_source(tmp_path / "a.parquet")
+    order = np.random.default_rng(0).permutation(30).tolist()
+    for rows in (range(30), order, reversed(range(30))):
+        assert all(source.read(i) == images[i] for i in rows)
 
 
 @pytest.mark.parametrize("kind", [pa.uint8(), pa.uint32(), pa.uint64(), pa.int16()])

@@ -57,31 +57,32 @@ class ParquetSource:
     def __init__(self, path: Place) -> None:
         self.path, self._as_dictionary = path, False
         try:
-            file = self._opened()
+            with self._opened() as file:
+                self._look_into(file)
         except (pa.ArrowException, OSError) as e:
             raise InputError(f"{path} cannot be read as parquet: {e}") from None
-        with file:
-            schema, metadata = file.schema_arrow, file.metadata
-            groups = [metadata.row_group(g) for g in range(metadata.num_row_groups)]
-            self._ends = np.cumsum([g.num_rows for g in groups])
-            if (size := _size(path)) is not None and len(self) > size:
-                raise InputError(
-                    f"{path} declares {len(self):,} images in {size:,} bytes: it is damaged, or made to harm"
-                )
-            features = _declared_features(schema)
-            self._image, leaf = _image_leaf(file, _image_column(schema, features, path), path)
-            chunks = [g.column(leaf) for g in groups]
-            self._as_dictionary = any(_DICTIONARY & set(c.encodings) for c in chunks)
-            self._at_once = [_rows_at_once(c) for c in chunks]
-            label = _label_column(schema, features)
-            names = features.get(label, {}).get("names") if label else None
-            self.classes: list[str] | None = names if isinstance(names, list) else None
-            if label:
-                self.labels = _labels(file.read(columns=[label]).column(label), self.classes, f"{path}: '{label}'")
-            else:
-                self.labels = np.full(len(self), -1, dtype=np.int64)
-                _warn_of_other_labels(schema, path)
         self._reset()
+
+    def _look_into(self, file: pq.ParquetFile) -> None:
+        """Note the columns and row groups, and read the labels."""
+        path, schema, metadata = self.path, file.schema_arrow, file.metadata
+        groups = [metadata.row_group(g) for g in range(metadata.num_row_groups)]
+        self._ends = np.cumsum([g.num_rows for g in groups])
+        if (size := _size(path)) is not None and len(self) > size:
+            raise InputError(f"{path} declares {len(self):,} images in {size:,} bytes: it is damaged, or made to harm")
+        features = _declared_features(schema)
+        self._image, leaf = _image_leaf(file, _image_column(schema, features, path), path)
+        chunks = [g.column(leaf) for g in groups]
+        self._as_dictionary = any(_DICTIONARY & set(c.encodings) for c in chunks)
+        self._at_once = [_rows_at_once(c) for c in chunks]
+        label = _label_column(schema, features)
+        names = features.get(label, {}).get("names") if label else None
+        self.classes: list[str] | None = names if isinstance(names, list) else None
+        if label:
+            self.labels = _labels(file.read(columns=[label]).column(label), self.classes, f"{path}: '{label}'")
+        else:
+            self.labels = np.full(len(self), -1, dtype=np.int64)
+            _warn_of_other_labels(schema, path)
 
     def _opened(self) -> pq.ParquetFile:
         place = self.path if isinstance(self.path, Path) else self.path.open()
