@@ -44,6 +44,7 @@ class Server(ThreadingHTTPServer):
     etag = '"first"'
     broken = 0
     ranges = True
+    if_range = True
 
     def __init__(self, body: bytes) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -55,17 +56,23 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         wanted = self.headers.get("Range", "bytes=0-") if self.server.ranges else "bytes=0-"
-        if self.headers.get("If-Range", self.server.etag) != self.server.etag:
+        if self.server.if_range and self.headers.get("If-Range", self.server.etag) != self.server.etag:
             wanted = "bytes=0-"
         begin = int(wanted.removeprefix("bytes=").rstrip("-"))
         self.server.asked.append(begin)
         if begin >= len(self.server.body):
-            self.send_error(416)
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(self.server.body)}")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
             return
         part = self.server.body[begin:]
         self.send_response(206 if begin else 200)
         self.send_header("Content-Length", str(len(part)))
-        self.send_header("ETag", self.server.etag)
+        if begin:
+            self.send_header("Content-Range", f"bytes {begin}-{len(self.server.body) - 1}/{len(self.server.body)}")
+        if self.server.etag:
+            self.send_header("ETag", self.server.etag)
         self.end_headers()
         if self.server.broken:
             self.server.broken -= 1
@@ -119,6 +126,30 @@ def test_an_archive_that_changed_on_the_server_is_not_joined_to_the_old_part(ser
     assert {p.name for p in tmp_path.iterdir()} == {"things"}
 
 
+@pytest.mark.parametrize("checksum", [False, True])
+@pytest.mark.parametrize(("etag", "changed"), [("", ""), ('"first"', '"second"')])
+def test_no_two_archives_are_joined_whatever_the_server_says(
+    server: Server, tmp_path: Path, checksum: bool, etag: str, changed: str
+) -> None:
+    newer = archive(5)
+    server.broken, server.etag, server.if_range = 1, etag, False  # If-Range is not looked at
+    data = dataset(server, hashlib.sha256(newer).hexdigest() if checksum else "")
+    with pytest.raises(InputError, match="ended after"):
+        fetch(data, "test", tmp_path, progress=False)
+    server.body, server.etag = newer, changed
+    assert fetch(data, "test", tmp_path, progress=False).read_bytes() == newer
+    assert server.asked[-1] == 0  # from its beginning
+
+
+def test_a_checksum_lets_a_transfer_go_on_where_the_server_names_no_version(server: Server, tmp_path: Path) -> None:
+    server.broken, server.etag = 1, ""
+    data = dataset(server, hashlib.sha256(server.body).hexdigest())
+    with pytest.raises(InputError, match="ended after"):
+        fetch(data, "test", tmp_path, progress=False)
+    assert fetch(data, "test", tmp_path, progress=False).read_bytes() == server.body
+    assert server.asked == [0, len(server.body) // 2]
+
+
 def test_an_archive_of_another_checksum_is_not_kept(server: Server, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not the archive that was meant"):
         fetch(dataset(server, "0" * 64), "test", tmp_path, progress=False)
@@ -127,7 +158,9 @@ def test_an_archive_of_another_checksum_is_not_kept(server: Server, tmp_path: Pa
 
 def test_a_transfer_that_was_killed_after_its_last_byte_is_finished(server: Server, tmp_path: Path) -> None:
     (tmp_path / ".things-test.partial").write_bytes(server.body)
+    (tmp_path / ".things-test.partial.version").write_text(server.etag)
     assert fetch(dataset(server), "test", tmp_path, progress=False).read_bytes() == server.body
+    assert server.asked == [len(server.body)]
 
 
 def test_what_no_program_may_fetch_says_where_a_person_can(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from filelock import FileLock
 from conftest import TINY_TRANSFORM, Pictures, TinyNet, encoded, picture, tiny_net
 from nescio.data import Source, open_source
 from nescio.data.decode import decode
+from nescio.data.workers import KILLED
 from nescio.deploy import Deployed, fit, load, score_images
 from nescio.deploy.file import fingerprint
 from nescio.deploy.parts import Tally
@@ -324,6 +325,21 @@ def test_a_part_that_cannot_be_written_stops_the_job_with_a_line(
         with pytest.raises(InputError, match=r"No space left.*goes on"):
             score_images(deployed, Pictures(3), tmp_path / "s", workers=0, progress=False)
     assert score_images(deployed, Pictures(3), tmp_path / "s", workers=0, progress=False).images == 3
+
+
+class Deadly(Pictures):
+    def read(self, i: int) -> bytes:
+        if i == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().read(i)
+
+
+def test_an_image_that_ends_its_decoder_costs_no_other(deployed: Deployed, tmp_path: Path) -> None:
+    for source, out in ((Pictures(12, {5: b""}), "s"), (Deadly(12), "deadly")):
+        score_images(deployed, source, tmp_path / out, part_size=4, batch_size=2, workers=2, progress=False)
+    rows, others = table(tmp_path / "deadly").to_pylist(), table(tmp_path / "s").to_pylist()
+    assert rows[5] == others[5] | {"error": KILLED}
+    assert rows[:5] + rows[6:] == others[:5] + others[6:]
 
 
 class Away(Pictures):

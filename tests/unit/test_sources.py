@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import os
 import pickle
+import socket
 import struct
 import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -134,6 +137,14 @@ def test_any_map_style_data_set() -> None:
     assert tensors.identity != DatasetSource(tensors.dataset, identity="mine").identity
 
 
+@pytest.mark.parametrize("targets", [torch.tensor([0.5, 1.0]), torch.eye(2, dtype=torch.int64), ["cat", "dog"]])
+def test_targets_that_are_no_class_numbers_are_refused(targets: Any) -> None:
+    data = FakeData(2, (3, 9, 7))
+    data.targets = targets
+    with pytest.raises(InputError, match=r"FakeData.targets holds .* expected one class number an image"):
+        _ = DatasetSource(data).labels
+
+
 def test_torchvision_sets_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NESCIO_CACHE", str(tmp_path))
     raw = tmp_path / "datasets" / "MNIST" / "raw"
@@ -151,20 +162,97 @@ def test_torchvision_sets_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         open_source("torchvision:MNIST/val")
 
 
-def test_links_are_followed_and_splits_are_not_mixed(make_folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_links_that_lead_out_are_followed_on_request(
+    make_folder: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = make_folder("set")
     linked = tmp_path / "linked"
     linked.mkdir()
     for c in ("a", "b"):
         (linked / c).symlink_to(folder / c)
+    with pytest.raises(InputError, match=f"2 links lead out of {linked}, such as .*; 'links:{linked}' follows them"):
+        open_source(linked)
+    assert open_source(f"links:{linked}").labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert len(open_source(f"links:{linked}[~2]")) == 2
+    (linked / "own.png").write_bytes(encoded(picture(0)))
+    assert [Path(open_source(linked).name(i)).name for i in range(len(open_source(linked)))] == ["own.png"]
+    assert "skipped: 2 links lead out of" in caplog.text
+    caplog.clear()
     (folder / "a" / "loop").symlink_to(folder)
-    assert open_source(linked).labels.tolist().count(1) == 3
-    hub = tmp_path / "hub"
-    hub.mkdir()
+    (folder / "c").mkdir()
+    (folder / "c" / "0.png").symlink_to(folder / "b" / "0.png")  # within: followed
+    (tmp_path / "root").symlink_to(folder)  # named by the user, so followed
+    assert open_source(tmp_path / "root").labels.tolist() == [0, 0, 0, 1, 1, 1, 2]
+    assert not caplog.text
+
+
+def test_what_is_no_file_is_skipped_with_a_line(
+    make_folder: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = make_folder("set", classes=("a",))
+    os.mkfifo(folder / "a" / "pipe.png")
+    (folder / "a" / "zero.png").symlink_to("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.path.relpath(folder / "s.png"))  # a socket's path must be short
+    source = open_source(f"links:{folder}")
+    assert [Path(source.name(i)).name for i in range(len(source))] == ["0.png", "1.png", "2.png"]
+    assert "skipped: 3 pipes, sockets or devices, such as" in caplog.text
+    with pytest.raises(InputError, match="is a pipe, socket or device"):
+        open_source(folder / "a" / "pipe.png")
+    with pytest.raises(BadImage, match="pipe"):  # put there since the folder was listed
+        decode(folder / "a" / "pipe.png")
+
+
+def test_splits_are_not_mixed(tmp_path: Path) -> None:
     for split in ("train", "test"):
-        write_parquet(hub / f"{split}-00000-of-00001.parquet")
+        write_parquet(tmp_path / f"{split}-00000-of-00001.parquet")
     with pytest.raises(InputError, match="splits test, train"):
-        open_source(hub)
+        open_source(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        {"use_dictionary": False},
+        {"use_dictionary": True, "dictionary_pagesize_limit": 1000},  # a dictionary, and then none
+        {"use_dictionary": False, "column_encoding": {"image": "DELTA_BYTE_ARRAY"}},
+    ],
+)
+def test_large_row_groups_are_read_in_parts_in_any_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: dict[str, Any]
+) -> None:
+    images = [encoded(picture(i)) for i in range(30)]
+    pq.write_table(pa.table({"image": images}), tmp_path / "a.parquet", row_group_size=20, **written)
+    monkeypatch.setattr("nescio.data.parquet._AT_ONCE", 2000)
+    source = open_source(tmp_path / "a.parquet")
+    order = np.random.default_rng(0).permutation(30).tolist()
+    for rows in (range(30), order, reversed(range(30))):
+        assert all(source.read(i) == images[i] for i in rows)
+
+
+@pytest.mark.parametrize("kind", [pa.uint8(), pa.uint32(), pa.uint64(), pa.int16()])
+def test_labels_are_integers_of_any_width(tmp_path: Path, kind: pa.DataType) -> None:
+    label = pa.array([1, None, 0, 1, 0], kind)
+    assert open_source(write_parquet(tmp_path / "a.parquet", label=label)).labels.tolist() == [1, -1, 0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("label", "told"),
+    [
+        (pa.array([0, 1, 2, 0, 0]), "'label' holds no class: 2; expected 0 to 1"),
+        (pa.array([0, -7, 0, 0, 0]), "'label' holds no class: -7; expected 0 to 1"),
+        (pa.array([0, 1, 2**64 - 1, 0, 0], pa.uint64()), "'label' holds no class: Integer value 18446744073709551615"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused(tmp_path: Path, label: pa.Array, told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        open_source(write_parquet(tmp_path / "a.parquet", names=["cat", "dog"], label=label))
+
+
+def test_labels_that_are_not_integers_count_as_unknown(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write_parquet(tmp_path / "a.parquet", label=pa.array([0.0, 1.5, float("nan"), 0.0, 1.0]))
+    assert open_source(path).labels.tolist() == [-1] * 5
+    assert "holds double, no integers" in caplog.text
 
 
 def test_damaged_metadata_counts_as_none(tmp_path: Path) -> None:

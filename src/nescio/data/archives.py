@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import os
 import shutil
 import tarfile
@@ -13,12 +14,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from nescio.data.decode import RATIO, check_bytes
 from nescio.data.hashing import combine
 from nescio.data.places import Place, hash_places, stamp
 from nescio.data.sources import class_folders, is_image_name
 from nescio.errors import BadImage, InputError
 
 _BLOCK = 1 << 22
+_PIECE = 1 << 12
+"""Compressed bytes at a time; those of bzip2 and LZMA may hold some 10,000 times as many."""
+_HEADER = 1 << 20
+"""A tar file's headers, which hold names, are smaller."""
+_UNPACKED = 1 << 30
+"""A compressed tar file may unpack to that many bytes, or to ``RATIO`` times its size."""
 
 
 class _Archive:
@@ -97,12 +105,18 @@ class ZipSource(_Archive):
 
     def read(self, i: int) -> bytes:
         """The member's bytes."""
+        archive: zipfile.ZipFile = self._handle()
+        check_bytes(archive.getinfo(self.members[i]).file_size)
+        data = bytearray()
         try:
-            data: bytes = self._handle().read(self.members[i])
+            with archive.open(self.members[i]) as member:
+                # all at once would unpack all that there is, whatever size was declared
+                while piece := member.read(_PIECE):
+                    data += piece
         # a bad checksum, an encrypted member, a compression that Python lacks, damaged data
         except (zipfile.BadZipFile, RuntimeError, NotImplementedError, zlib.error) as e:
             raise BadImage(f"zip member: {e}") from None
-        return data
+        return bytes(data)
 
 
 class TarSource(_Archive):
@@ -111,8 +125,10 @@ class TarSource(_Archive):
     def __init__(self, path: Place) -> None:
         try:
             super().__init__(path)
-            with tarfile.open(self.file, "r:") as archive:
+            with _Headers(self.file) as file, tarfile.open(fileobj=file, mode="r:") as archive:
                 found = {m.name: (m.offset_data, m.size) for m in archive if m.isfile() and is_image_name(m.name)}
+            if any(size < 0 for _, size in found.values()):
+                raise tarfile.ReadError("a member has a negative size")
         except (tarfile.TarError, OSError, EOFError, zlib.error) as e:
             raise InputError(f"{path} cannot be read as a tar file: {e}") from None
         names = sorted(found)
@@ -125,18 +141,49 @@ class TarSource(_Archive):
     def read(self, i: int) -> bytes:
         """The member's bytes."""
         offset, size = self._where[i]
+        check_bytes(size)
         handle: BinaryIO = self._handle()
         handle.seek(offset)
         return handle.read(size)
 
 
+class _Headers(io.BufferedReader):
+    """A tar file of which the headers are read, and nothing else at that size."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path.open("rb", buffering=0))
+
+    def read(self, size: int | None = -1) -> bytes:
+        """At most ``_HEADER`` bytes: a header that declares more is made to fill the memory."""
+        if size is None or not 0 <= size <= _HEADER:
+            raise tarfile.ReadError(f"a header declares {size} bytes")
+        return super().read(size)
+
+
 def _copied(path: Place) -> tuple[Any, Path]:
-    """A temporary file with an archive's bytes, decompressed, and its path; it lives as long as the former."""
+    """A temporary file with an archive's bytes, decompressed, and its path; it lives as long as the former.
+
+    Raises:
+        InputError: it unpacks to far more than images would.
+    """
     copy = tempfile.NamedTemporaryFile()  # noqa: SIM115 - lives as long as the source
-    with (
-        path.open("rb") if isinstance(path, Path) else path.open() as packed,
-        gzip.open(packed) if path.name.endswith("gz") else packed as plain,
-    ):
-        shutil.copyfileobj(plain, copy, _BLOCK)
+    with path.open("rb") if isinstance(path, Path) else path.open() as packed:
+        if path.name.endswith("gz"):
+            _unpack(packed, copy, path)
+        else:
+            shutil.copyfileobj(packed, copy, _BLOCK)
     copy.flush()
     return copy, Path(copy.name)
+
+
+def _unpack(packed: Any, copy: Any, path: Place) -> None:
+    with gzip.open(packed) as plain:
+        size = 0
+        while block := plain.read(_BLOCK):
+            copy.write(block)
+            size += len(block)
+            if size > max(_UNPACKED, RATIO * packed.tell()):
+                raise InputError(
+                    f"{path} unpacks to more than {RATIO} times its size, which images don't; if you trust it, unpack "
+                    "it yourself and name the folder"
+                )

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from nescio.data.decode import decode
+from nescio.data.decode import NO_MEMORY, decode
 from nescio.data.sources import Source
 from nescio.data.transforms import Transform
+from nescio.data.workers import MEMORY, in_order
 from nescio.errors import BadImage, InputError
 
 
@@ -29,31 +29,34 @@ class Batch:
     bad: list[tuple[int, str]]
 
 
-class _Images(Dataset[Batch | InputError]):
-    """Whole batches by number, so that a worker reads its images one after the other."""
+class _Images:
+    """Whole batches by number, so that a process reads its images one after the other."""
 
     def __init__(self, source: Source, transform: Transform, spans: Sequence[range]) -> None:
         self.source, self.transform, self.spans = source, transform, spans
 
-    def __len__(self) -> int:
-        return len(self.spans)
-
-    def __getitem__(self, number: int) -> Batch | InputError:
+    def __call__(self, number: int, entering: Callable[[int], None]) -> Batch:
         start, size = self.spans[number].start, len(self.spans[number])
         images: list[Tensor] = []
         good: list[int] = []
         bad: list[tuple[int, str]] = []
         for i in range(size):
             try:
+                entering(start + i)
                 images.append(self.transform.geometry(decode(self.source.read(start + i))))
                 good.append(i)
-            except BadImage as e:
-                bad.append((i, str(e)))
-            except InputError as e:
-                return e  # not this image's fault; the loader would wrap it in a worker's traceback
+            except InputError:
+                raise  # not this image's fault
             except Exception as e:  # noqa: BLE001 - whatever one image does, the others go on
-                bad.append((i, f"{type(e).__name__}: {e}"))
+                bad.append((i, why_not(e)))
         return Batch(start, size, torch.stack(images) if images else None, np.array(good, dtype=np.int64), bad)
+
+
+def why_not(e: Exception) -> str:
+    """The reason why an image could not be read."""
+    if isinstance(e, BadImage):
+        return str(e)
+    return NO_MEMORY if isinstance(e, MemoryError) else f"{type(e).__name__}: {e}"
 
 
 def default_workers() -> int:
@@ -84,16 +87,13 @@ def read_spans(
         source: the images.
         transform: its geometry is applied.
         batches: the positions of each.
-        workers: decoding processes; one per core, at most 8, where None. 0 decodes in this process.
+        workers: decoding processes; one per core, at most 8, where None. An image that ends two of them, or takes more
+            than ``MEMORY``, is a bad one. 0 decodes in this process, which an image can then end.
 
     Raises:
-        InputError: the source as a whole cannot be read on.
+        InputError: the source as a whole cannot be read on; or no decoding process lives.
     """
-    images = _Images(source, transform, batches)
     workers = default_workers() if workers is None else workers
-    # a generator of its own: whoever reads images keeps the random numbers of whoever trains as they are
-    own = torch.Generator()
-    for batch in DataLoader(images, batch_size=None, num_workers=min(workers, len(images)), generator=own):
-        if isinstance(batch, InputError):
-            raise batch
-        yield batch
+    # twice: each image, then all of them as one tensor
+    pixels = 2 * 3 * transform.crop**2 * max(map(len, batches), default=0)
+    yield from in_order(_Images(source, transform, batches), len(batches), workers, MEMORY + pixels)

@@ -7,18 +7,17 @@ import io
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
 
-from nescio.data.batches import default_workers
+from nescio.data.batches import default_workers, why_not
 from nescio.data.decode import Raw, decode
 from nescio.data.sources import Source
-from nescio.errors import BadImage
+from nescio.data.workers import in_order
 from nescio.progress import progress_bar
 
 log = logging.getLogger(__name__)
@@ -151,38 +150,38 @@ def _differences(one: Checked, other: Checked) -> Iterator[str]:
         yield f"{other.name} are JPEG of quality {other.quality} and {one.name} of {one.quality}"
 
 
-class _Inspected(Dataset[list[Facts]]):
+class _Inspected:
+    """Facts of a source's images, a few at a time."""
+
     def __init__(self, source: Source) -> None:
         self.source = source
 
     def __len__(self) -> int:
         return math.ceil(len(self.source) / _BATCH)
 
-    def __getitem__(self, number: int) -> list[Facts]:
+    def __call__(self, number: int, entering: Callable[[int], None]) -> list[Facts]:
         at = range(number * _BATCH, min((number + 1) * _BATCH, len(self.source)))
-        return [inspect(self.source, i) for i in at]
+        return [inspect(self.source, i, entering) for i in at]
 
 
 def _facts(source: Source, name: str, workers: int | None, progress: bool) -> Iterator[Facts]:
     inspected = _Inspected(source)
-    processes = min(default_workers() if workers is None else workers, len(inspected))
     with progress_bar(show=progress) as bar:
         task = bar.add_task(name, total=len(source))
-        for facts in DataLoader(inspected, batch_size=None, num_workers=processes):
+        for facts in in_order(inspected, len(inspected), default_workers() if workers is None else workers):
             yield from facts
             bar.advance(task, len(facts))
 
 
-def inspect(source: Source, i: int) -> Facts:
-    """Decode image ``i`` and look at its file."""
+def inspect(source: Source, i: int, entering: Callable[[int], None] = lambda _: None) -> Facts:
+    """Decode image ``i`` and look at its file; ``entering`` as for ``in_order``."""
     try:
+        entering(i)
         raw = source.read(i)
         image = decode(raw)
         name, quality = _encoding(raw)
-    except BadImage as e:
-        return Facts(bad=str(e))
     except Exception as e:  # noqa: BLE001 - whatever one image does, the others go on
-        return Facts(bad=f"{type(e).__name__}: {e}")
+        return Facts(bad=why_not(e))
     digest = hashlib.blake2b(f"{image.size}".encode() + image.tobytes(), digest_size=16).hexdigest()
     return Facts("", digest, image.width, image.height, name, quality)
 

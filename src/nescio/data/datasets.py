@@ -51,7 +51,7 @@ class DatasetSource:
         for attribute in ("targets", "labels", "_labels"):
             values = getattr(self.dataset, attribute, None)
             if values is not None and len(values) == len(self):
-                return np.asarray(values, dtype=np.int64)
+                return _integers(np.asarray(values), f"{type(self.dataset).__name__}.{attribute}")
         items = (self.dataset[i] for i in range(len(self)))
         pairs = [int(item[1]) if isinstance(item, tuple | list) and len(item) > 1 else -1 for item in items]
         return np.array(pairs, dtype=np.int64)
@@ -85,6 +85,12 @@ def of_dataset(given: object) -> Source:
         "expected images as a path (a folder, an archive, parquet, 'torchvision:CIFAR10/test'), a source or a PyTorch "
         f"data set, got {type(given).__name__}{hint}"
     )
+
+
+def _integers(values: np.ndarray[Any, Any], where: str) -> np.ndarray[Any, np.dtype[np.int64]]:
+    if values.dtype.kind not in "iub" or values.ndim != 1:
+        raise InputError(f"{where} holds {values.dtype} of shape {values.shape}; expected one class number an image")
+    return values.astype(np.int64)
 
 
 def as_image(value: Any) -> Image.Image:

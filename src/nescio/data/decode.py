@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import stat
 import warnings
 from pathlib import Path
 
@@ -15,8 +16,18 @@ from nescio.errors import BadImage, TooLarge, UnknownFormat
 MAX_PIXELS = 100_000_000
 """Larger images are recorded as bad: a decompression bomb, or a scan that no classifier was trained for."""
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO", "PCX", "QOI", "SGI", "TGA")
-"""What is read, by Pillow's names. Others run another program on the file (EPS), or hardly hold photographs."""
+MAX_BYTES = 1 << 28
+"""Larger encoded images are recorded as bad before they are read or unpacked: 256 MiB."""
+
+RATIO = 20
+"""What unpacks to more than that many times its size, and is large, holds no images: these hardly compress."""
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "PCX", "QOI", "SGI", "TGA")
+"""What is read, by Pillow's names. Others run another program on the file (EPS), decode an image before they tell its
+size (ICO, ICNS), or hardly hold photographs."""
+
+NO_MEMORY = "reading it takes more memory than the process may have"
+_ROWS = 256
 
 Raw = bytes | Path | Image.Image
 """An image as a source hands it over."""
@@ -34,14 +45,16 @@ def decode(raw: Raw, *, max_pixels: int | None = None) -> Image.Image:
 
     Raises:
         UnknownFormat: the data are no image in one of ``FORMATS``.
-        TooLarge: it has too many pixels.
-        BadImage: the data are empty, truncated or corrupt.
+        TooLarge: it has too many pixels, or more than ``MAX_BYTES``.
+        BadImage: the data are empty, truncated or corrupt, or a path is not that of a file.
     """
     if isinstance(raw, Image.Image):
         return _to_rgb(raw)
     most = MAX_PIXELS if max_pixels is None else max_pixels
-    if isinstance(raw, bytes) and not raw:
+    size = len(raw) if isinstance(raw, bytes) else _file_size(raw)
+    if not size:
         raise BadImage("zero bytes")
+    check_bytes(size)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own warnings on size and metadata: size is checked below
@@ -52,9 +65,9 @@ def decode(raw: Raw, *, max_pixels: int | None = None) -> Image.Image:
                 return _to_rgb(image)
     except BadImage:
         raise
+    except MemoryError:
+        raise BadImage(NO_MEMORY) from None
     except UnidentifiedImageError:
-        if _is_empty(raw):
-            raise BadImage("zero bytes") from None
         raise UnknownFormat("not an image in a known format") from None
     except Image.DecompressionBombError as e:  # Pillow's own limit, where a caller's is higher
         raise TooLarge(str(e)) from None
@@ -69,8 +82,20 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _is_empty(raw: bytes | Path) -> bool:
-    return isinstance(raw, Path) and raw.stat().st_size == 0
+def check_bytes(size: int) -> None:
+    """Refuse an encoded image of more than ``MAX_BYTES``, with TooLarge, before it is read."""
+    if size > MAX_BYTES:
+        raise TooLarge(f"{size:,} bytes, above the limit of {MAX_BYTES:,}")
+
+
+def _file_size(path: Path) -> int:
+    try:
+        found = path.stat()
+    except OSError as e:
+        raise BadImage(f"{type(e).__name__}: {e}") from None
+    if not stat.S_ISREG(found.st_mode):  # a pipe would never end
+        raise BadImage("a pipe, device or folder where a file was expected")
+    return found.st_size
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -87,12 +112,15 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:
-    values = np.asarray(image, dtype=np.float64)
-    finite = values[np.isfinite(values)]
-    top = float(finite.max(initial=0.0))
+    stored = np.asarray(image)
+    pixels = np.empty(stored.shape, dtype=np.uint8)
+    parts = [slice(at, at + _ROWS) for at in range(0, len(stored), _ROWS)]  # a large one in doubles takes gigabytes
+    top = max(float(stored[p].max(initial=0, where=np.isfinite(stored[p]))) for p in parts)
     if image.mode == "F" and top <= 1:
         white = 1.0
     else:
         white = 255.0 if top <= 255 and not image.mode.startswith("I;16") else 65535.0
-    scaled = np.nan_to_num(values / white * 255).clip(0, 255)
-    return Image.fromarray(scaled.round().astype(np.uint8))
+    for p in parts:
+        scaled = np.nan_to_num(stored[p].astype(np.float64) / white * 255).clip(0, 255)
+        pixels[p] = scaled.round().astype(np.uint8)
+    return Image.fromarray(pixels)

@@ -11,7 +11,9 @@ import tarfile
 import urllib.error
 import urllib.request
 import zipfile
+from email.message import Message
 from pathlib import Path
+from typing import Any
 
 from nescio.data.decode import decode
 from nescio.data.parquet import write_parquet
@@ -100,9 +102,12 @@ def _from_hugging_face(text: str, folder: Path, staging: Path) -> Path:
 
 def _download(address: str, path: Path, partial: Path, sha256: str, *, progress: bool) -> Path:
     """An archive, whose checksum is checked, or written down where none is known."""
-    _transfer(address, partial, path.name, progress=progress)
-    with partial.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    joined = _transfer(address, partial, path.name, checked=bool(sha256), progress=progress)
+    digest = _digest(partial)
+    if sha256 and digest != sha256 and joined:  # of two archives, perhaps: the server did not say which it has
+        partial.unlink()
+        _transfer(address, partial, path.name, checked=True, progress=progress)
+        digest = _digest(partial)
     if sha256 and digest != sha256:
         partial.unlink()
         raise InputError(f"{address} has the checksum {digest}, not {sha256}: it is not the archive that was meant")
@@ -117,32 +122,72 @@ def _download(address: str, path: Path, partial: Path, sha256: str, *, progress:
     return path
 
 
-def _transfer(address: str, partial: Path, name: str, *, progress: bool) -> None:
-    """Get a file from where an earlier call stopped, or anew where the server cannot go on or has another one now."""
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _transfer(address: str, partial: Path, name: str, *, checked: bool, progress: bool) -> bool:
+    """Get a file, and tell whether it was joined to what an earlier call left.
+
+    It goes on only where the server has the same file still, by its tag or date, or where a checksum will show it;
+    else it begins anew.
+    """
     done = partial.stat().st_size if partial.exists() else 0
     version = partial.with_name(partial.name + ".version")  # of the file on the server, so that no two are joined
+    known = version.read_text(encoding="utf-8") if done and version.exists() else ""
+    if not (known or checked):
+        done = 0
     headers = {"Range": f"bytes={done}-"} if done else {}
-    if done and version.exists() and (known := version.read_text(encoding="utf-8")):
+    if headers and known:
         headers["If-Range"] = known
-    request = urllib.request.Request(address, headers=headers)  # noqa: S310
     try:
-        response = urllib.request.urlopen(request, timeout=_TIMEOUT)  # noqa: S310 - addresses come from the data file
+        response = _opened(address, headers)
     except urllib.error.HTTPError as e:
-        if e.code != 416:  # the part is the whole: nothing is left to ask for
+        if e.code != 416 or not headers:
             raise
-    else:
-        with response, progress_bar(show=progress, of_bytes=True) as bar:
-            if done and response.status != 206:  # a server that cannot go on begins anew
-                done = 0
-            tag = response.headers.get("ETag") or "W/"
-            known = tag if not tag.startswith("W/") else response.headers.get("Last-Modified") or ""
-            write_whole(version, known)  # a weak tag names no bytes
-            announced = int(response.headers.get("Content-Length") or 0)
-            task = bar.add_task(name, total=(announced + done) or None, completed=done)
-            with partial.open("ab" if done else "wb") as file:
-                while block := response.read(_BLOCK):
-                    file.write(block)
-                    bar.advance(task, len(block))
-            if announced and partial.stat().st_size != announced + done:
-                raise OSError(f"{address} ended after {partial.stat().st_size:,} of {announced + done:,} bytes")
+        if e.headers.get("Content-Range") == f"bytes */{done}" and _version(e.headers) in ("", known):
+            version.unlink(missing_ok=True)
+            return True  # the part is the whole: nothing is left to ask for
+        done, response = 0, _opened(address, {})
+    if done and not _goes_on(response, done, known):
+        done = 0
+        if response.status == 206:  # with another part, or one of another file
+            response.close()
+            response = _opened(address, {})
+    if not done:
+        partial.unlink(missing_ok=True)  # before the new file's version stands beside it
+    write_whole(version, _version(response.headers))
+    with response:
+        _append(response, partial, done, name, progress=progress)
     version.unlink(missing_ok=True)
+    return done > 0
+
+
+def _append(response: Any, partial: Path, done: int, name: str, *, progress: bool) -> None:
+    """Write what comes behind the ``done`` bytes that are there."""
+    announced = int(response.headers.get("Content-Length") or 0)
+    with progress_bar(show=progress, of_bytes=True) as bar, partial.open("ab") as file:
+        task = bar.add_task(name, total=(announced + done) or None, completed=done)
+        while block := response.read(_BLOCK):
+            file.write(block)
+            bar.advance(task, len(block))
+    if announced and partial.stat().st_size != announced + done:
+        raise OSError(f"{response.url} ended after {partial.stat().st_size:,} of {announced + done:,} bytes")
+
+
+def _opened(address: str, headers: dict[str, str]) -> Any:
+    request = urllib.request.Request(address, headers=headers)  # noqa: S310
+    return urllib.request.urlopen(request, timeout=_TIMEOUT)  # noqa: S310 - addresses come from the data file
+
+
+def _goes_on(response: Any, done: int, known: str) -> bool:
+    """Whether this is the rest of the file. Some servers send one of a newer file, whatever they were asked."""
+    begins = response.headers.get("Content-Range", "").startswith(f"bytes {done}-")
+    return response.status == 206 and begins and known in ("", _version(response.headers))
+
+
+def _version(headers: Message) -> str:
+    """What tells the files of a server apart; nothing where it does not say. A weak tag names no bytes."""
+    tag = headers.get("ETag") or "W/"
+    return str(tag if not tag.startswith("W/") else headers.get("Last-Modified") or "")

@@ -28,10 +28,12 @@ class Remote:
     Attributes:
         url: with its protocol.
         version: what the store's listing says of its contents: size, tag, time, as far as it does.
+        size: in bytes, where the listing tells it.
     """
 
     url: str
     version: str = ""
+    size: int | None = None
 
     @property
     def name(self) -> str:

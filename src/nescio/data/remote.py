@@ -31,7 +31,7 @@ def open_remote(url: str) -> Source:
         if "*" in path:
             return of_matches(_files(system, system.glob(path, detail=True)), url)
         if single(Remote(url).name):
-            return of_file(Remote(url, _version(system.info(path))))
+            return of_file(_remote(url, system.info(path)))
         # a folder below that cannot be listed must not be left out in silence
         strict = {"on_error": "raise"} if url.startswith(("http://", "https://")) else {}
         found = system.find(path, detail=True, **strict)
@@ -53,7 +53,12 @@ def local_path(url: str) -> str | None:
 
 def _files(system: Any, found: Mapping[str, Mapping[str, Any]]) -> list[Remote]:
     files = {name: info for name, info in found.items() if info.get("type", "file") == "file"}
-    return [Remote(system.unstrip_protocol(name), _version(files[name])) for name in sorted(files)]
+    return [_remote(system.unstrip_protocol(name), files[name]) for name in sorted(files)]
+
+
+def _remote(url: str, info: Mapping[str, Any]) -> Remote:
+    size = info.get("size")
+    return Remote(url, _version(info), size if isinstance(size, int) else None)
 
 
 def _version(info: Mapping[str, Any]) -> str:

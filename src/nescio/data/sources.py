@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ import numpy.typing as npt
 from torch.utils.data import Dataset
 
 from nescio import ops
-from nescio.data.decode import Raw
+from nescio.data.decode import Raw, check_bytes
+from nescio.data.folders import files_below
 from nescio.data.hashing import combine
 from nescio.data.places import Place, Remote, hash_places, stamp
 from nescio.errors import InputError, some
@@ -47,6 +47,7 @@ _SLICE = re.compile(r"(?P<base>.+)\[(?P<start>\d*):(?P<stop>\d*)\]")
 _DRAW = re.compile(r"(?P<base>.+)\[~(?P<count>\d+)\]")
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 _SPLITS = {"train", "test", "val", "validation"}
+_LINKS = "links:"
 _UNLABELLED = -1
 
 
@@ -137,7 +138,10 @@ class Files:
     def read(self, i: int) -> Raw:
         """The path, which Pillow opens in the worker, or the bytes behind a URL."""
         path = self.paths[i]
-        return path if isinstance(path, Path) else path.read_bytes()
+        if isinstance(path, Path):
+            return path
+        check_bytes(path.size or 0)
+        return path.read_bytes()
 
     @cached_property
     def identity(self) -> str:
@@ -260,7 +264,8 @@ def open_source(spec: str | Path) -> Source:
             ``torchvision:CIFAR10/test``, a torchvision data set (downloaded where it can be); ``noise:gaussian`` or
             ``noise:uniform`` with options, images that are drawn; a file, folder or glob behind a URL (``s3://…``,
             ``gs://…``, ``https://…``: whatever fsspec reaches). ``[:2000]`` at the end takes the first 2,000 images,
-            ``[~2000]`` any 2,000, always the same ones (all, where there are no more).
+            ``[~2000]`` any 2,000, always the same ones (all, where there are no more). Links within a folder that lead
+            out of it are skipped with a warning; ``links:FOLDER`` follows them.
 
     Raises:
         InputError: there is nothing there, it holds no images, or its kind is not known.
@@ -289,9 +294,11 @@ def open_source(spec: str | Path) -> Source:
 
         here = local_path(text)
         return open_remote(text) if here is None else open_source(here)
+    out = text.startswith(_LINKS)
+    text = text.removeprefix(_LINKS)
     try:
         path = Path(text).expanduser()
-        source = _open_glob(text) if not path.exists() and glob.has_magic(text) else _open_path(path)
+        source = _open_glob(text, out=out) if not path.exists() and glob.has_magic(text) else _open_path(path, out=out)
     except (OSError, RuntimeError) as e:
         raise InputError(f"{text} cannot be opened: {e}") from None
     if len(source) == 0:
@@ -311,11 +318,13 @@ def open_sources(specs: Sequence[AnySource]) -> Source:
     return sources[0] if len(sources) == 1 else Concatenated(sources)
 
 
-def _open_path(path: Path) -> Source:
+def _open_path(path: Path, *, out: bool = False) -> Source:
     if path.is_dir():
-        return of_files(_files_below(path), path)
+        return of_files(files_below(path, out=out), path)
     if not path.exists():
         raise InputError(f"no such file or folder: {path}")
+    if not path.is_file():
+        raise InputError(f"{path} is a pipe, socket or device, not a file")
     return of_file(path)
 
 
@@ -357,14 +366,14 @@ def of_files(files: Sequence[Place], root: Path | str) -> Source:
     return _alike([of_file(p) for p in shards])
 
 
-def of_matches(matches: Sequence[Place], pattern: str) -> Source:
-    """The images of what a glob matches."""
+def of_matches(matches: Sequence[Place], pattern: str, *, out: bool = False) -> Source:
+    """The images of what a glob matches; ``out``: links that lead out of a folder are followed."""
     files = [p for p in matches if isinstance(p, Remote) or p.is_file()]
     if files and all(is_image_name(p.name) for p in files):
         return Files(files)
     if any(is_image_name(p.name) for p in files):
         raise InputError(f"'{pattern}' matches images and other things; match images alone, e.g. '{pattern}.jpg'")
-    opened = (of_file(p) if isinstance(p, Remote) else _open_path(p) for p in matches)
+    opened = (of_file(p) if isinstance(p, Remote) else _open_path(p, out=out) for p in matches)
     parts = [source for source in opened if len(source)]
     if not parts:
         raise InputError(f"no images match '{pattern}'")
@@ -378,25 +387,7 @@ def _alike(parts: Sequence[Source]) -> Source:
     return source
 
 
-def _files_below(root: Path) -> list[Path]:
-    """Every file below a folder, through links to folders too, each folder once."""
-
-    def unreadable(e: OSError) -> None:
-        raise InputError(f"{e.filename} cannot be read: {e.strerror}")
-
-    files: list[Path] = []
-    seen: set[str] = set()
-    for folder, below, names in os.walk(root, followlinks=True, onerror=unreadable):
-        real = os.path.realpath(folder)
-        if real in seen:
-            below.clear()  # a link back to where we were
-            continue
-        seen.add(real)
-        files += [Path(folder, name) for name in names]
-    return sorted(files)
-
-
-def _open_glob(pattern: str) -> Source:
+def _open_glob(pattern: str, *, out: bool) -> Source:
     # an absolute pattern has no root for Path.glob to start from
     matches = glob.glob(str(Path(pattern).expanduser()), recursive=True)  # noqa: PTH207
-    return of_matches(sorted(Path(p) for p in matches), pattern)
+    return of_matches(sorted(Path(p) for p in matches), pattern, out=out)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from nescio.data.batches import read_batches
+from nescio.data.batches import default_workers, read_batches, read_spans
 from nescio.data.decode import decode
 from nescio.data.sources import Rows, Source
 from nescio.data.transforms import Transform
-from nescio.errors import BadImage, InputError
+from nescio.data.workers import in_order
+from nescio.errors import InputError
 from nescio.progress import progress_bar
 from nescio.training.hardware import Hardware
 
@@ -50,7 +51,7 @@ class Images:
         self.source, self.transform, self.device = source, transform, device
         self.workers, self.max_bad, self.title = hardware.workers, hardware.max_bad, title
         self.held: Tensor | None = None
-        self.bad: set[int] = set()
+        self.bad: dict[int, str] = {}  # reasons, by number
         size = len(source) * 3 * transform.crop**2
         if hardware.hold or (hardware.hold is None and size <= _room(device)):
             self._read_all(progress=progress)
@@ -79,7 +80,7 @@ class Images:
         for i, reason in bad:
             if i not in self.bad:
                 log.warning("left out of the %s: %s: %s", self.title, self.source.name(i), reason)
-        self.bad |= {i for i, _ in bad}
+        self.bad |= dict(bad)
         if len(self.bad) > self.max_bad * len(self.source):
             raise InputError(
                 f"{len(self.bad):,} or more of {len(self.source):,} {self.title} cannot be read, more than the share "
@@ -99,28 +100,41 @@ class Images:
                 where = torch.as_tensor(numbers, dtype=torch.int64, device=self.device)
                 yield self.held[where], where
             return
-        flat = list(itertools.chain.from_iterable(parts))
-        size = max(map(len, parts), default=1)  # all are of one size but the last
-        for batch in read_batches(Rows(self.source, flat), self.transform, 0, size, self.workers):
-            chosen = flat[batch.start : batch.start + batch.size]
-            self._report([(chosen[i], reason) for i, reason in batch.bad])
+        # one that ended its process would do it again in every epoch
+        chosen = [[i for i in numbers if i not in self.bad] for numbers in parts]
+        ends = itertools.accumulate(map(len, chosen))
+        spans = [range(end - len(numbers), end) for end, numbers in zip(ends, chosen, strict=True)]
+        read = read_spans(Rows(self.source, list(itertools.chain(*chosen))), self.transform, spans, self.workers)
+        for asked, numbers, batch in zip(parts, chosen, read, strict=True):
+            self._report([(numbers[i], reason) for i, reason in batch.bad])
             if batch.images is None:
                 raise InputError(
-                    f"none of {batch.size} {self.title} in a row can be read; the first: {batch.bad[0][1]}"
+                    f"none of {len(asked)} {self.title} in a row can be read; the first: {self.bad[asked[0]]}"
                 )
-            numbers = np.asarray(chosen)[batch.good]
-            yield batch.images.to(self.device, non_blocking=True), torch.from_numpy(numbers).to(self.device)
+            good = torch.from_numpy(np.asarray(numbers)[batch.good]).to(self.device)
+            yield batch.images.to(self.device, non_blocking=True), good
 
 
-def held_side(source: Source, transform: Transform) -> int:
+def held_side(source: Source, transform: Transform, workers: int | None = 0) -> int:
     """Side of the squares to keep: that of the resized image, or less if all of the first images are smaller."""
-    sides = [0]
-    for i in range(min(64, len(source))):
+    found = in_order(_Sides(source), min(64, len(source)), default_workers() if workers is None else workers)
+    return min(transform.resize or transform.crop, max(found, default=0) or transform.crop)
+
+
+class _Sides:
+    """The short side of each image; 0 where it cannot be read, which reading all of them reports."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __call__(self, number: int, entering: Callable[[int], None]) -> int:
         try:
-            sides.append(min(decode(source.read(i)).size))
-        except (BadImage, OSError):
-            continue  # reading all of them reports it
-    return min(transform.resize or transform.crop, max(sides) or transform.crop)
+            entering(number)
+            return min(decode(self.source.read(number)).size)
+        except InputError:
+            raise  # not this image's fault
+        except Exception:  # noqa: BLE001 - whatever one image does, the others go on
+            return 0
 
 
 def _room(device: torch.device) -> int:

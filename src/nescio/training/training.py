@@ -97,7 +97,7 @@ def train(
     torch.manual_seed(seed + 1)
     classifier.heads.update(_heads(goal, classifier, made.heads))
     goal.settle(classifier)
-    side = held_side(sources["train"], made.transform)
+    side = held_side(sources["train"], made.transform, hardware.workers)
     square = Transform(crop=side, interpolation=made.transform.interpolation)
 
     def images(source: Source, seen: Transform, title: str) -> Images:
