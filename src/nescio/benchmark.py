@@ -150,7 +150,7 @@ def _parse(specs: Sequence[str], classifier: Classifier) -> dict[str, Detector]:
         if given == "all":
             parsed |= servable(all_specs(), classifier)
             continue
-        parsed[given] = Detector.parse(given, classifier.name)
+        parsed[given] = Detector.parse(given, classifier.name, classifier.head.n_classes)
         try:
             check_model(parsed[given], classifier)
         except InputError as e:

@@ -92,9 +92,9 @@ def describe(name: str) -> str:
     """
     if name in presets():
         preset = presets()[name]
-        suites = "".join(f"\n  {name}@{suite}: {spec}" for suite, spec in preset.get("suites", {}).items())
-        models = "".join(f"\n  {model}: as {name}@{suite}" for model, suite in preset.get("models", {}).items())
-        return f"{name}: {preset['about']} ({preset['source']})\n\n{preset['spec']}{suites}{models}"
+        of = {n: p for n, p in presets().items() if n.startswith(f"{name}@")}
+        lines = "".join(f"\n  {n} ({p['network']}): {p['spec']}" for n, p in of.items())
+        return f"{name}: {preset['about']} ({preset['source']})\n\n{preset['spec']}{lines}"
     found: list[tuple[str, type[object]]] = [(REGISTRY[name].place, REGISTRY[name])] if name in REGISTRY else []
     found += [("objective", OBJECTIVES[name])] if name in OBJECTIVES else []
     if not found:

@@ -479,11 +479,11 @@ def test_the_papers_sensitivity_studies_are_one_option(here: Path, sweep: str) -
     assert result.exit_code == 0, result.output
     with Path("r/results.csv").open(newline="") as file:
         specs = [r["detector"] for r in csv.DictReader(file)]
-    assert len(specs) == {"p": 10, "lambda": 20, "components": 6, "scores": 11}[sweep]
+    assert len(specs) == {"p": 20, "lambda": 20, "components": 6, "scores": 11}[sweep]
     curves = sorted(p.name for p in Path("r/figures").glob("curve-*"))
-    option = {"p": "p", "lambda": "clip"}.get(sweep)
-    assert curves == ([f"curve-{option}.{kind}" for kind in ("pdf", "png", "svg")] if option else [])
-    if option:
+    options = {"p": ["p", "p_a"], "lambda": ["clip"]}.get(sweep, [])
+    assert curves == sorted(f"curve-{option}.{kind}" for option in options for kind in ("pdf", "png", "svg"))
+    for option in options:
         svg = Path(f"r/figures/curve-{option}.svg").read_text()
         assert "FPR95 in %" in svg
 

@@ -39,7 +39,7 @@ def test_every_detector_of_a_suite_can_be_read_and_every_set_is_described(name: 
         assert "test" in entry.splits
         assert entry.address or entry.splits["test"].open
     for row in suite.published:
-        Detector.parse(row.detector, row.model)
+        Detector.parse(row.detector, row.model, suite.classes)
         assert set(row.values) <= {*suite.ood, AVERAGE}
         assert all(0 <= v <= 1 for pair in row.values.values() for v in pair)
 
@@ -107,6 +107,21 @@ def test_a_row_stands_beside_networks_trained_as_its_own() -> None:
     fpr95 = {o: {detector: p.fpr95 for (detector, _), p in rows.items()} for o, rows in found.items()}
     plain = {"knn:k=10,alpha=0.01": 0.6953, "energy": 0.5926}
     assert fpr95 == {"": plain, "ce": plain, "supcon": {"knn:k=10,alpha=0.01": 0.4899}, "supcon:T=0.2": {}, "ssod": {}}
+
+
+PRESETS = {"FM+LS": "fmls", "LINe": "line-energy", "DICE+ReAct": "dice+react", "LINe+LS": "line-ls"}
+PRESETS |= {"MSP+FM+LS": "fmls-msp", "Energy+FM+LS": "fmls", "ODIN+FM+LS": "fmls-odin"}
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "imagenet"])
+def test_presets_are_the_published_rows_of_every_network(name: str) -> None:
+    suite = suites()[name]
+    assert suite.classes == {"cifar10": 10, "cifar100": 100, "imagenet": 1000}[name]
+    rows = [r for r in suite.published if r.paper == "fmls" and r.method in PRESETS]
+    assert {r.model for r in rows} == {m.name for m in suite.models} - {"timm:resnet18"}
+    for row in rows:
+        ours = Detector.parse(PRESETS[row.method], row.model, suite.classes)
+        assert repr(ours) == repr(Detector.parse(row.detector, row.model, suite.classes)), (row.model, row.method)
 
 
 def test_addresses_are_of_forms_that_fetch_knows() -> None:

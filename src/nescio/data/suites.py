@@ -94,6 +94,11 @@ class Suite:
     published: tuple[PublishedRow, ...] = ()
     errata: tuple[dict[str, str], ...] = ()
 
+    @property
+    def classes(self) -> int | None:
+        """How many classes its networks tell apart, where the ID set says so."""
+        return known_set(self.id).classes
+
     def needs(self, root: Path, given: Mapping[str, str] | None = None, *, size: int | None = None) -> list[Need]:
         """What it needs, and where each set is: as given by role, else below the data root.
 
