@@ -151,17 +151,16 @@ def commands(suite: Suite, row: PublishedRow, root: str | Path) -> list[str]:
     Raises:
         InputError: its objective is not known.
     """
-    known, objective = {m.name: m for m in suite.models}, _trained(row)
+    own = next((m for m in suite.models if m.name == row.model), Model(row.model))
+    objective = _trained(row)
     bench = ["nescio", "bench", "--suite", suite.name, "--data-root", str(root), "--detector", row.detector, "--model"]
     if not objective:
-        own = known.get(row.model, Model(row.model))
         return [shlex.join([*bench, row.model, *(("--weights", "FILE") if own.weights == "user" else ())])]
     parse_objective(objective)  # a mistake in it must not show after hours
     out = f"runs/{suite.name}-{re.sub('[:,]', '-', objective)}-{row.model.rpartition(':')[2]}"
     found = next((need.found for need in suite.needs(Path(root)) if need.role == "train"), None)
-    recipe = (row.model in known and known[row.model].recipe) or "ssod"
-    train = ["nescio", "train", "--arch", row.model, "--objective", objective, "--recipe", recipe]
-    train += ["--init", row.init] if row.init else []
+    train = ["nescio", "train", "--arch", row.model, "--objective", objective, "--recipe", own.recipe or "ssod"]
+    train += ["--init", init] if (init := row.init or own.init) else []
     train += ["--train", found or str(Path(root) / (suite.train or suite.id) / "train"), "--val", "HELD_OUT"]
     train += ["--out", out]
     return [shlex.join(train), shlex.join([*bench, out])]

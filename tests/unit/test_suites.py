@@ -56,6 +56,9 @@ def test_every_published_row_is_a_command(name: str, row: PublishedRow) -> None:
         Recipe.named(parsed["train"]["recipe"])
         assert parsed["train"]["train_"] == f"my data/{suites()[name].train}/train"
         assert parsed["bench"]["model"] == str(parsed["train"]["out"])
+        # SSOD: 'If not specified, all methods employ ResNet-50 pre-trained on ImageNet-1k'; CIFAR-10 'from scratch'
+        scratch = suites()[name].id == "cifar10" or row.training == "supcon"
+        assert parsed["train"]["init"] == ("scratch" if scratch else "pretrained")
 
 
 def test_the_commands_are_listed() -> None:

@@ -120,7 +120,11 @@ def _way(need: Need, root: Path) -> str:
 
 def _model(model: Model) -> str:
     brought = "its library's weights" if model.weights == "library" else "your weights (--weights FILE)"
-    trained = f"; nescio train --recipe {model.recipe} trains one" if model.recipe else ""
+    trained = (
+        f"; nescio train --recipe {model.recipe}{f' --init {model.init}' if model.init else ''} trains one"
+        if model.recipe
+        else ""
+    )
     return f"--model {model.name}: {model.title or model.name}, {brought}{trained}"
 
 

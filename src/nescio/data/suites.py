@@ -20,12 +20,16 @@ AVERAGE = "average"
 
 @dataclass(frozen=True)
 class Model:
-    """A network that a suite is run with. ``weights``: ``library`` downloads them, ``user`` must bring them."""
+    """A network that a suite is run with.
+
+    ``weights``: ``library`` downloads them, ``user`` must bring them. ``recipe``, ``init``: how one is trained for it.
+    """
 
     name: str
     title: str = ""
     weights: str = "user"
     recipe: str = ""
+    init: str = ""
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class PublishedRow:
         values: FPR95 and AUROC, shares in [0, 1], by OOD set or ``average``.
         id_accuracy: a share in [0, 1], where it is printed.
         training: the objective, where the detector does not say it.
-        init: what that training begins with, where it is not random weights.
+        init: what that training begins with, where it is not what the model says.
     """
 
     paper: str
