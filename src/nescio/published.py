@@ -123,7 +123,7 @@ def beside(suite: Suite, model: str, results: Results, objective: str = "") -> d
             where = f"{PAPERS.get(row.paper, row.paper)}, Table {row.table}: {row.method}"
             for name, (fpr95, auroc) in row.values.items():
                 if name in sets or (name == AVERAGE and over == sets):
-                    found.setdefault((given, name), Published(fpr95, auroc, where))
+                    found.setdefault((given, name), Published(fpr95, auroc, where, row.id_accuracy))
     return found
 
 

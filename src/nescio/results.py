@@ -8,7 +8,7 @@ import io
 import json
 import logging
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -77,11 +77,25 @@ class Row:
 
 @dataclass(frozen=True)
 class Published:
-    """What a paper prints for a detector on an OOD set (or on average): shares in [0, 1], and where."""
+    """What a paper prints for a detector on an OOD set (or on average), and where: shares in [0, 1].
+
+    ``id_accuracy``: of the network that the row is about, where that is printed.
+    """
 
     fpr95: float
     auroc: float
     where: str
+    id_accuracy: float | None = None
+
+    def printable(self) -> dict[str, float]:
+        """The numbers as files show them, in percent."""
+        found = {m: getattr(self, m) for m in ("fpr95", "auroc", "id_accuracy")}
+        return {m: round(share * 100, 4) for m, share in found.items() if share is not None}
+
+    @classmethod
+    def read(cls, printed: Mapping[str, float], where: str) -> Published:
+        """What ``printable`` made these entries of."""
+        return cls(where=where, **{m: printed[m] / 100 for m in ("fpr95", "auroc", "id_accuracy") if m in printed})
 
 
 @dataclass(frozen=True)
@@ -161,10 +175,7 @@ class Results:
             self,
             rows=[_row(r.printable()) for r in self.rows],
             manifest=json.loads(json.dumps(self.manifest)),
-            published={
-                key: Published(round(p.fpr95 * 100, 4) / 100, round(p.auroc * 100, 4) / 100, p.where)
-                for key, p in self.published.items()
-            },
+            published={key: Published.read(p.printable(), p.where) for key, p in self.published.items()},
         )
 
     def to_csv(self) -> str:
@@ -182,7 +193,7 @@ class Results:
         published = self.published.get((row.detector, row.ood))
         if published is None:
             return {}
-        return {f"published_{m}": round(getattr(published, m) * 100, 4) for m in ("fpr95", "auroc")}
+        return {f"published_{m}": percent for m, percent in published.printable().items()}
 
     def to_json(self) -> str:
         """Manifest, rows, averages and published values; metrics in percent."""
@@ -191,14 +202,7 @@ class Results:
             for d in self.detectors
         ]
         published = [
-            {
-                "detector": d,
-                "ood": o,
-                "fpr95": round(p.fpr95 * 100, 4),
-                "auroc": round(p.auroc * 100, 4),
-                "where": p.where,
-            }
-            for (d, o), p in self.published.items()
+            {"detector": d, "ood": o, **p.printable(), "where": p.where} for (d, o), p in self.published.items()
         ]
         content = {"manifest": self.manifest, "rows": [r.printable() for r in self.rows], "average": averages}
         return json.dumps(content | {"published": published}, indent=1, ensure_ascii=False)
@@ -268,10 +272,7 @@ class Results:
                 for s, name in enumerate(["id", *dict.fromkeys(r.ood for r in rows)])
             ]
             sample = FeatureSample.load(folder / FEATURES)
-            published = {
-                (p["detector"], p["ood"]): Published(p["fpr95"] / 100, p["auroc"] / 100, p["where"])
-                for p in content["published"]
-            }
+            published = {(p["detector"], p["ood"]): Published.read(p, p["where"]) for p in content["published"]}
         except FileNotFoundError as e:
             raise InputError(f"no results in {folder}: {Path(e.filename or SCORES).name} is missing") from None
         except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, IndexError) as e:

@@ -348,7 +348,7 @@ table = "I"
 model = "mine:make"
 sets = ["svhn", "textures"]
 rows = [
-  { method = "MSP", detector = "msp", values = [50, 60, 70, 80] },
+  { method = "MSP", detector = "msp", values = [50, 60, 70, 80], id_accuracy = 94.21 },
   { method = "Ours", detector = "fmls", values = [10, 20, 30, 40] },
 ]
 """)
@@ -368,6 +368,11 @@ def test_a_suite_runs_with_what_is_there_and_stands_beside_what_is_published(sui
     assert {o for _, o in rows} == {"svhn", "textures", "gaussian-noise"}
     assert rows["msp", "svhn"]["published_auroc"] == "60.0"
     assert rows["fmls", "gaussian-noise"]["published_auroc"] == ""
+    assert rows["msp", "svhn"]["published_id_accuracy"] == "94.21"
+    assert rows["fmls", "svhn"]["published_id_accuracy"] == ""
+    assert "images; published: 94.21% (FM + LS, Table I)" in result.output
+    assert nescio("report", "r").exit_code == 0
+    assert "correctly (published: 94.21% (FM + LS, Table I))." in Path("r/report.html").read_text(encoding="utf-8")
     ours = float(rows["fmls", "textures"]["fpr95"])
     assert f"{ours - 30:+.2f}" in Path("r/results.md").read_text()
     strict = nescio("bench", *common, "--strict", "--workers", "0")

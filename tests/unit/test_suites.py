@@ -65,6 +65,7 @@ def test_the_commands_are_listed() -> None:
     told = CliRunner().invoke(main, ["data", "list", "cifar10", "--published", "--data-root", "d"]).output
     godin = told[told.index("GODIN: FPR95 32.80%, AUROC 93.52% (average)") :].splitlines()[1:3]
     assert "--objective godin --recipe cifar --train d/cifar10/train --val HELD_OUT --out runs/cifar10-" in godin[0]
+    assert "SSOD, α = 1.5: FPR95 10.80%, AUROC 97.49% (places365), ID accuracy 91.36%\n" in told
     assert "HELD_OUT stands for labelled ID images" in told
     assert godin[1].endswith("--detector perturbid+godin --model runs/cifar10-godin-resnet18-cifar")
 
@@ -193,7 +194,10 @@ def test_the_ssod_rows_stand_in_the_paper(shared: Path) -> None:
         for v in pair
         if f"{v * 100:.2f}" not in printed and not math.isnan(v)
     ]
+    accuracies = {f"{row.id_accuracy:.2%}"[:-1] for _, row in ROWS if row.id_accuracy is not None}
+    assert len(accuracies) == 9
     assert not missing
+    assert not accuracies - printed
     ours = next(r for n, r in ROWS if n == "imagenet-ssod" and r.table == "1" and r.detector == "ssod")
     assert ours.values["inaturalist"] == pytest.approx((0.1480, 0.9691))
     assert ours.values[AVERAGE] == pytest.approx((0.3189, 0.9226))

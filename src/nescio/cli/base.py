@@ -133,10 +133,8 @@ def present(results: Results, out: Path | None, *, report: bool, clock: Clock | 
     screen, clock, results = console(), clock or Clock(), results.as_kept()
     for table in tables.terminal(results, screen.width):
         screen.print(table)
-    rows = results.rows
-    if rows[0].id_accuracy == rows[0].id_accuracy:  # not NaN
-        ids = results.manifest["data"]["id"]
-        screen.print(f"ID accuracy {rows[0].id_accuracy:.2%} on {ids['images'] - ids['skipped']:,} images")
+    if told := tables.accuracy(results):
+        screen.print(told)
     if out is not None:
         results.save(out)
         tables.save_tables(results, out)
