@@ -136,6 +136,7 @@ def bench(
     opened = {"train": train, "calibrate": calibrate, "id": id, **ood}
     manifest = _manifest(classifier, fitted, sources, banks, opened)
     manifest |= {"equal": equal, "resamples": resamples, **(about or {})}
+    manifest["options"] = {name: extraction[name] for name in ("dtype", "max_bad") if name in extraction}
     labelled = correct if (id_source.labels >= 0).any() else None
     plain = _plain(banks)
     sample = _sample(plain, list(test_sources), fitted.values())
@@ -297,6 +298,7 @@ def _manifest(
     return {
         "model": {
             "name": classifier.name,
+            "opened": classifier.opened,
             "weights": classifier.fingerprint,
             "head": classifier.head_name,
             "head_shape": list(classifier.head.weight.shape),

@@ -81,7 +81,12 @@ def bench_suite(
         ood=oods | by_name(ood or {}, "ood"),
         detectors=detectors or _served(suite, classifier, trained="train" in places),
         equal=equal or suite.equal is not None,
-        about={"suite": suite.name, **({"groups": groups} if all(groups.values()) else {}), **(about or {})},
+        about={
+            "suite": suite.name,
+            "suite_file": suite.file,
+            **({"groups": groups} if all(groups.values()) else {}),
+            **(about or {}),
+        },
         **options,
     )
     _check_counts(needs, results)
@@ -89,7 +94,8 @@ def bench_suite(
 
 
 def _drawn(spec: str, count: int | None) -> str:
-    return spec if count is None else f"{spec}[~{count}]"
+    drawn = f"[~{count}]"
+    return spec if count is None or spec.endswith(drawn) else spec + drawn  # a report's command gives what was drawn
 
 
 def _served(suite: Suite, classifier: Classifier, *, trained: bool) -> list[str]:

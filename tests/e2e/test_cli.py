@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 from safetensors.torch import save_file
 
+from again import run_again
 from conftest import TinyNet, encoded, picture
 from nescio import extraction
 from nescio.cli import main
@@ -82,6 +83,20 @@ def test_a_bench_writes_the_table_the_files_and_the_report(here: Path) -> None:
     assert "data:image/webp;base64," in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert not list((here / "results").glob(".*"))
+
+
+def test_a_report_tells_the_options_that_its_numbers_follow_from(here: Path) -> None:
+    Path("names.txt").write_text("a\nb\nc\nd\n")
+    (here / "far/broken.png").write_bytes(b"no image")
+    given = {"classes": "names.txt", "head": "fc", "bank-dtype": "float16", "max-bad": "0.2", "id": "id[~20]"}
+    changes = {k.replace("-", "_"): v for k, v in given.items()} | {"detector": ["msp", "knn:k=3|5"]}
+    assert bench("--equal", "--report", out="r", **changes).exit_code == 0
+    before, after = run_again(here / "r/report.html", "--workers", "0")
+    assert after == before
+    old, new = (Results.load(folder).manifest for folder in ("r", "RESULTS"))
+    assert old["options"] == {"dtype": "float16", "max_bad": 0.2}
+    assert old["model"]["opened"]["classes"] == "names.txt"
+    assert all(new[key] == old[key] for key in ("options", "model", "transform", "equal", "ranges", "data"))
 
 
 def test_a_second_run_with_other_detectors_runs_no_network(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -375,6 +390,8 @@ def test_a_suite_runs_with_what_is_there_and_stands_beside_what_is_published(sui
     assert "correctly (published: 94.21% (FM + LS, Table I))." in Path("r/report.html").read_text(encoding="utf-8")
     ours = float(rows["fmls", "textures"]["fpr95"])
     assert f"{ours - 30:+.2f}" in Path("r/results.md").read_text()
+    before, after = run_again(Path("r/report.html"), "--workers", "0")
+    assert after == before
     strict = nescio("bench", *common, "--strict", "--workers", "0")
     assert strict.exit_code == 2
     assert "lacks mnist; nescio data list" in strict.output
@@ -500,6 +517,9 @@ def test_a_range_for_a_detector_is_benched_value_by_value(here: Path) -> None:
         assert [r["detector"] for r in csv.DictReader(file)] == ["knn:k=1", "knn:k=3", "knn:k=5", "msp"]
     assert Path("r/figures/curve-k.svg").exists()
     assert nescio("report", "r").exit_code == 0
+    before, after = run_again(Path("r/report.html"), "--workers", "0")
+    assert after == before
+    assert Path("RESULTS/figures/curve-k.svg").exists()  # the range, not its values one by one
     assert 'id="ranges"' in Path("r/report.html").read_text(encoding="utf-8")
     assert Path("r/figures/curve-k.svg").exists()
     assert bench("--quiet", detector=["msp"], ood=["far=far"], out="r").exit_code == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import tomllib
@@ -81,6 +82,7 @@ class Suite:
         counts: images of a set where they are not those of the full set.
         detectors: those of the published tables.
         errata: what the papers print wrong, and what is taken here.
+        file: the user's own, where it is not one that comes with the package.
     """
 
     name: str
@@ -97,6 +99,7 @@ class Suite:
     models: tuple[Model, ...] = ()
     published: tuple[PublishedRow, ...] = ()
     errata: tuple[dict[str, str], ...] = ()
+    file: str = ""
 
     @property
     def classes(self) -> int | None:
@@ -155,7 +158,7 @@ def open_suite(name: str) -> Suite:
     if path.suffix != ".toml" or not path.is_file():
         raise InputError(f"no suite '{name}'{nearest(name, suites())}; or give a .toml file of one")
     try:
-        return _suite(path.stem, path.read_text(encoding="utf-8"))
+        return dataclasses.replace(_suite(path.stem, path.read_text(encoding="utf-8")), file=name)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as e:
         raise InputError(f"{path} is not a suite: {e}; see those that come with nescio for the form") from None
 

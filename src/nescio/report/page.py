@@ -48,6 +48,7 @@ def write_report(results: Results, path: Path) -> None:
         "along": list(along),
         "how_mapped": how_mapped,
         "command": words.command(results.manifest),
+        "unknown": words.unknown(words.command(results.manifest)),
         "maps": maps,
         "shown": pictures.SHOWN,
         "pictured": [s.name for s in (*results.ood_sets, results.id_set) if s.source is not None],
