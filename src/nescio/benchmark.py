@@ -124,7 +124,8 @@ def bench(
         rows = [
             _row(given, id_set, scored, id_source.labels, correct, id_bank.accuracy, resamples, equal=equal)
             | {"seconds": fit_seconds[given] + seconds[given, "id"] + seconds[given, scored.name]}
-            for given in fitted
+            | {"own_pass": repr(detector.input_stage) if detector.input_stage else ""}
+            for given, detector in fitted.items()
             for scored in ood_sets
         ]
     skipped = sorted({(name, *s) for name, bank in banks for s in bank.skipped})

@@ -47,6 +47,7 @@ class Row:
     """One detector on one OOD set. Shares in [0, 1].
 
     ``seconds``: fitting the detector plus scoring the ID and the OOD set from the bank, without the network.
+    ``own_pass``: the stage for which the network ran over every image once more; empty where the plain pass served.
     ``intervals``: bootstrap 95 % intervals of the metrics, where they were asked for.
     """
 
@@ -61,6 +62,7 @@ class Row:
     n_id: int
     n_ood: int
     seconds: float
+    own_pass: str = ""
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def printable(self) -> dict[str, Any]:
@@ -301,7 +303,7 @@ def drop_figures(folder: Path, keep: Collection[str] = ()) -> None:
 
 def _row(printed: dict[str, Any]) -> Row:
     """The row that ``printable`` made these entries of."""
-    values = {f.name: printed[f.name] for f in fields(Row) if f.name != "intervals"}
+    values = {f.name: printed[f.name] for f in fields(Row) if f.name in printed}
     for name in SHARES:
         values[name] = float("nan") if values[name] is None else values[name] / 100
     bounds = [k.removesuffix("_low") for k in printed if k.endswith("_low")]

@@ -18,9 +18,10 @@ from safetensors.torch import save_file
 
 from again import run_again
 from conftest import TinyNet, encoded, picture
-from nescio import extraction
+from nescio import catalogue, extraction
 from nescio.cli import main
 from nescio.results import Results
+from nescio.stage import PLACES, REGISTRY, InputStage
 
 TESTS = Path(__file__).parents[1]
 
@@ -77,7 +78,11 @@ def test_a_bench_writes_the_table_the_files_and_the_report(here: Path) -> None:
     assert content["average"][0]["auroc"] == pytest.approx(mean, abs=1e-3)
     assert f"{mean:.2f}" in result.output
     assert "react:q=0.98 clips at" in result.stderr
+    own = {r["detector"]: r["own_pass"] for r in rows}
+    assert own == dict.fromkeys(COMMON["--detector"], "") | {"odin:eps=0.01+msp": "odin:eps=0.01"}
     page = (here / "results/report.html").read_text()
+    assert page.count("+ its pass</small>") == 1
+    assert "+ its pass (<code>odin:eps=0.01</code>)" in page
     assert page.count('role="img"') == 10  # scores, ROC, features and cosines of two sets; coverage, activation
     assert len(list((here / "results/figures").iterdir())) == 6 * 3
     assert "data:image/webp;base64," in page
@@ -294,6 +299,12 @@ def test_an_unknown_command_or_method_suggests_the_nearest() -> None:
     assert "training" in line
     assert "Lee, NeurIPS 2018" in line
     assert len(line.split()) > 10  # and its cost
+    rows = {e.name: e for e in catalogue.entries() if e.place in (*PLACES, "preset")}
+    refused = {name for name, e in rows.items() if e.onnx == "no"}
+    assert refused == {*(n for n, s in REGISTRY.items() if issubclass(s, InputStage)), "rankfeat", "fmls-odin"}
+    assert {name for name, e in rows.items() if e.onnx == "as members"} == {"mean", "max", "fisher"}
+    assert rows["fmls-odin"].network == rows["odin"].network == "2.6"
+    assert "fit s and µs leave the network out" in listed[-1]
     (trained,) = (text for text in listed if text.split()[:1] == ["logitnorm"])
     assert "Wei, ICML 2022" in trained
 
@@ -491,6 +502,7 @@ def test_tune_and_recommend_choose_without_ood_images(here: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "expected cost of a new image" in result.output
     assert "examples" in result.output
+    assert "nescio export refuses rankfeat+energy" in result.output
     assert nescio("recommend", *common, "--proxy", "tile").exit_code == 2
     assert nescio("tune", "fm:p=0.1..+energy", *common).exit_code == 2
 
