@@ -66,7 +66,9 @@ def on_training_images() -> list[str]:
     classifier = densenet()
     banks = [nescio.extract(classifier, nescio.open_source(data(f"cifar10/{s}"))) for s in ("train", "test")]
     training = nescio.TrainingData(classifier.head, banks[0].chunks)
-    detectors = [nescio.Detector.parse(spec, classifier.name).fit(training) for spec in ON_TRAINING]
+    detectors = [
+        nescio.Detector.parse(spec, classifier.name, classifier.head.n_classes).fit(training) for spec in ON_TRAINING
+    ]
     seen, new = (score_all(detectors, bank.chunks())[0] for bank in banks)
     rank = threshold_rank(10_000, ACCEPT)
     lines = ["| detector | rejected of the test images |", "| --- | ---: |"]

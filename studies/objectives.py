@@ -20,7 +20,6 @@ import platform
 import statistics
 import subprocess
 import sys
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -138,13 +137,12 @@ def run(study: str, way: Way, seed: int) -> None:
     if stored.exists():
         return
     print(stored.stem, flush=True)
-    out, begin = WORK / f"objectives-{stored.stem}", time.time()
+    out = WORK / f"objectives-{stored.stem}"
     recipe = dataclasses.replace(setup.recipe, **way.recipe)
     trained = train(
         out, train=setup.train, val=setup.val, objective=way.objective, recipe=recipe, seed=seed, resume=out.exists(),
         hardware=Hardware(device=setup.device), **setup.options, **way.options,
     )  # fmt: skip
-    seconds = time.time() - begin
     results = nescio.bench(
         nescio.load_classifier(str(out), device=setup.device), id=data("cifar10/test"), ood=OOD,
         detectors=way.detectors, train=setup.train, cache=WORK / "banks", progress=False,
@@ -152,7 +150,7 @@ def run(study: str, way: Way, seed: int) -> None:
     record = {
         "command": f"python studies/objectives.py {study}",
         "seed": seed,
-        "seconds": round(seconds),
+        "seconds": round(trained.made_with["seconds"]),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
         "settings": trained.settings,
         "own": list(way.detectors[: len(way.own) or 1]),

@@ -10,7 +10,9 @@
     python studies/ssod.py tables           all tables, from what is stored
 
 Every run leaves one JSON in studies/ssod/ (command, seed, seconds, machine, results) and is not run again while that is
-there; an interrupted one goes on at its last epoch. Images: $NESCIO_SHARED, or ../shared next to the checkout.
+there; an interrupted one goes on at its last epoch, and its seconds are those of all sittings (null in five stored
+runs, here and in studies/objectives/, that were resumed while only the last sitting was counted). Images:
+$NESCIO_SHARED, or ../shared next to the checkout.
 """
 
 from __future__ import annotations
@@ -20,7 +22,6 @@ import os
 import platform
 import statistics
 import sys
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,14 +115,13 @@ def run(setup: Setup, objective: str, seed: int, *, boxes: bool = False) -> None
     if stored.exists():
         return
     print(name, flush=True)
-    out, begin = WORK / name, time.time()
+    out = WORK / name
     sets = {"train": setup.train, "val": setup.val}
     run = train(
         out, **sets, objective=objective, recipe=setup.recipe, seed=seed, resume=out.exists(),
         watch={name: f"{spec}[:{WATCHED}]" for name, spec in setup.ood.items()},
         keep=boxes, hardware=Hardware(device=setup.device), progress=True, **setup.options,
     )  # fmt: skip
-    seconds = time.time() - begin
     detectors = POST_HOC + (OOD_HEAD if objective != "ce" else ())
     results = {
         choice: bench(setup, out / file, detectors)
@@ -133,7 +133,7 @@ def run(setup: Setup, objective: str, seed: int, *, boxes: bool = False) -> None
         "command": f"python studies/ssod.py {setup.name}",
         "objective": objective,
         "seed": seed,
-        "seconds": round(seconds),
+        "seconds": round(run.made_with["seconds"]),
         "machine": machine,
         "settings": run.settings | {"model": run.model, "transform": run.transform},
         "selected": run.selected,
@@ -360,6 +360,20 @@ def sampler(name: str) -> str:
     return "\n".join([*lines, f"base rates: {base:.1%} outside, {1 - base:.1%} inside"]) if len(lines) > 2 else ""
 
 
+def shuffled() -> str:
+    """The stand-in that chooses among epochs of like accuracy, as the kept epochs of SSOD's runs see it, by network."""
+    found: dict[str, list[float]] = {}
+    for path in sorted(STORED.glob("*-ssod*.json")):
+        record = json.loads(path.read_text())
+        found.setdefault(record["settings"]["model"], []).append(record["selected"]["kept"]["val_shuffled_auroc"])
+    lines = ["| network | SSOD runs | of these, shuffled validation images look more ID | AUROC against them |"]
+    lines.append("|---|---|---|---|")
+    for network, values in found.items():
+        worse = sum(v < 0.5 for v in values)
+        lines.append(f"| `{network}` | {len(values)} | {worse} | {100 * min(values):.1f} to {100 * max(values):.1f} |")
+    return "\n".join(lines)
+
+
 def spread(values: list[float]) -> str:
     """Mean ± standard deviation in percent."""
     mean = f"{100 * statistics.mean(values):.1f}"
@@ -402,6 +416,7 @@ def main(study: str) -> None:
         run(setup, objective, seed, boxes=setup is TINY and seed == 0)
     for name in (n for n in PLANS if stored(n)):
         print(f"\n{name}\n{comparison(name)}\n\n{selection(name)}\n\n{sampler(name)}")
+    print(f"\nkept epochs\n{shuffled()}")
     if STRONG.exists():
         print(f"\nstrong\n{strong()}")
     if RESOLUTION.exists():

@@ -124,7 +124,8 @@ def bench(
         rows = [
             _row(given, id_set, scored, id_source.labels, correct, id_bank.accuracy, resamples, equal=equal)
             | {"seconds": fit_seconds[given] + seconds[given, "id"] + seconds[given, scored.name]}
-            for given in fitted
+            | {"own_pass": repr(detector.input_stage) if detector.input_stage else ""}
+            for given, detector in fitted.items()
             for scored in ood_sets
         ]
     skipped = sorted({(name, *s) for name, bank in banks for s in bank.skipped})
@@ -136,6 +137,7 @@ def bench(
     opened = {"train": train, "calibrate": calibrate, "id": id, **ood}
     manifest = _manifest(classifier, fitted, sources, banks, opened)
     manifest |= {"equal": equal, "resamples": resamples, **(about or {})}
+    manifest["options"] = {name: extraction[name] for name in ("dtype", "max_bad") if name in extraction}
     labelled = correct if (id_source.labels >= 0).any() else None
     plain = _plain(banks)
     sample = _sample(plain, list(test_sources), fitted.values())
@@ -150,7 +152,7 @@ def _parse(specs: Sequence[str], classifier: Classifier) -> dict[str, Detector]:
         if given == "all":
             parsed |= servable(all_specs(), classifier)
             continue
-        parsed[given] = Detector.parse(given, classifier.name)
+        parsed[given] = Detector.parse(given, classifier.name, classifier.head.n_classes)
         try:
             check_model(parsed[given], classifier)
         except InputError as e:
@@ -297,6 +299,7 @@ def _manifest(
     return {
         "model": {
             "name": classifier.name,
+            "opened": classifier.opened,
             "weights": classifier.fingerprint,
             "head": classifier.head_name,
             "head_shape": list(classifier.head.weight.shape),

@@ -12,6 +12,7 @@ from importlib import resources
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from nescio.detector import Detector
 from nescio.errors import InputError, nearest
 from nescio.grammar import presets
 from nescio.objectives import OBJECTIVES, parse_objective
@@ -23,12 +24,18 @@ COSTS = "costs.csv"
 """Measured by ``benchmarks/costs.py``: seconds to fit on 50,000 × 342 features, microseconds to score an image, and the
 network's time per image in plain passes."""
 
+LEFT_OUT = (
+    "fit s and µs leave the network out. passes: what it runs for this detector, in plain passes per image; where that "
+    "is empty, the one plain pass serves. ONNX: whether nescio export takes it."
+)
+
 
 @dataclass(frozen=True)
 class Entry:
     """A line of the catalogue.
 
     ``fit``: seconds for 50,000 training features of 342; ``score``: microseconds per image; ``network``: passes.
+    ``onnx``: whether ``nescio export`` takes it.
     """
 
     name: str
@@ -39,6 +46,7 @@ class Entry:
     fit: str
     score: str
     network: str
+    onnx: str = ""
 
 
 def entries() -> Iterator[Entry]:
@@ -57,11 +65,15 @@ def entries() -> Iterator[Entry]:
             cost.get("fit", ""),
             cost.get("score", ""),
             cost.get("network", ""),
+            _onnx(stage),
         )
     for name, preset in presets().items():
         if "@" not in name:
             source = preset["source"].partition(",")[0].partition(";")[0]
-            yield Entry(name, "preset", preset["about"], "", source, "", "", "")
+            detector = Detector.parse(name)
+            passes = costs.get(detector.input_stage.name, {}).get("network", "") if detector.input_stage else ""
+            refused = "no" if detector.unexportable() else "yes"
+            yield Entry(name, "preset", preset["about"], "", source, "", "", passes, refused)
     for name, objective in sorted(OBJECTIVES.items()):
         text = inspect.getdoc(objective) or ""
         needs = "outliers" if parse_objective(name).outliers else ""
@@ -77,10 +89,10 @@ def tables() -> Iterator[Table]:
         table.add_column("what it does", no_wrap=True, overflow="ellipsis", ratio=1)
         for column in ("needs", "paper"):
             table.add_column(column, no_wrap=True)
-        for column in ("fit s", "µs", "passes"):
+        for column in ("fit s", "µs", "passes", "ONNX"):
             table.add_column(column, justify="right", no_wrap=True)
-        for entry in (e for e in found if e.place == place):
-            table.add_row(entry.name, entry.gist, entry.needs, entry.paper, entry.fit, entry.score, entry.network)
+        for e in (e for e in found if e.place == place):
+            table.add_row(e.name, e.gist, e.needs, e.paper, e.fit, e.score, e.network, e.onnx)
         yield table
 
 
@@ -92,9 +104,9 @@ def describe(name: str) -> str:
     """
     if name in presets():
         preset = presets()[name]
-        suites = "".join(f"\n  {name}@{suite}: {spec}" for suite, spec in preset.get("suites", {}).items())
-        models = "".join(f"\n  {model}: as {name}@{suite}" for model, suite in preset.get("models", {}).items())
-        return f"{name}: {preset['about']} ({preset['source']})\n\n{preset['spec']}{suites}{models}"
+        of = {n: p for n, p in presets().items() if n.startswith(f"{name}@")}
+        lines = "".join(f"\n  {n} ({p['network']}): {p['spec']}" for n, p in of.items())
+        return f"{name}: {preset['about']} ({preset['source']})\n\n{preset['spec']}{lines}"
     found: list[tuple[str, type[object]]] = [(REGISTRY[name].place, REGISTRY[name])] if name in REGISTRY else []
     found += [("objective", OBJECTIVES[name])] if name in OBJECTIVES else []
     if not found:
@@ -102,9 +114,15 @@ def describe(name: str) -> str:
     return "\n\n\n".join(f"{name} ({place})\n\n{inspect.getdoc(kind)}" for place, kind in found)
 
 
+def _onnx(stage: type[Stage]) -> str:
+    if issubclass(stage, Ensemble):
+        return "as members"
+    return "no" if stage().unexportable() else "yes"
+
+
 def _needs(stage: type[Stage]) -> Iterator[str]:
     if issubclass(stage, InputStage):
-        yield "pass"
+        yield "pass, of training too" if stage.reads == "options" else "pass"
         if stage.reads != "options":
             yield "gradient"
         if stage.needs_images:

@@ -44,18 +44,19 @@ class Detector(Chain):
         """Fingerprint of the head that the detector was fitted for."""
 
     @classmethod
-    def parse(cls, spec: str, model: str | None = None) -> Self:
+    def parse(cls, spec: str, model: str | None = None, classes: int | None = None) -> Self:
         """The detector that a spec string or the name of a preset stands for.
 
         Args:
             spec: e.g. ``fm:p=0.6+react:clip=1.6+ls+energy`` or ``fmls``.
-            model: the architecture's name, for presets with published hyperparameters per model.
+            model: the network's name, ``classifier.name``, for presets with published hyperparameters per network.
+            classes: how many it tells apart; None for as many as the published network, or its library's weights, do.
 
         Raises:
             InputError: the spec cannot be read; the message names the part and the way out.
         """
         (spec,) = specs_of([spec])
-        return cls(parse_stages(spec, model))
+        return cls(parse_stages(spec, model, classes))
 
     @property
     def input_stage(self) -> InputStage | None:

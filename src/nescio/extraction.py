@@ -83,7 +83,7 @@ def servable(specs: Iterable[str], classifier: Classifier, *, trained: bool = Tr
     """
     found = {}
     for spec in specs:
-        detector = Detector.parse(spec, classifier.name)
+        detector = Detector.parse(spec, classifier.name, classifier.head.n_classes)
         try:
             check_model(detector, classifier)
             if not trained and (detector.needs_train or detector.needs_held_out or detector.needs_images):

@@ -7,7 +7,7 @@ import inspect
 import itertools
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import resources
 from typing import Any
 
@@ -25,35 +25,65 @@ _RANGE = re.compile(r"(?P<low>-?[\d.]*\d(e-?\d+)?)\.\.(?P<high>-?[\d.]*\d(e-?\d+
 _STEPS = 9
 """Values that a range stands for: 0.1..0.9 for the nine that the FM + LS paper tries."""
 _VALUE = re.compile(r"(?<==)[^,+()]*(?:\.\.|\|)[^,+()]*")
+DEFAULT = "default"
+"""The settings of a network that none is published for."""
 MOST = 10_000
 """Detectors that one spec with ranges may stand for."""
 _OPTION = re.compile(r"\s*[A-Za-z_]\w*=")
 
 
 @functools.cache
+def _named() -> dict[str, dict[str, Any]]:
+    """The data file: presets, and the published settings that they draw on."""
+    return tomllib.loads(resources.files("nescio").joinpath("presets.toml").read_text(encoding="utf-8"))
+
+
+@functools.cache
 def presets() -> dict[str, dict[str, Any]]:
-    """The named detectors, from the data file: ``NAME``, and ``NAME@SUITE`` for published settings of one benchmark."""
-    named = tomllib.loads(resources.files("nescio").joinpath("presets.toml").read_text())
-    for name, preset in list(named.items()):
-        for suite, spec in preset.get("suites", {}).items():
-            named[f"{name}@{suite}"] = {"about": f"{name} as published for {suite}", "spec": spec} | {
-                "source": preset["source"]
-            }
+    """The named detectors: ``NAME``, and ``NAME@SETTINGS`` with the settings published for one benchmark."""
+    settings, named = _named()["settings"], {}
+    for name, preset in _named()["presets"].items():
+        named[name] = preset | {"spec": preset["spec"].format(**settings[DEFAULT])}
+        for which in (w for w in settings if w != DEFAULT):
+            about, network = f"{name} as published for {which}", _network(settings[which])
+            spec = preset["spec"].format(**settings[which])
+            named[f"{name}@{which}"] = preset | {"about": about, "spec": spec, "network": network}
     return named
 
 
-def expand(spec: str, model: str | None = None) -> str:
-    """The spec string with a preset's name replaced by what it stands for, for this model if it has published values.
+def _network(settings: Mapping[str, Any]) -> str:
+    """Which networks take these settings, in words."""
+    return f"{settings.get('model', 'any other network')}, {settings['classes']:,} classes"
 
-    A preset is a whole detector, so its name can only end a spec: ``fmls``, ``odin:T=1+fmls``.
+
+def settings_for(model: str | None, classes: int | None = None) -> str:
+    """Which published settings a network takes.
+
+    Args:
+        model: the architecture's full name, e.g. ``torchvision:resnet50``.
+        classes: how many it tells apart; None for as many as the published network, or the library's weights, do.
+    """
+    for name, of in _named()["settings"].items():
+        fits = classes in (None, of.get("classes"))
+        if "model" in of and model == of["model"] and fits:
+            return name
+        if "libraries" in of and fits and (classes or (model or "").partition(":")[0] in of["libraries"]):
+            return name
+    return DEFAULT
+
+
+def expand(spec: str, model: str | None = None, classes: int | None = None) -> str:
+    """The spec string with a preset's name replaced by what it stands for, for this network if values are published.
+
+    A preset is a whole detector, so its name can only end a spec: ``fmls``, ``odin:T=1+fmls``. The network is named as
+    for ``settings_for``.
     """
     spec = spec.strip()
     for name in sorted(presets(), key=len, reverse=True):  # dice+react before a shorter name that it ends with
         before = spec.removesuffix(name)
         if before != spec and (not before or before.rstrip().endswith("+")):
-            preset = presets()[name]
-            suite = preset.get("models", {}).get(model)
-            return before + str(preset["suites"][suite] if suite else preset["spec"])
+            fitting = f"{name}@{settings_for(model, classes)}"
+            return before + str(presets().get(fitting, presets()[name])["spec"])
     return spec
 
 
@@ -62,14 +92,15 @@ def names_preset(spec: str) -> bool:
     return any(expand(part) != part.strip() for part in re.split(r"[(),]", spec))
 
 
-def parse_stages(spec: str, model: str | None = None) -> list[Stage]:
-    """The stages that a spec string names, checked for order.
+def parse_stages(spec: str, model: str | None = None, classes: int | None = None) -> list[Stage]:
+    """The stages that a spec string names, checked for order; presets are for the network that is named.
 
     Raises:
         InputError: a stage or option is unknown (the nearest is named), a value does not fit, the stages stand in the
             wrong order (the right one is named), or there is not exactly one score at the end.
     """
-    stages = [_parse_stage(text.strip(), spec, model) for text in _split(expand(spec, model), "+")]
+    whole = expand(spec, model, classes)
+    stages = [_parse_stage(text.strip(), spec, model, classes) for text in _split(whole, "+")]
     _check_order(stages, spec)
     _check_members(stages, spec)
     return stages
@@ -134,10 +165,11 @@ def _check_order(stages: list[Stage], spec: str) -> None:
         raise InputError(f"stages of '{spec}' are out of order ({' → '.join(PLACES)}); write '{right}'")
 
 
-def _parse_stage(text: str, spec: str, model: str | None) -> Stage:
+def _parse_stage(text: str, spec: str, model: str | None, classes: int | None) -> Stage:
     ensemble, match = _ENSEMBLE.fullmatch(text), _STAGE.fullmatch(text)
     if ensemble:
-        return _parse_ensemble(ensemble["name"], ensemble["members"], spec, model)
+        kind = _ensemble_kind(ensemble["name"], spec)
+        return kind([Chain(parse_stages(m, model, classes)) for m in _members(ensemble["members"])])
     if "@" in text and not match:
         raise InputError(f"unknown preset '{text}' in detector '{spec}'{nearest(text, presets())}")
     if not match or "(" in text:
@@ -152,11 +184,11 @@ def _parse_stage(text: str, spec: str, model: str | None) -> Stage:
     return cls(**cls.parse_options(options))
 
 
-def _parse_ensemble(name: str, members: str, spec: str, model: str | None) -> Stage:
+def _ensemble_kind(name: str, spec: str) -> type[Ensemble]:
     kinds = {n: cls for n, cls in REGISTRY.items() if issubclass(cls, Ensemble)}
     if name not in kinds:
         raise InputError(f"no ensemble '{name}' in detector '{spec}'{nearest(name, kinds)}")
-    return kinds[name]([Chain(parse_stages(member, model)) for member in _members(members)])
+    return kinds[name]
 
 
 def all_specs() -> list[str]:
@@ -220,13 +252,13 @@ def sweeps() -> dict[str, dict[str, Any]]:
     return tomllib.loads(resources.files("nescio").joinpath("sweeps.toml").read_text(encoding="utf-8"))
 
 
-def sweep(name: str, model: str | None = None) -> list[str]:
-    """The specs of a sensitivity study, with the settings that the preset ``fmls`` has for the model.
+def sweep(name: str, model: str | None = None, classes: int | None = None) -> list[str]:
+    """The specs of a sensitivity study, with the settings that presets have for the network.
 
     Raises:
         InputError: there is none of this name.
     """
     if name not in sweeps():
         raise InputError(f"no sweep '{name}'{nearest(name, sweeps())}")
-    fm, react, *_ = _split(expand("fmls", model), "+")
-    return [spec.replace("{fm}", fm).replace("{react}", react) for spec in sweeps()[name]["detectors"]]
+    settings = _named()["settings"][settings_for(model, classes)]
+    return [spec.format(**settings) for spec in sweeps()[name]["detectors"]]

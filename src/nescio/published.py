@@ -68,7 +68,7 @@ def bench_suite(
         log.warning("suite '%s' goes without %s: not found below %s", suite.name, need.role, data_root)
     for row in suite.published:  # a mistake in them must not show after hours
         if row.detector:
-            Detector.parse(row.detector, row.model)
+            Detector.parse(row.detector, row.model, suite.classes)
     oods = {name: _drawn(places[name], suite.equal) for name in suite.ood if name in places}
     groups = {
         "near average": [o for o in oods if o in suite.near],
@@ -81,7 +81,12 @@ def bench_suite(
         ood=oods | by_name(ood or {}, "ood"),
         detectors=detectors or _served(suite, classifier, trained="train" in places),
         equal=equal or suite.equal is not None,
-        about={"suite": suite.name, **({"groups": groups} if all(groups.values()) else {}), **(about or {})},
+        about={
+            "suite": suite.name,
+            "suite_file": suite.file,
+            **({"groups": groups} if all(groups.values()) else {}),
+            **(about or {}),
+        },
         **options,
     )
     _check_counts(needs, results)
@@ -89,7 +94,8 @@ def bench_suite(
 
 
 def _drawn(spec: str, count: int | None) -> str:
-    return spec if count is None else f"{spec}[~{count}]"
+    drawn = f"[~{count}]"
+    return spec if count is None or spec.endswith(drawn) else spec + drawn  # a report's command gives what was drawn
 
 
 def _served(suite: Suite, classifier: Classifier, *, trained: bool) -> list[str]:
@@ -117,13 +123,13 @@ def beside(suite: Suite, model: str, results: Results, objective: str = "") -> d
     sets = {s.name for s in results.ood_sets}
     found: dict[tuple[str, str], Published] = {}
     for row in (r for r in suite.published if r.model == model and r.detector and _is_of(r, objective)):
-        spec = repr(Detector.parse(row.detector, model))
+        spec = repr(Detector.parse(row.detector, model, suite.classes))
         over = _averaged(suite, row)
         for given in (d for d, own in specs.items() if own == spec):
             where = f"{PAPERS.get(row.paper, row.paper)}, Table {row.table}: {row.method}"
             for name, (fpr95, auroc) in row.values.items():
                 if name in sets or (name == AVERAGE and over == sets):
-                    found.setdefault((given, name), Published(fpr95, auroc, where))
+                    found.setdefault((given, name), Published(fpr95, auroc, where, row.id_accuracy))
     return found
 
 
@@ -151,17 +157,16 @@ def commands(suite: Suite, row: PublishedRow, root: str | Path) -> list[str]:
     Raises:
         InputError: its objective is not known.
     """
-    known, objective = {m.name: m for m in suite.models}, _trained(row)
+    own = next((m for m in suite.models if m.name == row.model), Model(row.model))
+    objective = _trained(row)
     bench = ["nescio", "bench", "--suite", suite.name, "--data-root", str(root), "--detector", row.detector, "--model"]
     if not objective:
-        own = known.get(row.model, Model(row.model))
         return [shlex.join([*bench, row.model, *(("--weights", "FILE") if own.weights == "user" else ())])]
     parse_objective(objective)  # a mistake in it must not show after hours
     out = f"runs/{suite.name}-{re.sub('[:,]', '-', objective)}-{row.model.rpartition(':')[2]}"
     found = next((need.found for need in suite.needs(Path(root)) if need.role == "train"), None)
-    recipe = (row.model in known and known[row.model].recipe) or "ssod"
-    train = ["nescio", "train", "--arch", row.model, "--objective", objective, "--recipe", recipe]
-    train += ["--init", row.init] if row.init else []
+    train = ["nescio", "train", "--arch", row.model, "--objective", objective, "--recipe", own.recipe or "ssod"]
+    train += ["--init", init] if (init := row.init or own.init) else []
     train += ["--train", found or str(Path(root) / (suite.train or suite.id) / "train"), "--val", "HELD_OUT"]
     train += ["--out", out]
     return [shlex.join(train), shlex.join([*bench, out])]

@@ -8,7 +8,7 @@ import io
 import json
 import logging
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ class Row:
     """One detector on one OOD set. Shares in [0, 1].
 
     ``seconds``: fitting the detector plus scoring the ID and the OOD set from the bank, without the network.
+    ``own_pass``: the stage for which the network ran over every image once more; empty where the plain pass served.
     ``intervals``: bootstrap 95 % intervals of the metrics, where they were asked for.
     """
 
@@ -61,6 +62,7 @@ class Row:
     n_id: int
     n_ood: int
     seconds: float
+    own_pass: str = ""
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def printable(self) -> dict[str, Any]:
@@ -77,11 +79,25 @@ class Row:
 
 @dataclass(frozen=True)
 class Published:
-    """What a paper prints for a detector on an OOD set (or on average): shares in [0, 1], and where."""
+    """What a paper prints for a detector on an OOD set (or on average), and where: shares in [0, 1].
+
+    ``id_accuracy``: of the network that the row is about, where that is printed.
+    """
 
     fpr95: float
     auroc: float
     where: str
+    id_accuracy: float | None = None
+
+    def printable(self) -> dict[str, float]:
+        """The numbers as files show them, in percent."""
+        found = {m: getattr(self, m) for m in ("fpr95", "auroc", "id_accuracy")}
+        return {m: round(share * 100, 4) for m, share in found.items() if share is not None}
+
+    @classmethod
+    def read(cls, printed: Mapping[str, float], where: str) -> Published:
+        """What ``printable`` made these entries of."""
+        return cls(where=where, **{m: printed[m] / 100 for m in ("fpr95", "auroc", "id_accuracy") if m in printed})
 
 
 @dataclass(frozen=True)
@@ -161,10 +177,7 @@ class Results:
             self,
             rows=[_row(r.printable()) for r in self.rows],
             manifest=json.loads(json.dumps(self.manifest)),
-            published={
-                key: Published(round(p.fpr95 * 100, 4) / 100, round(p.auroc * 100, 4) / 100, p.where)
-                for key, p in self.published.items()
-            },
+            published={key: Published.read(p.printable(), p.where) for key, p in self.published.items()},
         )
 
     def to_csv(self) -> str:
@@ -182,7 +195,7 @@ class Results:
         published = self.published.get((row.detector, row.ood))
         if published is None:
             return {}
-        return {f"published_{m}": round(getattr(published, m) * 100, 4) for m in ("fpr95", "auroc")}
+        return {f"published_{m}": percent for m, percent in published.printable().items()}
 
     def to_json(self) -> str:
         """Manifest, rows, averages and published values; metrics in percent."""
@@ -191,14 +204,7 @@ class Results:
             for d in self.detectors
         ]
         published = [
-            {
-                "detector": d,
-                "ood": o,
-                "fpr95": round(p.fpr95 * 100, 4),
-                "auroc": round(p.auroc * 100, 4),
-                "where": p.where,
-            }
-            for (d, o), p in self.published.items()
+            {"detector": d, "ood": o, **p.printable(), "where": p.where} for (d, o), p in self.published.items()
         ]
         content = {"manifest": self.manifest, "rows": [r.printable() for r in self.rows], "average": averages}
         return json.dumps(content | {"published": published}, indent=1, ensure_ascii=False)
@@ -268,10 +274,7 @@ class Results:
                 for s, name in enumerate(["id", *dict.fromkeys(r.ood for r in rows)])
             ]
             sample = FeatureSample.load(folder / FEATURES)
-            published = {
-                (p["detector"], p["ood"]): Published(p["fpr95"] / 100, p["auroc"] / 100, p["where"])
-                for p in content["published"]
-            }
+            published = {(p["detector"], p["ood"]): Published.read(p, p["where"]) for p in content["published"]}
         except FileNotFoundError as e:
             raise InputError(f"no results in {folder}: {Path(e.filename or SCORES).name} is missing") from None
         except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, IndexError) as e:
@@ -300,7 +303,7 @@ def drop_figures(folder: Path, keep: Collection[str] = ()) -> None:
 
 def _row(printed: dict[str, Any]) -> Row:
     """The row that ``printable`` made these entries of."""
-    values = {f.name: printed[f.name] for f in fields(Row) if f.name != "intervals"}
+    values = {f.name: printed[f.name] for f in fields(Row) if f.name in printed}
     for name in SHARES:
         values[name] = float("nan") if values[name] is None else values[name] / 100
     bounds = [k.removesuffix("_low") for k in printed if k.endswith("_low")]

@@ -100,7 +100,10 @@ class Stage(Optioned, nn.Module):
         return {}
 
     def unexportable(self) -> str | None:
-        """Why an ONNX graph cannot hold the fitted stage, as the rest of a sentence that its name begins."""
+        """Why an ONNX graph cannot hold the stage, as the rest of a sentence that its name begins.
+
+        Before the stage is fitted, as far as its options say.
+        """
         return None
 
     def fit(self, data: TrainingData) -> None:
@@ -197,7 +200,7 @@ class Chain(nn.Module):
         return {name: probe for s in self.steps for name, probe in s.probes().items()}
 
     def unexportable(self) -> str | None:
-        """Why an ONNX graph cannot hold the fitted stages: a sentence about the first that it cannot hold."""
+        """Why an ONNX graph cannot hold the stages: a sentence about the first that it cannot hold."""
         return next((f"'{s!r}' {why}" for s in self.steps if (why := s.unexportable())), None)
 
     def settings(self) -> dict[str, dict[str, Any]]:

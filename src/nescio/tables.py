@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,6 +155,21 @@ def _joined(cell: Cell | None, bold: str, width: int = 0) -> str:
         return ""
     pairs = zip((cell.fpr95, cell.auroc), cell.best, strict=True)
     return " / ".join(" " * (width - len(text)) + (bold.format(text) if best else text) for text, best in pairs)
+
+
+def accuracy(results: Results) -> str:
+    """The share of the ID images that the classifier names correctly, with published ones; empty without labels."""
+    ours, ids = results.rows[0].id_accuracy, results.manifest["data"]["id"]
+    if math.isnan(ours):
+        return ""
+    beside = f"; published: {', '.join(printed)}" if (printed := published_accuracies(results)) else ""
+    return f"ID accuracy {ours:.2%} on {ids['images'] - ids['skipped']:,} images{beside}"
+
+
+def published_accuracies(results: Results) -> list[str]:
+    """What papers print as the ID accuracy of the networks that their numbers beside ours are about, and where."""
+    found = [(p.id_accuracy, p.where.partition(":")[0]) for p in results.published.values()]
+    return list(dict.fromkeys(f"{share:.2%} ({where})" for share, where in found if share is not None))
 
 
 def save_tables(results: Results, folder: Path) -> None:

@@ -134,7 +134,7 @@ def tune(
     """
     classifier = as_classifier(classifier)
     specs = list(dict.fromkeys(s for given in specs_of(space) for s in search_space(given)))
-    detectors = {spec: Detector.parse(spec, classifier.name) for spec in specs}
+    detectors = {spec: Detector.parse(spec, classifier.name, classifier.head.n_classes) for spec in specs}
     for spec, detector in detectors.items():
         check_model(detector, classifier)
         if detector.input_stage is not None:

@@ -16,10 +16,12 @@ import pytest
 from click.testing import CliRunner, Result
 from safetensors.torch import save_file
 
+from again import run_again
 from conftest import TinyNet, encoded, picture
-from nescio import extraction
+from nescio import catalogue, extraction
 from nescio.cli import main
 from nescio.results import Results
+from nescio.stage import PLACES, REGISTRY, InputStage
 
 TESTS = Path(__file__).parents[1]
 
@@ -76,12 +78,30 @@ def test_a_bench_writes_the_table_the_files_and_the_report(here: Path) -> None:
     assert content["average"][0]["auroc"] == pytest.approx(mean, abs=1e-3)
     assert f"{mean:.2f}" in result.output
     assert "react:q=0.98 clips at" in result.stderr
+    own = {r["detector"]: r["own_pass"] for r in rows}
+    assert own == dict.fromkeys(COMMON["--detector"], "") | {"odin:eps=0.01+msp": "odin:eps=0.01"}
     page = (here / "results/report.html").read_text()
+    assert page.count("+ its pass</small>") == 1
+    assert "+ its pass (<code>odin:eps=0.01</code>)" in page
     assert page.count('role="img"') == 10  # scores, ROC, features and cosines of two sets; coverage, activation
     assert len(list((here / "results/figures").iterdir())) == 6 * 3
     assert "data:image/webp;base64," in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert not list((here / "results").glob(".*"))
+
+
+def test_a_report_tells_the_options_that_its_numbers_follow_from(here: Path) -> None:
+    Path("names.txt").write_text("a\nb\nc\nd\n")
+    (here / "far/broken.png").write_bytes(b"no image")
+    given = {"classes": "names.txt", "head": "fc", "bank-dtype": "float16", "max-bad": "0.2", "id": "id[~20]"}
+    changes = {k.replace("-", "_"): v for k, v in given.items()} | {"detector": ["msp", "knn:k=3|5"]}
+    assert bench("--equal", "--report", out="r", **changes).exit_code == 0
+    before, after = run_again(here / "r/report.html", "--workers", "0")
+    assert after == before
+    old, new = (Results.load(folder).manifest for folder in ("r", "RESULTS"))
+    assert old["options"] == {"dtype": "float16", "max_bad": 0.2}
+    assert old["model"]["opened"]["classes"] == "names.txt"
+    assert all(new[key] == old[key] for key in ("options", "model", "transform", "equal", "ranges", "data"))
 
 
 def test_a_second_run_with_other_detectors_runs_no_network(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,6 +299,12 @@ def test_an_unknown_command_or_method_suggests_the_nearest() -> None:
     assert "training" in line
     assert "Lee, NeurIPS 2018" in line
     assert len(line.split()) > 10  # and its cost
+    rows = {e.name: e for e in catalogue.entries() if e.place in (*PLACES, "preset")}
+    refused = {name for name, e in rows.items() if e.onnx == "no"}
+    assert refused == {*(n for n, s in REGISTRY.items() if issubclass(s, InputStage)), "rankfeat", "fmls-odin"}
+    assert {name for name, e in rows.items() if e.onnx == "as members"} == {"mean", "max", "fisher"}
+    assert rows["fmls-odin"].network == rows["odin"].network == "2.6"
+    assert "fit s and µs leave the network out" in listed[-1]
     (trained,) = (text for text in listed if text.split()[:1] == ["logitnorm"])
     assert "Wei, ICML 2022" in trained
 
@@ -348,7 +374,7 @@ table = "I"
 model = "mine:make"
 sets = ["svhn", "textures"]
 rows = [
-  { method = "MSP", detector = "msp", values = [50, 60, 70, 80] },
+  { method = "MSP", detector = "msp", values = [50, 60, 70, 80], id_accuracy = 94.21 },
   { method = "Ours", detector = "fmls", values = [10, 20, 30, 40] },
 ]
 """)
@@ -368,8 +394,15 @@ def test_a_suite_runs_with_what_is_there_and_stands_beside_what_is_published(sui
     assert {o for _, o in rows} == {"svhn", "textures", "gaussian-noise"}
     assert rows["msp", "svhn"]["published_auroc"] == "60.0"
     assert rows["fmls", "gaussian-noise"]["published_auroc"] == ""
+    assert rows["msp", "svhn"]["published_id_accuracy"] == "94.21"
+    assert rows["fmls", "svhn"]["published_id_accuracy"] == ""
+    assert "images; published: 94.21% (FM + LS, Table I)" in result.output
+    assert nescio("report", "r").exit_code == 0
+    assert "correctly (published: 94.21% (FM + LS, Table I))." in Path("r/report.html").read_text(encoding="utf-8")
     ours = float(rows["fmls", "textures"]["fpr95"])
     assert f"{ours - 30:+.2f}" in Path("r/results.md").read_text()
+    before, after = run_again(Path("r/report.html"), "--workers", "0")
+    assert after == before
     strict = nescio("bench", *common, "--strict", "--workers", "0")
     assert strict.exit_code == 2
     assert "lacks mnist; nescio data list" in strict.output
@@ -469,6 +502,7 @@ def test_tune_and_recommend_choose_without_ood_images(here: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "expected cost of a new image" in result.output
     assert "examples" in result.output
+    assert "nescio export refuses rankfeat+energy" in result.output
     assert nescio("recommend", *common, "--proxy", "tile").exit_code == 2
     assert nescio("tune", "fm:p=0.1..+energy", *common).exit_code == 2
 
@@ -479,11 +513,11 @@ def test_the_papers_sensitivity_studies_are_one_option(here: Path, sweep: str) -
     assert result.exit_code == 0, result.output
     with Path("r/results.csv").open(newline="") as file:
         specs = [r["detector"] for r in csv.DictReader(file)]
-    assert len(specs) == {"p": 10, "lambda": 20, "components": 6, "scores": 11}[sweep]
+    assert len(specs) == {"p": 20, "lambda": 20, "components": 6, "scores": 11}[sweep]
     curves = sorted(p.name for p in Path("r/figures").glob("curve-*"))
-    option = {"p": "p", "lambda": "clip"}.get(sweep)
-    assert curves == ([f"curve-{option}.{kind}" for kind in ("pdf", "png", "svg")] if option else [])
-    if option:
+    options = {"p": ["p", "p_a"], "lambda": ["clip"]}.get(sweep, [])
+    assert curves == sorted(f"curve-{option}.{kind}" for option in options for kind in ("pdf", "png", "svg"))
+    for option in options:
         svg = Path(f"r/figures/curve-{option}.svg").read_text()
         assert "FPR95 in %" in svg
 
@@ -495,6 +529,9 @@ def test_a_range_for_a_detector_is_benched_value_by_value(here: Path) -> None:
         assert [r["detector"] for r in csv.DictReader(file)] == ["knn:k=1", "knn:k=3", "knn:k=5", "msp"]
     assert Path("r/figures/curve-k.svg").exists()
     assert nescio("report", "r").exit_code == 0
+    before, after = run_again(Path("r/report.html"), "--workers", "0")
+    assert after == before
+    assert Path("RESULTS/figures/curve-k.svg").exists()  # the range, not its values one by one
     assert 'id="ranges"' in Path("r/report.html").read_text(encoding="utf-8")
     assert Path("r/figures/curve-k.svg").exists()
     assert bench("--quiet", detector=["msp"], ood=["far=far"], out="r").exit_code == 0

@@ -46,6 +46,14 @@ def test_a_file_is_fitted_and_says_what_it_is(here: Path) -> None:
     assert len(deployed(picture(1))) == 1
 
 
+def test_what_no_graph_can_hold_is_said_before_the_work(here: Path) -> None:
+    told = "nescio export will refuse this detector: 'odin:eps=0.01' makes a pass of its own"
+    result = nescio(*FIT, *SETS, "--detector", "odin:eps=0.01+msp", "-o", "my.nescio")
+    assert result.exit_code == 0, result.output
+    assert result.output.index(told) < result.output.index("network")
+    assert told not in nescio(*FIT, *SETS, "--detector", "msp", "-o", "my.nescio").output
+
+
 def test_the_stronger_form_and_classes_are_options(here: Path) -> None:
     knn = [*FIT, *SETS, "--detector", "knn:k=1", "--accept", "0.8", "--confidence", "0.9"]
     result = nescio(*knn, "--proxy", "blur", "--prior", "0.7", "-o", "c.nescio")

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from again import run_again
 from nescio.cli import main
 from nescio.data import open_source
 from nescio.data.decode import decode
@@ -47,6 +48,13 @@ def test_the_quickstart_trains_judges_and_reports(root: Path) -> None:
     assert again.exit_code == 0
     assert again.stdout == result.stdout  # trained once, and the banks are there
     assert time.monotonic() - start < 60
+
+
+def test_the_quickstarts_report_says_how_to_get_its_numbers_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(root)
+    monkeypatch.setenv("NESCIO_CACHE", str(root / "cache"))
+    before, after = run_again(root / "quickstart/report.html", "--workers", "0")
+    assert after == before
 
 
 def fetched(words: list[str]) -> str:

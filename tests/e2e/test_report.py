@@ -107,7 +107,8 @@ def test_the_page_says_what_the_results_say(results: Results, report: Path) -> N
     assert np.allclose([float(c) for c in cells], expected, atol=0.006)
     low, high = results.row("energy", "near").intervals["auroc"]
     assert f"{low * 100:.1f}–{high * 100:.1f}" in shown.text
-    assert "nescio bench \\ --model tiny --weights WEIGHTS \\ --transform resize=8,crop=8" in shown.words
+    assert "nescio bench \\ --model MODEL --weights WEIGHTS \\ --transform resize=8,crop=8" in shown.words
+    assert "MODEL stands for the network, which was made in Python" in shown.words
     assert results.manifest["model"]["weights"] in shown.text
     headings = re.findall(r"<h2>(.*?)</h2>", shown.html)
     assert [h.split()[0] for h in headings] == ["All", "Scores,", "ROC", "What", "Features", "What", "Cost", "How"]

@@ -141,6 +141,8 @@ def normalised() -> torch.Tensor:
 
 def run(file: Path, x: torch.Tensor) -> dict[str, np.ndarray]:
     session = onnxruntime.InferenceSession(file)
+    told = json.loads(session.get_modelmeta().custom_metadata_map["outputs"])
+    assert list(told) == [o.name for o in session.get_outputs()]
     return dict(zip([o.name for o in session.get_outputs()], session.run(None, {"image": x.numpy()}), strict=True))
 
 
@@ -240,6 +242,13 @@ def test_pixels_are_normalised_in_the_graph(order: str, tmp_path: Path) -> None:
     assert (found["accepted"] == wanted.accepted)[
         np.abs(wanted.score - made.calibration.groups[0].threshold) > 1e-4
     ].all()
+
+
+def test_outputs_that_the_graph_lacks_are_not_told(tmp_path: Path) -> None:
+    classifier = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE * SIDE, CLASSES)), network().transform)
+    detector = Detector.parse("energy").fit(TrainingData(classifier.head))
+    export(Deployed(classifier, detector, Calibration.fit(np.linspace(1, 3, 99))), tmp_path / "d.onnx")
+    assert list(run(tmp_path / "d.onnx", normalised())) == ["logits", "score", "p_value", "accepted"]
 
 
 def test_whoever_opens_the_file_learns_what_it_is(tmp_path: Path) -> None:

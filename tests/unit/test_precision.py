@@ -105,6 +105,7 @@ def run(file: Path, source: Any, layout: str | None = None) -> dict[str, np.ndar
     x = torch.from_numpy(pixels).permute(0, 3, 1, 2)
     given = {None: network().transform.normalise(x).numpy(), "nchw": x.contiguous().numpy(), "nhwc": pixels}[layout]
     names = [o.name for o in session.get_outputs()]
+    assert list(json.loads(session.get_modelmeta().custom_metadata_map["outputs"])) == names
     return dict(zip(names, session.run(None, {"image": given}), strict=True))
 
 

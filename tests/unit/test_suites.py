@@ -39,7 +39,7 @@ def test_every_detector_of_a_suite_can_be_read_and_every_set_is_described(name: 
         assert "test" in entry.splits
         assert entry.address or entry.splits["test"].open
     for row in suite.published:
-        Detector.parse(row.detector, row.model)
+        Detector.parse(row.detector, row.model, suite.classes)
         assert set(row.values) <= {*suite.ood, AVERAGE}
         assert all(0 <= v <= 1 for pair in row.values.values() for v in pair)
 
@@ -56,12 +56,16 @@ def test_every_published_row_is_a_command(name: str, row: PublishedRow) -> None:
         Recipe.named(parsed["train"]["recipe"])
         assert parsed["train"]["train_"] == f"my data/{suites()[name].train}/train"
         assert parsed["bench"]["model"] == str(parsed["train"]["out"])
+        # SSOD: 'If not specified, all methods employ ResNet-50 pre-trained on ImageNet-1k'; CIFAR-10 'from scratch'
+        scratch = suites()[name].id == "cifar10" or row.training == "supcon"
+        assert parsed["train"]["init"] == ("scratch" if scratch else "pretrained")
 
 
 def test_the_commands_are_listed() -> None:
     told = CliRunner().invoke(main, ["data", "list", "cifar10", "--published", "--data-root", "d"]).output
     godin = told[told.index("GODIN: FPR95 32.80%, AUROC 93.52% (average)") :].splitlines()[1:3]
     assert "--objective godin --recipe cifar --train d/cifar10/train --val HELD_OUT --out runs/cifar10-" in godin[0]
+    assert "SSOD, α = 1.5: FPR95 10.80%, AUROC 97.49% (places365), ID accuracy 91.36%\n" in told
     assert "HELD_OUT stands for labelled ID images" in told
     assert godin[1].endswith("--detector perturbid+godin --model runs/cifar10-godin-resnet18-cifar")
 
@@ -107,6 +111,21 @@ def test_a_row_stands_beside_networks_trained_as_its_own() -> None:
     fpr95 = {o: {detector: p.fpr95 for (detector, _), p in rows.items()} for o, rows in found.items()}
     plain = {"knn:k=10,alpha=0.01": 0.6953, "energy": 0.5926}
     assert fpr95 == {"": plain, "ce": plain, "supcon": {"knn:k=10,alpha=0.01": 0.4899}, "supcon:T=0.2": {}, "ssod": {}}
+
+
+PRESETS = {"FM+LS": "fmls", "LINe": "line-energy", "DICE+ReAct": "dice+react", "LINe+LS": "line-ls"}
+PRESETS |= {"MSP+FM+LS": "fmls-msp", "Energy+FM+LS": "fmls", "ODIN+FM+LS": "fmls-odin"}
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "imagenet"])
+def test_presets_are_the_published_rows_of_every_network(name: str) -> None:
+    suite = suites()[name]
+    assert suite.classes == {"cifar10": 10, "cifar100": 100, "imagenet": 1000}[name]
+    rows = [r for r in suite.published if r.paper == "fmls" and r.method in PRESETS]
+    assert {r.model for r in rows} == {m.name for m in suite.models} - {"timm:resnet18"}
+    for row in rows:
+        ours = Detector.parse(PRESETS[row.method], row.model, suite.classes)
+        assert repr(ours) == repr(Detector.parse(row.detector, row.model, suite.classes)), (row.model, row.method)
 
 
 def test_addresses_are_of_forms_that_fetch_knows() -> None:
@@ -175,7 +194,10 @@ def test_the_ssod_rows_stand_in_the_paper(shared: Path) -> None:
         for v in pair
         if f"{v * 100:.2f}" not in printed and not math.isnan(v)
     ]
+    accuracies = {f"{row.id_accuracy:.2%}"[:-1] for _, row in ROWS if row.id_accuracy is not None}
+    assert len(accuracies) == 9
     assert not missing
+    assert not accuracies - printed
     ours = next(r for n, r in ROWS if n == "imagenet-ssod" and r.table == "1" and r.detector == "ssod")
     assert ours.values["inaturalist"] == pytest.approx((0.1480, 0.9691))
     assert ours.values[AVERAGE] == pytest.approx((0.3189, 0.9226))

@@ -22,6 +22,7 @@ from nescio.data import Transform, open_source
 from nescio.data.changed import shuffle_tiles
 from nescio.errors import InputError
 from nescio.models import load_classifier
+from nescio.models.runs import Run
 from nescio.options import parse_named
 from nescio.training import Hardware, Interrupted, Recipe, recipes, train
 from nescio.training.augment import AUGMENTS
@@ -143,6 +144,32 @@ def test_a_run_killed_between_checkpoints_goes_back_to_the_last(
             run(tmp_path / "run", sets)
     run(tmp_path / "run", sets, resume=True)
     assert_same(tmp_path / "run", unbroken)
+
+
+def test_seconds_are_those_of_all_sittings(
+    sets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+
+    def stop_after(step: int):
+        def agree(loop: Loop, asked: list[int]) -> bool:
+            nonlocal now
+            now += 10  # each step takes ten seconds
+            return loop.state.step == step
+
+        return agree
+
+    monkeypatch.setattr("nescio.training.loop.monotonic", lambda: now)
+    monkeypatch.setattr(Loop, "_agree", stop_after(7))
+    with pytest.raises(Interrupted):
+        run(tmp_path / "run", sets)
+    assert Run.read(tmp_path / "run").made_with["seconds"] == 70
+    now += 5000  # nobody trains
+    monkeypatch.setattr(Loop, "_agree", stop_after(99))
+    run(tmp_path / "run", sets, resume=True)
+    steps = lines(tmp_path / "run")[-1]["step"]
+    assert steps > 7
+    assert Run.read(tmp_path / "run").made_with["seconds"] == 10 * steps
 
 
 def test_signals_are_put_back(sets: dict[str, Path], tmp_path: Path) -> None:
@@ -381,6 +408,8 @@ def test_files_agree_wherever_it_was_killed(
     assert_same(tmp_path / "run", unbroken)
     assert (tmp_path / "run/model.safetensors").read_bytes() == (unbroken / "model.safetensors").read_bytes()
     mine, whole_run = (json.loads((p / "run.json").read_text()) for p in (tmp_path / "run", unbroken))
+    for told in (mine, whole_run):
+        assert told["made_with"].pop("seconds") > 0  # measured, so never twice the same
     assert mine == whole_run
 
 

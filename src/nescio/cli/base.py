@@ -59,7 +59,11 @@ def taking(*options: Callable[..., Any]) -> Callable[..., Any]:
     return decorate
 
 
-def _classes(_ctx: click.Context, _option: click.Parameter, text: str | None) -> int | list[str] | None:
+_NAMES = "nescio.classes"
+"""Where a command's context keeps the file that its class names are from."""
+
+
+def _classes(ctx: click.Context, _option: click.Parameter, text: str | None) -> int | list[str] | None:
     """A number, or the names in a file, a line each."""
     if text is None:
         return None
@@ -75,6 +79,7 @@ def _classes(_ctx: click.Context, _option: click.Parameter, text: str | None) ->
     if not all(names) or not names:
         where = f"line {names.index('') + 1} of {file} is empty" if names else f"{file} is empty"
         raise InputError(f"{where}; write a class name on each line, in the order of the labels")
+    ctx.meta[_NAMES] = text
     return names
 
 
@@ -109,7 +114,10 @@ def open_classifier(model: str, options: Mapping[str, Any], sets: Iterable[str |
         from nescio.data.sources import open_source
 
         loading["classes"] = next((names for spec in sets if spec and (names := open_source(spec).classes)), None)
-    return load_classifier(model, **loading)
+    classifier = load_classifier(model, **loading)
+    if file := click.get_current_context().meta.get(_NAMES):
+        classifier.opened["classes"] = file
+    return classifier
 
 
 extraction_options = taking(
@@ -133,10 +141,8 @@ def present(results: Results, out: Path | None, *, report: bool, clock: Clock | 
     screen, clock, results = console(), clock or Clock(), results.as_kept()
     for table in tables.terminal(results, screen.width):
         screen.print(table)
-    rows = results.rows
-    if rows[0].id_accuracy == rows[0].id_accuracy:  # not NaN
-        ids = results.manifest["data"]["id"]
-        screen.print(f"ID accuracy {rows[0].id_accuracy:.2%} on {ids['images'] - ids['skipped']:,} images")
+    if told := tables.accuracy(results):
+        screen.print(told)
     if out is not None:
         results.save(out)
         tables.save_tables(results, out)

@@ -132,7 +132,7 @@ def _expanded(
     """The detectors that ranges and a sweep stand for, and which range stood for which."""
     from nescio.grammar import search_space, sweep
 
-    given = [*(sweep(options["sweep"], classifier.name) if options["sweep"] else ()), *given]
+    given = [*(sweep(options["sweep"], classifier.name, classifier.head.n_classes) if options["sweep"] else ()), *given]
     spaces = {spec: search_space(spec) for spec in given}
     specs = list(dict.fromkeys(spec for space in spaces.values() for spec in space))
     return specs, {spec: space for spec, space in spaces.items() if len(space) > 1}

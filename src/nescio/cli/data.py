@@ -104,7 +104,11 @@ def _rows(suite: Suite, root: Path) -> Iterator[str]:
             yield f"\n{of}"
         before = of
         printed = [(name, pair) for name, pair in row.values.items() if name == AVERAGE] or list(row.values.items())[:1]
-        yield f"  {row.method}" + "".join(f": FPR95 {f:.2%}, AUROC {a:.2%} ({name})" for name, (f, a) in printed)
+        yield (
+            f"  {row.method}"
+            + "".join(f": FPR95 {f:.2%}, AUROC {a:.2%} ({name})" for name, (f, a) in printed)
+            + ("" if row.id_accuracy is None else f", ID accuracy {row.id_accuracy:.2%}")
+        )
         yield from (f"    {command}" for command in commands(suite, row, root)) if row.detector else ()
 
 
@@ -120,7 +124,11 @@ def _way(need: Need, root: Path) -> str:
 
 def _model(model: Model) -> str:
     brought = "its library's weights" if model.weights == "library" else "your weights (--weights FILE)"
-    trained = f"; nescio train --recipe {model.recipe} trains one" if model.recipe else ""
+    trained = (
+        f"; nescio train --recipe {model.recipe}{f' --init {model.init}' if model.init else ''} trains one"
+        if model.recipe
+        else ""
+    )
     return f"--model {model.name}: {model.title or model.name}, {brought}{trained}"
 
 

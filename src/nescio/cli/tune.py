@@ -18,6 +18,7 @@ from nescio.cli.base import (
     taking,
     use_cache,
 )
+from nescio.errors import some
 from nescio.files import write_whole
 from nescio.text import cells
 
@@ -71,6 +72,7 @@ def recommend(obj: dict[str, Any], /, **options: Any) -> None:
 def _present(run: Any, obj: dict[str, Any], options: dict[str, Any], **more: Any) -> None:
     from nescio.calibration import Costs
     from nescio.data.sources import open_source
+    from nescio.detector import Detector
 
     out: Path | None = options["out"]
     check_writable(out.parent if out else None)
@@ -102,6 +104,9 @@ def _present(run: Any, obj: dict[str, Any], options: dict[str, Any], **more: Any
     if left > 0:
         screen.print(f"and {left:,} more" + ("" if out else " (--out FILE.csv for all)"))
     screen.print(f"best: {choice.best}")
+    refused = [c.detector for c in choice.candidates if Detector.parse(c.detector).unexportable()]
+    if refused:
+        screen.print(f"nescio export refuses {some(refused)}")
     if options["ood_examples"] or any(value is not None for value in costs.values()):
         for line in choice.operating_lines(given):
             screen.print(line)

@@ -36,7 +36,10 @@ class Split:
 
 @dataclass(frozen=True)
 class DataSet:
-    """A named data set. ``aliases`` are further names that its folder or file may have below a data root."""
+    """A named data set. ``aliases`` are further names that its folder or file may have below a data root.
+
+    ``classes``: how many a network for it tells apart, where a suite has it as ID.
+    """
 
     name: str
     title: str
@@ -44,6 +47,7 @@ class DataSet:
     licence: str = ""
     address: str = ""
     aliases: tuple[str, ...] = ()
+    classes: int | None = None
     splits: dict[str, Split] = field(default_factory=dict)
 
     def find(self, split: str, root: Path) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import tomllib
@@ -20,12 +21,16 @@ AVERAGE = "average"
 
 @dataclass(frozen=True)
 class Model:
-    """A network that a suite is run with. ``weights``: ``library`` downloads them, ``user`` must bring them."""
+    """A network that a suite is run with.
+
+    ``weights``: ``library`` downloads them, ``user`` must bring them. ``recipe``, ``init``: how one is trained for it.
+    """
 
     name: str
     title: str = ""
     weights: str = "user"
     recipe: str = ""
+    init: str = ""
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class PublishedRow:
         values: FPR95 and AUROC, shares in [0, 1], by OOD set or ``average``.
         id_accuracy: a share in [0, 1], where it is printed.
         training: the objective, where the detector does not say it.
-        init: what that training begins with, where it is not random weights.
+        init: what that training begins with, where it is not what the model says.
     """
 
     paper: str
@@ -77,6 +82,7 @@ class Suite:
         counts: images of a set where they are not those of the full set.
         detectors: those of the published tables.
         errata: what the papers print wrong, and what is taken here.
+        file: the user's own, where it is not one that comes with the package.
     """
 
     name: str
@@ -93,6 +99,12 @@ class Suite:
     models: tuple[Model, ...] = ()
     published: tuple[PublishedRow, ...] = ()
     errata: tuple[dict[str, str], ...] = ()
+    file: str = ""
+
+    @property
+    def classes(self) -> int | None:
+        """How many classes its networks tell apart, where the ID set says so."""
+        return known_set(self.id).classes
 
     def needs(self, root: Path, given: Mapping[str, str] | None = None, *, size: int | None = None) -> list[Need]:
         """What it needs, and where each set is: as given by role, else below the data root.
@@ -146,7 +158,7 @@ def open_suite(name: str) -> Suite:
     if path.suffix != ".toml" or not path.is_file():
         raise InputError(f"no suite '{name}'{nearest(name, suites())}; or give a .toml file of one")
     try:
-        return _suite(path.stem, path.read_text(encoding="utf-8"))
+        return dataclasses.replace(_suite(path.stem, path.read_text(encoding="utf-8")), file=name)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as e:
         raise InputError(f"{path} is not a suite: {e}; see those that come with nescio for the form") from None
 

@@ -66,8 +66,10 @@ def fit(
         InputError: an input does not fit the others, or the images are too few for the guarantee.
     """
     classifier = as_classifier(classifier)
-    fitted = Detector.parse(detector, classifier.name)
+    fitted = Detector.parse(detector, classifier.name, classifier.head.n_classes)
     check_model(fitted, classifier)
+    if why := fitted.unexportable():
+        log.info("nescio export will refuse this detector: %s", why)
     if proxy is not None:
         check_choice("proxy", proxy, [p for p in PROXIES if p != BACKGROUND])
     held = as_source(calibrate)

@@ -96,7 +96,8 @@ def export(
             workers=workers,
             progress=progress,
         )
-    for key, value in metadata(deployed, preprocess, precision).items():
+    told = {output.name: OUTPUTS[output.name] for output in model.graph.output}
+    for key, value in metadata(deployed, told, preprocess, precision).items():
         model.metadata_props.add(key=key, value=value)
     with whole(Path(path)) as partial:
         partial.write_bytes(model.SerializeToString())
@@ -115,7 +116,9 @@ def _graph(judge: Judge, runtime: Any, *, marked: bool = False) -> Any:
     return model
 
 
-def metadata(deployed: Deployed, preprocess: str | None = None, precision: str = FP32) -> dict[str, str]:
+def metadata(
+    deployed: Deployed, outputs: Mapping[str, str], preprocess: str | None = None, precision: str = FP32
+) -> dict[str, str]:
     """What goes with the graph, by name: text that whoever opens it must know, and ``about``, JSON with all else."""
     about = record(deployed, embedded=True)
     model, calibration, transform = about["model"], about["calibration"], deployed.classifier.transform
@@ -128,7 +131,7 @@ def metadata(deployed: Deployed, preprocess: str | None = None, precision: str =
         "classes": json.dumps(model["classes"] or model["n_classes"], ensure_ascii=False),
         "transform": model["transform"],
         "input": f"{kind.format(shape)}, RGB, resized (antialiased) and cropped as 'transform' says",
-        "outputs": json.dumps(OUTPUTS),
+        "outputs": json.dumps(outputs),
         "precision": precision,
         "detector": about["detector"]["spec"],
         "thresholds": json.dumps([{k: g[k] for k in ("classes", "threshold", "n")} for g in calibration["groups"]]),

@@ -67,6 +67,8 @@ class Classifier(nn.Module):
         self.classes = classes
         self.seen: dict[str, str] = {}
         """Identities of the data that it was trained (``train``, ``outliers``) and chosen (``val``) with."""
+        self.opened: dict[str, str] = {}
+        """The options of the command line that open it again (``model``, ``weights``, …), where it came from a name."""
         self.objective = ""
         """What it was trained with, as a spec string, where it was trained here."""
         self.body = shallow_copy(model).eval()

@@ -54,6 +54,7 @@ def load_classifier(
     Raises:
         InputError: the name is not known, the weights do not fit, or there is no linear head.
     """
+    opened = _opened(model, weights, classes, head)
     folder = Path(model).expanduser() if isinstance(model, str) else None
     run = Run.read(folder) if folder and (folder / RUN).is_file() else None
     if run is not None and folder is not None:
@@ -85,11 +86,23 @@ def load_classifier(
         names = architecture.class_names(network, weights is None)
     classifier = Classifier(network, own, name=architecture.name, head=head, classes=names, heads=beside)
     known = run.settings if run else {}
+    classifier.opened = opened
     classifier.objective = run.objective if run else ""
     classifier.seen = {name: known[name] for name in ("train", "val", "outliers") if name in known}
     if classes is not None and classifier.head.n_classes != classes:
         raise InputError(f"model '{model}' has {classifier.head.n_classes} classes, not {classes}")
     return classifier.to(device)
+
+
+def _opened(
+    model: str | Callable[[], nn.Module], weights: Weights | None, classes: int | Sequence[str] | None, head: str | None
+) -> dict[str, str]:
+    """What to give a command for the same classifier; words in capitals stand for what has no name of its own."""
+    if not isinstance(model, str):
+        return {}
+    options = {"weights": weights if isinstance(weights, str | Path | None) else "WEIGHTS", "head": head}
+    options["classes"] = str(classes) if isinstance(classes, int) else None
+    return {"model": model} | {name: str(value) for name, value in options.items() if value is not None}
 
 
 def _usable(device: str | torch.device) -> torch.device:

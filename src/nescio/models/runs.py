@@ -33,7 +33,8 @@ class Run:
         objective: what was minimised, as a spec string.
         settings: everything else that the weights follow from: recipe, seed, hashes of the data, initial weights.
         selected: which epochs' weights are kept, and by what they were chosen; None before the first epoch.
-        made_with: versions and machine; they do not bind.
+        made_with: versions, machine, and ``seconds`` of training up to the last checkpoint, over all sittings; they do
+            not bind.
     """
 
     model: str

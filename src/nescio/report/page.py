@@ -9,6 +9,7 @@ from typing import Any
 
 import jinja2
 
+from nescio import tables
 from nescio.files import write_whole
 from nescio.report import curves, data, patches, pictures, ranges, space, table, words
 from nescio.report.figures import Plate, page_colour
@@ -39,6 +40,7 @@ def write_report(results: Results, path: Path) -> None:
         "best": ranked[0],
         "row0": results.rows[0],
         "published": words.published(results),
+        "accuracies": tables.published_accuracies(results),
         "columns": columns,
         "rows": sorted(table.rows(results), key=lambda row: ranked.index(row.detector)),
         "plates": {name: (plate, plate.inline()) for name, plate in plates.items()},
@@ -46,6 +48,7 @@ def write_report(results: Results, path: Path) -> None:
         "along": list(along),
         "how_mapped": how_mapped,
         "command": words.command(results.manifest),
+        "unknown": words.unknown(words.command(results.manifest)),
         "maps": maps,
         "shown": pictures.SHOWN,
         "pictured": [s.name for s in (*results.ood_sets, results.id_set) if s.source is not None],

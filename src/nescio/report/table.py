@@ -32,6 +32,7 @@ class TableRow:
         spec: what the name of a preset stands for.
         numbers: by OOD set or average, FPR95 and AUROC.
         seconds: of fitting and scoring, on average over the OOD sets.
+        own_pass: the stage that makes a pass of its own, which these leave out.
         size: bytes of what it learned; None where the manifest does not say.
         beside: where the published values come from.
     """
@@ -42,6 +43,7 @@ class TableRow:
     size: int | None
     numbers: dict[str, tuple[Number, Number]] = field(default_factory=dict)
     beside: str = ""
+    own_pass: str = ""
 
 
 def columns(results: Results) -> list[str]:
@@ -78,4 +80,5 @@ def _row(results: Results, line: tables.Line) -> TableRow:
         ood: (Number(cell.fpr95, cell.best[0]), Number(cell.auroc, cell.best[1])) for ood, cell in line.cells.items()
     }
     seconds = results.average(line.detector, "seconds")
-    return TableRow(line.detector, spec, seconds, about.get("bytes"), numbers)
+    own_pass = results.row(line.detector, results.ood_sets[0].name).own_pass
+    return TableRow(line.detector, spec, seconds, about.get("bytes"), numbers, own_pass=own_pass)

@@ -104,22 +104,41 @@ def breakable(spec: str) -> Markup:
     return Markup(re.sub(r"([+,(])", r"\1<wbr>", str(escape(spec))))  # noqa: S704 - escaped just before
 
 
+UNKNOWN = {
+    "MODEL": "the network, which was made in Python (--model takes module:factory, too)",
+    "WEIGHTS": "a file of its weights, whose hash is below",
+    "IMAGES": "images that were given in Python",
+}
+
+
+def unknown(command: str) -> list[str]:
+    """What stands for what in a command that cannot be run as it is."""
+    words = re.split(r"[\s=]+", command)
+    return [f"{word} stands for {what}" for word, what in UNKNOWN.items() if word in words]
+
+
 def command(manifest: dict[str, Any]) -> str:
-    """The command that gives these numbers, as far as the manifest knows it: words in capitals stand for the rest."""
+    """The command that gives these numbers, as far as the manifest knows it: ``UNKNOWN`` words stand for the rest."""
     data, detectors = manifest.get("data", {}), manifest.get("detectors", {})
     oods = [name for name in data if name not in ("train", "calibrate", "id")]
+    opened = manifest["model"].get("opened") or {"model": "MODEL", "weights": "WEIGHTS"}
+    ranges = {spec: given for given, specs in manifest.get("ranges", {}).items() for spec in specs}
+    options = manifest.get("options", {})
     lines = [
         ["nescio", "bench"],
-        *([["--suite", manifest["suite"]]] if "suite" in manifest else []),
-        ["--model", manifest["model"]["name"], "--weights", "WEIGHTS"],
+        *([["--suite", manifest.get("suite_file") or manifest["suite"]]] if "suite" in manifest else []),
+        [word for option, value in opened.items() for word in (f"--{option}", value)],
         ["--transform", manifest["transform"]],
         *([f"--{r}", data[r].get("opened") or "IMAGES"] for r in ("train", "calibrate", "id") if r in data),
         *(["--ood", f"{name}={data[name].get('opened') or 'IMAGES'}"] for name in oods),
-        *(["--detector", given] for given in detectors),
+        *(["--detector", given] for given in dict.fromkeys(ranges.get(d, d) for d in detectors)),
     ]
-    if manifest.get("equal") and "suite" not in manifest:  # a suite says so itself
+    if manifest.get("equal"):
         lines.append(["--equal"])
     if manifest.get("resamples"):
         lines.append(["--intervals", str(manifest["resamples"])])
+    for option, name, usual in (("--bank-dtype", "dtype", "float32"), ("--max-bad", "max_bad", 0.01)):
+        if options.get(name, usual) != usual:
+            lines.append([option, str(options[name])])
     lines.append(["--out", "RESULTS", "--report"])
     return " \\\n    ".join(shlex.join(line) for line in lines)

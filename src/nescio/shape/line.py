@@ -60,9 +60,10 @@ class LINe(Stage, name="line", place="shape"):
 
     def unexportable(self) -> str | None:
         """A graph has no groups of images, so each image has its own masks ``(C, L)`` in memory."""
-        if self.contribution.numel() <= MOST_EXPORTED:
+        learned = self._buffers["contribution"]
+        if learned is None or learned.numel() <= MOST_EXPORTED:
             return None
-        classes, width = self.contribution.shape
+        classes, width = learned.shape
         return f"would make masks of {classes:,} × {width:,} for each image; {MOST_EXPORTED:,} entries are the most"
 
     def forward(self, f: Features) -> Features:

@@ -9,6 +9,7 @@ import os
 import platform
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -113,7 +114,7 @@ def check_same_run(out: Path, run: Run, *, resume: bool) -> Run:
     return there
 
 
-def made_with(device: torch.device) -> dict[str, str]:
+def made_with(device: torch.device) -> dict[str, Any]:
     """Versions and machine, for the record."""
     packages = ("nescio", "torch", "torchvision", "timm", "lightning-fabric")
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()

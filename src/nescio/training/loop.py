@@ -8,6 +8,7 @@ import math
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import torch
@@ -80,6 +81,8 @@ class Loop:
     def run_epochs(self, *, resume: bool, progress: bool) -> None:
         """All epochs, or those that are left."""
         alone = self.fabric.is_global_zero
+        spent = self.run.made_with.get("seconds", 0)
+        self.begun = monotonic() - (spent if isinstance(spent, int | float) else 0)
         if resume:
             self.state.load(self.out / STATE)
         self.log = Log(self.out, len(self.state.lines), write=alone)
@@ -191,6 +194,7 @@ class Loop:
         """What people read follows from the checkpoint, so that the two agree whenever training was killed."""
         try:
             self.run.selected = self.state.selected or None
+            self.run.made_with["seconds"] = round(monotonic() - self.begun, 1)
             self.run.write(self.out)
             self.log.write(self.state.lines)
         except OSError as e:
