@@ -90,7 +90,7 @@ def read_only(folder: Path) -> Iterator[None]:
         yield
     finally:
         if bound:
-            subprocess.run(["umount", folder], check=True)
+            subprocess.run(["umount", "--lazy", folder], check=True)
         else:
             _set_modes(folder, 0o755, 0o644)
 
@@ -110,7 +110,7 @@ def small_disk(folder: Path, size: int) -> Iterator[None]:
     try:
         yield
     finally:
-        subprocess.run(["umount", folder], check=True)
+        subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 @pytest.fixture
