@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Callable
@@ -74,14 +73,14 @@ def test_a_flipped_bit_anywhere_in_a_bank_is_seen(classifier: Classifier, tmp_pa
     for at in np.linspace(0, 0.999, 200):
         flip(bank.path / name, at)
         try:
-            key = Bank(bank.path).manifest["key"]
+            opened = Bank(bank.path).manifest
         except DamagedBank:
             continue
         finally:
             (bank.path / name).write_bytes(before[name])
-        # it can say that it is another bank, or be in white space: the reader of this key takes it for no other
+        # it is in white space, or in the key, which is compared with the one that is looked for
         assert name == "manifest.json", f"at {at:.1%} of {name}"
-        assert key != bank.manifest["key"] or json.loads(before[name]) == bank.manifest
+        assert opened | {"key": None} == bank.manifest | {"key": None}
 
 
 @pytest.mark.parametrize("name", FILES)
