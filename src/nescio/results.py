@@ -300,7 +300,8 @@ def _contents(path: Path) -> str:
 def _check_together(folder: Path, files: Mapping[str, str]) -> None:
     """Refuse files that are not those that ``results.json`` was written with."""
     for name in (SCORES, FEATURES):
-        if (name in files or (folder / name).exists()) and _contents(folder / name) != files.get(name):
+        needed = name == SCORES or (folder / name).exists()  # without features there are fewer pictures, no wrong ones
+        if needed and _contents(folder / name) != files.get(name):
             raise InputError(
                 f"{folder / name} does not belong to results.json beside it: it was changed, or a run was interrupted "
                 "while it wrote; run the command that made them again"
