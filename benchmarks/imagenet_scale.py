@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nescio.bank import Bank, BankKey, BankWriter
+from nescio.bank import Bank, BankKey
+from nescio.bank_writer import BankWriter
 from nescio.detector import BLOCK, Detector, fit_all, score_all
 from nescio.features import Features, Head, TrainingData
 

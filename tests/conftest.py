@@ -4,9 +4,11 @@ import io
 import logging
 import os
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,46 @@ def _logging_as_it_was() -> Iterator[None]:
     logger = logging.getLogger("nescio")
     logger.handlers, logger.propagate = [], True
     logger.setLevel(logging.NOTSET)
+
+
+@contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """A folder that nobody can write to, root neither: it is mounted over itself, for reading alone.
+
+    Where that is not allowed, and permissions bind us, these do it.
+    """
+    bound = subprocess.run(["mount", "--bind", folder, folder], capture_output=True, check=False).returncode == 0
+    try:
+        if bound:
+            subprocess.run(["mount", "-o", "remount,ro,bind", folder], check=True)
+        elif os.geteuid():
+            _set_modes(folder, 0o555, 0o444)
+        else:
+            pytest.skip("root may write everywhere, and nothing can be mounted here")
+        yield
+    finally:
+        if bound:
+            subprocess.run(["umount", "--lazy", folder], check=True)
+        else:
+            _set_modes(folder, 0o755, 0o644)
+
+
+def _set_modes(folder: Path, folders: int, files: int) -> None:
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(folders if path.is_dir() else files)
+
+
+@contextmanager
+def small_disk(folder: Path, size: int) -> Iterator[None]:
+    """A folder with room for ``size`` bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("a small disk can only be mounted by root, and not in every container")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 @pytest.fixture

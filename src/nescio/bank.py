@@ -1,14 +1,12 @@
-"""Features of a data set on disk: memory-mapped, keyed by content, written once, read by every detector."""
+"""Features of a data set on disk: memory-mapped, keyed by content, checked when opened, read by every detector."""
 
 from __future__ import annotations
 
 import csv
+import io
 import json
-import logging
-import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+import zlib
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,23 +15,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load
 from torch import Tensor
 
-from nescio.data.hashing import combine, hash_files
-from nescio.errors import InputError, some
+from nescio.data.hashing import combine
 from nescio.features import Columns, Features, Head
-from nescio.files import alone, whole
-from nescio.text import as_written, cells
+from nescio.text import as_written
 
-log = logging.getLogger(__name__)
-
-FORMAT = 3
+FORMAT = 4
 DTYPES: dict[str, Any] = {"float32": np.float32, "float16": np.float16}
-PENDING, DONE, BAD = 0, 1, 2
+DONE, BAD = 1, 2
 _CHUNK = 1 << 25
 COLUMNS = ("h", "pred", "label", "status")
-_MANIFEST, _STATE, _SKIPPED, _HEAD = "manifest.json", "state.json", "skipped.csv", "head.safetensors"
+MANIFEST, SKIPPED, HEAD, CHECKS = "manifest.json", "skipped.csv", "head.safetensors", "checks.npy"
+"""The last has a row for each batch: the checksums of its rows in each column, then that of the list of skipped images
+up to there, and the list's size."""
 
 
 @dataclass(frozen=True)
@@ -71,17 +67,42 @@ class Bank:
         skipped: ``(row, image, reason)`` of each image that could not be used.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Open a bank. Raises ``DamagedBank`` when a file is missing or has changed since it was written."""
+    def __init__(self, path: Path, probes: Collection[str] | None = None) -> None:
+        """Open a bank, and read it once to check it.
+
+        Args:
+            path: the folder.
+            probes: whose columns are read; all by default.
+
+        Raises:
+            DamagedBank: a file is missing, or is not what was written.
+        """
         self.path = path
-        self.manifest = _read_manifest(path)
-        _verify(path, self.manifest["files"])
-        tensors = load_file(path / _HEAD)
-        self.head = Head(tensors["weight"], tensors["bias"])
-        names = [*COLUMNS, *self.manifest["aux"]]
-        self._arrays = {name: np.load(path / f"{name}.npy", mmap_mode="r") for name in names}
-        with (path / _SKIPPED).open(newline="") as file:
-            lines = [as_written(line) for line in list(csv.reader(file))[1:]]
+        self.manifest = read_manifest(path)
+        try:
+            self._open(probes)
+        except Exception as e:  # noqa: BLE001 - what a damaged file raises no library says
+            raise e if isinstance(e, DamagedBank) else DamagedBank(f"{type(e).__name__}: {e}") from None
+
+    def _open(self, probes: Collection[str] | None) -> None:
+        small = {name: (self.path / name).read_bytes() for name in (HEAD, SKIPPED, CHECKS)}
+        for name, data in small.items():
+            if zlib.crc32(data) != self.manifest["files"][name]:
+                raise DamagedBank(f"{name} has changed")
+        tensors = load(small[HEAD])
+        self.head, self.reaction = Head(tensors["weight"], tensors["bias"]), tensors["reaction"]
+        unread = set(self.manifest["key"]["probes"]) - set(self.manifest["key"]["probes"] if probes is None else probes)
+        self._aux = [name for name in self.manifest["aux"] if name.rpartition(".")[0] not in unread]
+        self._arrays = {}
+        checks = np.load(io.BytesIO(small[CHECKS]))
+        for i, name in enumerate((*COLUMNS, *self.manifest["aux"])):
+            if name in COLUMNS or name in self._aux:
+                path = self.path / f"{name}.npy"
+                array = np.load(path, mmap_mode="r")
+                if not sound(path, array, self.manifest["batch_size"], checks[:, i]).all():
+                    raise DamagedBank(f"{path.name} has changed")
+                self._arrays[name] = array
+        lines = map(as_written, list(csv.reader(io.StringIO(small[SKIPPED].decode(), newline="")))[1:])
         self.skipped = [(int(row), image, reason) for row, image, reason in lines]
 
     @cached_property
@@ -122,7 +143,7 @@ class Bank:
                     self.head,
                     torch.from_numpy(self._arrays["pred"][at][keep]),
                     torch.from_numpy(self._arrays["label"][at][keep]),
-                    Columns({name: self._reader(name, at, keep) for name in self.manifest["aux"]}),
+                    Columns({name: self._reader(name, at, keep) for name in self._aux}),
                     self.manifest["key"]["network_pass"],
                 )
 
@@ -134,7 +155,7 @@ class Bank:
             self.head,
             torch.from_numpy(self.pred[at]),
             torch.from_numpy(self.labels[at]),
-            Columns({name: self._reader(name, rows, keep) for name in self.manifest["aux"]}),
+            Columns({name: self._reader(name, rows, keep) for name in self._aux}),
             self.manifest["key"]["network_pass"],
         )
 
@@ -153,185 +174,42 @@ class DamagedBank(Exception):
     """A bank's files are not what was written."""
 
 
-class BankWriter:
-    """Writes a bank row by row into ``KEY.partial``, so that an interrupted run can go on, and renames it when done.
-
-    Use it inside ``with writer.alone()``.
-    """
-
-    def __init__(self, root: Path, key: BankKey) -> None:
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-        except OSError as e:
-            raise InputError(f"banks cannot be kept in {root}: {e}; name another folder (--cache DIR)") from None
-        self.key = key
-        self.root = root
-        self.final = root / key.digest
-        self.partial = root / f"{key.digest}.partial"
-        self._arrays: dict[str, Any] = {}
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Keep other processes from this bank; where one is at it already, say so and wait."""
-
-        def waiting() -> None:
-            log.info("another process is making bank %s: waiting for it", self.final.name)
-
-        with ExitStack() as stack:
-            try:
-                stack.enter_context(alone(self.root / f"{self.key.digest}.lock", waiting))
-            except OSError as e:
-                raise InputError(f"banks cannot be kept in {self.root}: {e}; name another (--cache DIR)") from None
-            yield
-
-    def finished(self, reaction: Tensor) -> Bank | None:
-        """The bank, or one that holds more probes, if it was written before, is whole, and by this network.
-
-        One that is damaged, or by a network that reacts to noise in another way, is removed, with a line that says so.
-        """
-        for path in sorted(self.root.glob(f"{self.key.family}*"), key=lambda p: p != self.final):
-            if path.suffix or not self._has_probes(path):
-                continue
-            try:
-                bank = Bank(path)
-                if not _same_reaction(path, reaction):
-                    raise DamagedBank("another network with the same weights wrote it")
-                return bank
-            except DamagedBank as e:
-                log.warning("bank %s cannot be used (%s): building it again", path.name, e)
-                shutil.rmtree(path)
-        return None
-
-    def _has_probes(self, path: Path) -> bool:
-        try:
-            return set(self.key.probes) <= set(_read_manifest(path)["key"]["probes"])
-        except DamagedBank:
-            return path == self.final
-
-    def begin(
-        self, n: int, head: Head, reaction: Tensor, batch_size: int, widths: Mapping[str, int]
-    ) -> tuple[int, int]:
-        """Open the partial bank of ``n`` rows, an earlier one where it can be continued.
-
-        ``widths`` are those of the probes' columns.
-
-        Returns:
-            the first row to write, and the batch size to use: that of the run which is continued, since the last bits
-            of a feature can depend on it.
-        """
-        try:
-            state = json.loads((self.partial / _STATE).read_text())
-            self._arrays = {name: np.load(self.partial / f"{name}.npy", mmap_mode="r+") for name in state["arrays"]}
-            if any(len(a) != n for a in self._arrays.values()):
-                raise ValueError("other length")
-            if not _same_reaction(self.partial, reaction):
-                raise ValueError("another network with the same weights wrote it")
-        except (OSError, ValueError, KeyError) as e:
-            if self.partial.exists():
-                log.warning("partial bank %s cannot be continued (%s): starting again", self.partial.name, e)
-            self._create(n, head, reaction, batch_size, widths)
-            return 0, batch_size
-        batch_size = int(state["batch_size"])
-        pending = np.flatnonzero(self._arrays["status"] == PENDING)
-        start = (int(pending[0]) if len(pending) else n) // batch_size * batch_size
-        self._keep_skipped_before(start)
-        log.info("continuing an interrupted pass at image %s of %s", f"{start:,}", f"{n:,}")
-        return start, batch_size
-
-    def _create(self, n: int, head: Head, reaction: Tensor, batch_size: int, widths: Mapping[str, int]) -> None:
-        shutil.rmtree(self.partial, ignore_errors=True)
-        self.partial.mkdir()
-        columns: dict[str, tuple[Any, tuple[int, ...]]] = {
-            "h": (DTYPES[self.key.dtype], (n, head.weight.shape[1])),
-            "pred": (np.int64, (n,)),
-            "label": (np.int64, (n,)),
-            "status": (np.uint8, (n,)),
-        } | {name: (DTYPES[self.key.dtype], (n, width)) for name, width in widths.items()}
-        size = sum(np.dtype(t).itemsize * int(np.prod(shape)) for t, shape in columns.values())
-        free = shutil.disk_usage(self.partial).free
-        if size > free:  # a full disk under a memory map ends the process without a word
-            shutil.rmtree(self.partial)
-            raise InputError(
-                f"the bank needs {size / 1e9:.1f} GB below {self.partial.parent}, where {free / 1e9:.1f} GB are free; "
-                "name another folder (--cache DIR), halve it with --bank-dtype float16, or drop detectors with wide "
-                f"probes{f' ({some(widths)})' if widths else ''}"
-            )
-        for name, (dtype, shape) in columns.items():
-            path = self.partial / f"{name}.npy"
-            self._arrays[name] = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-            _reserve(path)
-        tensors = {"weight": head.weight, "bias": head.bias, "reaction": reaction}
-        save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, self.partial / _HEAD)
-        (self.partial / _SKIPPED).write_text("row,image,reason\n")
-        state = {"batch_size": batch_size, "arrays": list(columns)}
-        (self.partial / _STATE).write_text(json.dumps(state))  # last: without it there is nothing to continue
-
-    def _keep_skipped_before(self, start: int) -> None:
-        with (self.partial / _SKIPPED).open(newline="") as file:
-            header, *lines = csv.reader(file)
-        kept = [header, *(line for line in lines if int(line[0]) < start)]
-        with whole(self.partial / _SKIPPED) as partial, partial.open("w", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows(kept)
-
-    def write(self, start: int, values: Mapping[str, npt.NDArray[Any]], skipped: list[tuple[int, str, str]]) -> None:
-        """Write the rows of one batch: all columns, each of the batch's length."""
-        if skipped:
-            with (self.partial / _SKIPPED).open("a", newline="", errors="backslashreplace") as file:
-                csv.writer(file, lineterminator="\n").writerows(map(cells, skipped))
-        stop = start + len(values["status"])
-        for name in sorted(self._arrays, key=lambda name: name == "status"):  # last: it says that the others are there
-            self._arrays[name][start:stop] = values[name]
-
-    @property
-    def widths(self) -> dict[str, int]:
-        """Widths of the columns of floats: ``h`` and the probes'."""
-        return {name: a.shape[1] for name, a in self._arrays.items() if a.ndim == 2}
-
-    def finish(self) -> Bank:
-        """Close the partial bank and give it its final name."""
-        for array in self._arrays.values():
-            array.flush()
-        aux = [name for name in self._arrays if name not in COLUMNS]
-        self._arrays = {}
-        (self.partial / _STATE).unlink()
-        files = sorted(p for p in self.partial.iterdir() if p.name != _MANIFEST)
-        hashes = dict(zip((p.name for p in files), hash_files(files), strict=True))
-        manifest = {"key": asdict(self.key), "aux": aux, "files": hashes}
-        (self.partial / _MANIFEST).write_text(json.dumps(manifest, indent=1))
-        self.partial.rename(self.final)
-        return Bank(self.final)
+def head_checksum(path: Path, column: np.memmap[Any, Any]) -> int:
+    """CRC-32 of what stands before a column's rows and says how they are to be read, and of its name."""
+    with path.open("rb") as file:
+        return zlib.crc32(path.name.encode() + file.read(column.offset))
 
 
-def _same_reaction(folder: Path, reaction: Tensor) -> bool:
+def checksum(column: np.memmap[Any, Any], rows: slice, head: int) -> int:
+    """CRC-32 of some rows of a column, continued from that of its head."""
+    return zlib.crc32(np.ascontiguousarray(column[rows]).data, head)
+
+
+def sound(
+    path: Path, column: np.memmap[Any, Any], batch_size: int, checks: npt.NDArray[np.uint64]
+) -> npt.NDArray[np.bool_]:
+    """Whether each batch of a column is what was written."""
+    starts, head = range(0, len(column), batch_size), head_checksum(path, column)
+    found = [checksum(column, slice(i, i + batch_size), head) for i in starts]
+    return np.equal(np.array(found, dtype=np.uint64), checks, dtype=bool)
+
+
+def same_reaction(stored: Tensor, reaction: Tensor) -> bool:
     """Up to rounding, which differs between machines and thread counts."""
-    stored = load_file(folder / _HEAD)["reaction"]
     here = reaction.cpu()
     return stored.shape == here.shape and bool((stored - here).abs().max() <= 1e-3 * here.abs().max().clamp(min=1e-6))
 
 
-def _reserve(path: Path) -> None:
-    """Claim the file's blocks now where the system can, so that a disk filling up later cannot end the process."""
-    if hasattr(os, "posix_fallocate"):
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
+def read_manifest(path: Path) -> dict[str, Any]:
+    """What a bank's folder says that it holds. Raises ``DamagedBank`` where it does not."""
     try:
-        manifest: dict[str, Any] = json.loads((path / _MANIFEST).read_text())
-    except (OSError, ValueError) as e:
-        raise DamagedBank(f"its manifest cannot be read: {e}") from None
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
-        raise DamagedBank("its manifest is not one")
-    if manifest.get("key", {}).get("format") != FORMAT:
+        manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        key = BankKey(**manifest["key"] | {"probes": tuple(manifest["key"]["probes"])})
+        whole = isinstance(manifest["files"], dict) and isinstance(manifest["aux"], list) and manifest["batch_size"] > 0
+    except Exception as e:  # noqa: BLE001 - as above
+        raise DamagedBank(f"its manifest cannot be read: {type(e).__name__}: {e}") from None
+    if key.format != FORMAT:
         raise DamagedBank("its format is another version's")
+    if not whole:
+        raise DamagedBank("its manifest is not one")
     return manifest
-
-
-def _verify(path: Path, files: Mapping[str, str]) -> None:
-    missing = [name for name in files if not (path / name).is_file()]
-    if missing:
-        raise DamagedBank(f"{missing[0]} is missing")
-    for name, digest in zip(files, hash_files([path / name for name in files]), strict=True):
-        if digest != files[name]:
-            raise DamagedBank(f"{name} has changed")

@@ -125,9 +125,10 @@ def explain(
         found |= {"probability": maps.probability, "ood": maps.ood, "p_id": maps.p_id}
         arrays |= {f"{name}/{k}": t.cpu().numpy() for k, t in found.items() if t is not None}
     names = [Path(source.name(i)).name for source, i in places]
-    draw_maps(list(zip(names, rows, strict=True)), list(classifiers), gamma, out)
-    with whole(out.with_suffix(".npz")) as partial, partial.open("wb") as file:
-        np.savez_compressed(file, **arrays)
+    with whole(out.with_suffix(".npz")) as partial:  # takes its place right after the picture's, or neither does
+        with partial.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+        draw_maps(list(zip(names, rows, strict=True)), list(classifiers), gamma, out)
     return out.with_suffix(".npz")
 
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from nescio import ops
-from nescio.bank import BAD, DONE, DTYPES, Bank, BankKey, BankWriter
+from nescio.bank import BAD, DONE, DTYPES, Bank, BankKey
+from nescio.bank_writer import BankWriter
 from nescio.data.batches import Batch, read_batches
 from nescio.data.hashing import cache_root
 from nescio.data.sources import AnySource, Rows, Source, as_source

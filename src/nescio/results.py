@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import hashlib
 import io
 import json
 import logging
 import math
 from collections.abc import Collection, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from nescio import ops
 from nescio.data.sources import Source, open_source
 from nescio.data.suites import AVERAGE
 from nescio.errors import InputError, nearest
-from nescio.files import whole, write_whole
+from nescio.files import make_folder, whole
 from nescio.sample import FeatureSample
 from nescio.text import cells
 
@@ -30,6 +32,8 @@ SHARES = ("fpr95", "auroc", "aupr_in", "aupr_out", "aurc", "id_accuracy")
 """The columns that are shares in [0, 1] here and percent in every file and table."""
 FORMAT = "nescio-results/1"
 SCORES, FEATURES = "scores.safetensors", "features.safetensors"
+_FOLLOWING = ("report.html", "results.md", "results.tex")
+"""What is made of the results."""
 DRAWN = tuple(
     f"figures/{name}.{kind}"
     for name in ("scores", "roc", "risk-coverage", "features", "activation", "cosine", "patches")
@@ -197,8 +201,8 @@ class Results:
             return {}
         return {f"published_{m}": percent for m, percent in published.printable().items()}
 
-    def to_json(self) -> str:
-        """Manifest, rows, averages and published values; metrics in percent."""
+    def to_json(self, files: Mapping[str, str] | None = None) -> str:
+        """Manifest, rows, averages and published values; metrics in percent; and the hashes of other ``files``."""
         averages = [
             {"detector": d} | {m: round(self.average(d, m) * 100, 4) for m in ("fpr95", "auroc", "aupr_in", "aupr_out")}
             for d in self.detectors
@@ -207,32 +211,37 @@ class Results:
             {"detector": d, "ood": o, **p.printable(), "where": p.where} for (d, o), p in self.published.items()
         ]
         content = {"manifest": self.manifest, "rows": [r.printable() for r in self.rows], "average": averages}
-        return json.dumps(content | {"published": published}, indent=1, ensure_ascii=False)
+        content |= {"published": published, "files": dict(files or {})}
+        return json.dumps(content, indent=1, ensure_ascii=False)
 
     def save(self, folder: str | Path) -> None:
-        """Write ``results.csv``, ``results.json``, all scores, the sample of features and ``skipped.csv``; each whole.
+        """Write ``results.csv``, ``results.json``, all scores, the sample of features and ``skipped.csv``.
 
-        A report that is there is removed: it would show other results.
+        All of them take their places together, or none where one cannot be written; and ``results.json`` knows the
+        scores' and the sample's contents, so that no mixture with an earlier run's is ever read. A report and tables
+        that are there are removed: they would show other results.
+
+        Raises:
+            InputError: a file cannot be written. What was there stays.
         """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "report.html").unlink(missing_ok=True)
-        drop_figures(folder)
-        write_whole(folder / "results.csv", self.to_csv())
-        with whole(folder / SCORES) as partial:
-            save_file(self._scores(), partial, {"format": FORMAT})
-        if self.sample is not None:
-            self.sample.save(folder / FEATURES)
-        else:
-            (folder / FEATURES).unlink(missing_ok=True)
-        write_whole(folder / "results.json", self.to_json())
-        if self.skipped:
-            out = io.StringIO()
-            rows = [("set", "row", "image", "reason"), *self.skipped]
-            csv.writer(out, lineterminator="\n").writerows(map(cells, rows))
-            write_whole(folder / "skipped.csv", out.getvalue())
-        else:
-            (folder / "skipped.csv").unlink(missing_ok=True)
+        make_folder(folder)
+        with ExitStack() as stack:
+            there = {n: stack.enter_context(whole(folder / n)) for n in ("results.json", "results.csv", SCORES)}
+            _write_text(there["results.csv"], self.to_csv())
+            save_file(self._scores(), there[SCORES], {"format": FORMAT})
+            if self.sample is not None:
+                there[FEATURES] = stack.enter_context(whole(folder / FEATURES))
+                self.sample.save(there[FEATURES])
+            if self.skipped:
+                out, lines = io.StringIO(), [("set", "row", "image", "reason"), *self.skipped]
+                csv.writer(out, lineterminator="\n").writerows(map(cells, lines))
+                _write_text(stack.enter_context(whole(folder / "skipped.csv")), out.getvalue())
+            contents = {name: _contents(there[name]) for name in (SCORES, FEATURES) if name in there}
+            _write_text(there["results.json"], self.to_json(contents))
+            for name in (*_FOLLOWING, "skipped.csv", *(() if self.sample else (FEATURES,))):
+                (folder / name).unlink(missing_ok=True)
+            drop_figures(folder)
 
     def _scores(self) -> dict[str, npt.NDArray[Any]]:
         """All scores and rows as ``SET/DETECTOR``, by their numbers, and what the classifier said, right or wrong."""
@@ -257,6 +266,9 @@ class Results:
         folder = Path(folder)
         try:
             content = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+            if "rows" in content and "files" not in content:
+                raise InputError(f"{folder} is of an earlier version; run nescio bench --out {folder} again")
+            _check_together(folder, content["files"])
             with safe_open(folder / SCORES, framework="np") as file:
                 if (file.metadata() or {}).get("format") != FORMAT:
                     raise InputError(f"{folder / SCORES} is of another version; run nescio bench --out {folder} again")
@@ -292,6 +304,26 @@ def judged(
     scores = ids.scores[detector]
     at = ops.drawn(len(scores), len(oods.scores[detector]) if equal else len(scores))
     return ids.rows[detector][at], scores[at]
+
+
+def _contents(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _check_together(folder: Path, files: Mapping[str, str]) -> None:
+    """Refuse files that are not those that ``results.json`` was written with."""
+    for name in (SCORES, FEATURES):
+        needed = name == SCORES or (folder / name).exists()  # without features there are fewer pictures, no wrong ones
+        if needed and _contents(folder / name) != files.get(name):
+            raise InputError(
+                f"{folder / name} does not belong to results.json beside it: it was changed, or a run was interrupted "
+                "while it wrote; run the command that made them again"
+            )
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", newline="\n", errors="backslashreplace")
 
 
 def drop_figures(folder: Path, keep: Collection[str] = ()) -> None:

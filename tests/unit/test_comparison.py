@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import TINY_TRANSFORM, coloured, tiny_net
+from conftest import TINY_TRANSFORM, coloured, small_disk, tiny_net
 from nescio.benchmark import bench
 from nescio.comparison import compare
 from nescio.data.suites import AVERAGE
@@ -92,7 +93,8 @@ def test_images_that_changed_are_not_shown_for_the_old_ones(results: Results, tm
         ("scores.safetensors", None, r"scores\.safetensors is missing"),
         ("results.json", "{", "does not hold results"),
         ("results.json", "{}", "does not hold results"),
-        ("scores.safetensors", "x" * 100, "does not hold results"),
+        ("results.json", '{"rows": []}', "of an earlier version"),
+        ("scores.safetensors", "x" * 100, r"scores\.safetensors does not belong to results\.json"),
     ],
 )
 def test_a_folder_without_results_says_what_is_wrong(
@@ -102,6 +104,54 @@ def test_a_folder_without_results_says_what_is_wrong(
     (tmp_path / name).unlink() if text is None else (tmp_path / name).write_text(text)
     with pytest.raises(InputError, match=said):
         Results.load(tmp_path)
+
+
+@pytest.mark.parametrize("moved", range(5))
+def test_a_run_killed_while_it_writes_never_mixes_with_an_earlier_one(
+    results: Results, tmp_path: Path, moved: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    old, new = tmp_path / "reused", tmp_path / "new"
+    halved = {d: s / 2 for d, s in results.id_set.scores.items()}
+    other = dataclasses.replace(results, id_set=dataclasses.replace(results.id_set, scores=halved))
+    results.save(old)
+    other.save(new)
+    replace, calls = Path.replace, []
+
+    def killed_at(path: Path, target: Path) -> Path:
+        calls.append(target)
+        if len(calls) > moved:
+            raise Killed
+        return replace(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed_at)
+        with contextlib.suppress(Killed):
+            other.save(old)
+    try:
+        back = Results.load(old)
+    except InputError as e:
+        assert "does not belong to results.json" in str(e)  # noqa: PT017 - or it is one of the two, whole
+        assert moved > 0
+        return
+    expected = other if len(calls) <= moved else results
+    assert all(np.array_equal(back.id_set.scores[d], expected.id_set.scores[d]) for d in DETECTORS)
+
+
+def test_results_that_do_not_fit_on_the_disk_leave_the_old_ones(results: Results, tmp_path: Path) -> None:
+    many = {d: np.zeros(100_000) for d in results.id_set.scores}
+    rows = {d: np.arange(100_000) for d in results.id_set.rows}
+    large = dataclasses.replace(results, id_set=dataclasses.replace(results.id_set, rows=rows, scores=many))
+    with small_disk(tmp_path / "disk", 1 << 19):
+        folder = tmp_path / "disk/results"
+        results.save(folder)
+        (folder / "report.html").write_text("a page")
+        before = {p.name: p.read_bytes() for p in folder.iterdir()}
+        with pytest.raises(InputError, match=r"scores\.safetensors cannot be written: .*No space left"):
+            large.save(folder)
+        assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
 
 
 def test_lines_stand_for_ours_intervals_published_and_difference(results: Results) -> None:

@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 
 from conftest import TINY_TRANSFORM, Pictures, encoded, picture, tiny_net
-from nescio.bank import Bank, BankKey, BankWriter
+from nescio.bank import FORMAT, Bank, BankKey
+from nescio.bank_writer import BankWriter
 from nescio.data import Source, open_source
 from nescio.data.decode import decode
 from nescio.errors import BadImage, InputError
@@ -219,7 +220,7 @@ def test_a_damaged_or_stale_bank_is_built_again_with_a_line(
     elif damage == "manifest":
         manifest.write_text("{")
     else:
-        manifest.write_text(manifest.read_text().replace('"format": 3', '"format": 1'))
+        manifest.write_text(manifest.read_text().replace(f'"format": {FORMAT}', '"format": 1'))
     again = extract(classifier, Pictures(20), cache=tmp_path, workers=0)
     assert "building it again" in caplog.text
     assert files_of(again) == before

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nescio.errors import InputError, check_at_least, nearest
+from nescio.files import OF_THE_DISK
 from nescio.progress import Clock, Screen
 from nescio.text import printable
 
@@ -35,6 +36,12 @@ class Group(click.Group):
                 raise
             reason = printable(str(e), keep="\n")
             click.echo(f"nescio: {reason}", err=True)
+            ctx.exit(EXIT_BAD_INPUT)
+        except OSError as e:  # a full disk or a forbidden folder, wherever that is met
+            if ctx.params.get("debug") or e.errno not in OF_THE_DISK:
+                raise
+            what = f"{e.filename} cannot be used" if e.filename else "a file cannot be read or written"
+            click.echo(f"nescio: {printable(what)}: {e.strerror} (--debug shows where)", err=True)
             ctx.exit(EXIT_BAD_INPUT)
         except KeyboardInterrupt as e:
             resumes = getattr(e, "way_out", "the same command goes on where it stopped")

@@ -21,6 +21,7 @@ from nescio.cli.base import (
     write_report_to,
 )
 from nescio.errors import InputError
+from nescio.files import make_folder
 from nescio.progress import Clock
 
 if TYPE_CHECKING:
@@ -207,7 +208,7 @@ def report(results: Path, out: Path | None) -> None:
     folder = out or results
     check_writable(folder)
     loaded = Results.load(results)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     clock = Clock()
     write_report_to(loaded, folder, clock)
     console().print(f"wrote {folder / 'report.html'} in {clock.total():.1f} s")

@@ -18,6 +18,7 @@ from nescio.cli.base import (
     use_cache,
 )
 from nescio.errors import InputError
+from nescio.files import make_folder
 
 if TYPE_CHECKING:
     from nescio.deploy import Deployed, Lowered
@@ -71,11 +72,8 @@ def fit(obj: dict[str, Any], /, out: Path, *, no_weights: bool, **options: Any) 
         max_bad=options["max_bad"],
         progress=not obj["quiet"],
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        deployed.save(out, weights=not no_weights)
-    except OSError as e:
-        raise InputError(f"{out} cannot be written: {e}") from None
+    make_folder(out.parent)
+    deployed.save(out, weights=not no_weights)
     _show(describe(out))
     console().print(f"wrote {out} ({out.stat().st_size / 1e6:,.1f} MB)")
 
@@ -125,11 +123,8 @@ def export(obj: dict[str, Any], /, file: Path, out: Path, **options: Any) -> Non
 
     deployed = load(file, model=options.pop("model"), weights=options.pop("weights"), device="cpu")
     options["ood"] = named(options["ood"])
-    out.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        said = run(deployed, out, **options, progress=not obj["quiet"])
-    except OSError as e:
-        raise InputError(f"{out} cannot be written: {e}") from None
+    make_folder(out.parent)
+    said = run(deployed, out, **options, progress=not obj["quiet"])
     if said is not None:
         _show_lowered(said)
     console().print(f"wrote {out} ({out.stat().st_size / 1e6:,.1f} MB)")

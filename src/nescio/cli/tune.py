@@ -19,7 +19,7 @@ from nescio.cli.base import (
     use_cache,
 )
 from nescio.errors import some
-from nescio.files import write_whole
+from nescio.files import make_folder, write_whole
 from nescio.text import cells
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def _present(run: Any, obj: dict[str, Any], options: dict[str, Any], **more: Any
         for line in choice.operating_lines(given):
             screen.print(line)
     if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(out.parent)
         write_whole(out, _csv(choice))
         screen.print(f"wrote {out}")
 

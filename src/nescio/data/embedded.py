@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from nescio.data.parquet import write_parquet
 from nescio.errors import InputError
+from nescio.files import make_folder, whole
 
 SIDE = 32
 _GLYPHS = "AEFGHJKMNPRTUVWXY&@#%?$€ΔΨΩλξЖЯ"
@@ -54,10 +55,11 @@ def write_embedded(folder: Path, seed: int = 0) -> dict[str, Path]:
         "backdrops": ([Image.fromarray(_backdrop(rng, photos, test=True)) for _ in range(1000)], None),
         "noise": ([_noise(rng, _backdrop(rng, photos, test=True)) for _ in range(1000)], None),
     }
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     paths = {name: folder / f"{name}.parquet" for name in sets}
     for name, (images, classes) in sets.items():
-        write_parquet(paths[name], images, classes)
+        with whole(paths[name]) as partial:
+            write_parquet(partial, images, classes)
     return paths
 
 

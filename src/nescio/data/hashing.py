@@ -1,8 +1,9 @@
-"""Content hashes, with those of files remembered by path, size and time."""
+"""Content hashes, with those of files remembered by all that tells that a file is still the same."""
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import sqlite3
 import time
@@ -11,10 +12,21 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
 
+from filelock import FileLock
+
+log = logging.getLogger(__name__)
+
 _UNREADABLE = "unreadable:"
 _UNSETTLED = 2_000_000_000  # nanoseconds
-_TABLE = "CREATE TABLE IF NOT EXISTS files (path BLOB, size INTEGER, mtime INTEGER, hash TEXT, PRIMARY KEY (path))"
-_FIND = "SELECT hash FROM files WHERE path=? AND size=? AND mtime=?"
+_VERSION = 2
+_KEY = ("path", "size", "mtime", "ctime", "inode", "device")
+_TABLE = (
+    "CREATE TABLE files (path BLOB PRIMARY KEY, size INTEGER, mtime INTEGER, ctime INTEGER, inode TEXT, device TEXT, "
+    "hash TEXT)"
+)
+_FIND = f"SELECT hash FROM files WHERE {' AND '.join(f'{name}=?' for name in _KEY)}"  # noqa: S608 - names of ours
+_ADD = "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?)"
+_Key = tuple[bytes, int, int, int, str, str]
 
 
 def cache_root() -> Path:
@@ -35,30 +47,32 @@ def combine(*parts: str | bytes) -> str:
 
 
 def hash_files(paths: Sequence[Path]) -> list[str]:
-    """Content hash of each file. A file of the same path, size and modification time is not read again.
+    """Content hash of each file.
 
-    A file that cannot be read has a hash that says so; whoever reads it later meets the reason.
+    A file is not read again while its path, size, inode, device and the times of its last write and last change of
+    any kind (which no program can set) are the same. A file that cannot be read has a hash that says so; whoever
+    reads it later meets the reason.
     """
-    with _memory() as memory, ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor() as pool:
         keys = list(pool.map(_key, paths))
-        known = [memory.execute(_FIND, key).fetchone() for key in keys]
-        hashes = list(pool.map(lambda p, row: row[0] if row else _digest(p), paths, known))
-        settled = time.time_ns() - _UNSETTLED
-        # a file written this very moment may be written again without its time changing: it is not remembered
-        fresh = [(*k, h) for k, h, row in zip(keys, hashes, known, strict=True) if not row and k[2] < settled]
-        fresh = [row for row in fresh if not row[-1].startswith(_UNREADABLE)]
-        with suppress(sqlite3.Error):  # locked for a minute, or a full disk: then it is hashed again next time
-            memory.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", fresh)
-            memory.commit()
+        known = _remembered(keys)
+        hashes = list(pool.map(lambda p, found: found or _digest(p), paths, known))
+    settled = time.time_ns() - _UNSETTLED
+    # a file written this very moment may be written again without its time changing: it is not remembered
+    fresh = [(*k, h) for k, h, found in zip(keys, hashes, known, strict=True) if not found and max(k[2:4]) < settled]
+    if fresh := [row for row in fresh if not row[-1].startswith(_UNREADABLE)]:
+        _remember(fresh)
     return hashes
 
 
-def _key(path: Path) -> tuple[bytes, int, int]:
+def _key(path: Path) -> _Key:
     try:
         stat = path.stat()
     except OSError:
-        return os.fsencode(path.absolute()), -1, time.time_ns()
-    return os.fsencode(path.absolute()), stat.st_size, stat.st_mtime_ns
+        return os.fsencode(path.absolute()), -1, time.time_ns(), 0, "", ""
+    # as text: some systems number their files beyond what sqlite's integers hold
+    where = f"{stat.st_ino}", f"{stat.st_dev}"
+    return os.fsencode(path.absolute()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, *where
 
 
 def _digest(path: Path) -> str:
@@ -69,15 +83,61 @@ def _digest(path: Path) -> str:
         return f"{_UNREADABLE} {e.strerror}"
 
 
-def _memory() -> closing[sqlite3.Connection]:
-    """The remembered hashes; forgotten at the end where the cache folder cannot be written."""
-    path = cache_root() / "hashes.sqlite"
+def _file() -> Path:
+    return cache_root() / "hashes.sqlite"
+
+
+def _remembered(keys: Sequence[_Key]) -> list[str | None]:
+    """The hashes that are known; from a cache that can be read but not written, too."""
+    path = _file()
     try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", timeout=60, uri=True)) as memory:
+            if memory.execute("PRAGMA user_version").fetchone()[0] == _VERSION:
+                rows = [memory.execute(_FIND, key).fetchone() for key in keys]
+                return [row[0] if row else None for row in rows]
+    except sqlite3.Error as e:
+        if _shows_damage(e):
+            with suppress(OSError), _writing(path):
+                _discard(path, e)
+    return [None] * len(keys)
+
+
+def _remember(rows: Sequence[tuple[bytes, int, int, int, str, str, str]]) -> None:
+    """Keep hashes for the next time, where that is possible: it saves time and nothing else."""
+    path = _file()
+    with suppress(OSError, sqlite3.Error):  # locked for a minute, a full disk, a folder that is not for us
         path.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(path, timeout=60)
-        connection.execute(_TABLE)
-        connection.execute("SELECT COUNT(*) FROM files")  # a damaged file shows here
-    except (OSError, sqlite3.Error):
-        connection = sqlite3.connect(":memory:")
-        connection.execute(_TABLE)
-    return closing(connection)
+        with _writing(path):
+            try:
+                _add(path, rows)
+            except sqlite3.Error as e:
+                if not _shows_damage(e):
+                    raise
+                _discard(path, e)
+                _add(path, rows)
+
+
+def _add(path: Path, rows: Sequence[tuple[bytes, int, int, int, str, str, str]]) -> None:
+    with closing(sqlite3.connect(path, timeout=60)) as memory, memory:
+        if memory.execute("PRAGMA user_version").fetchone()[0] != _VERSION:  # new, or an earlier version's
+            memory.execute("DROP TABLE IF EXISTS files")
+            memory.execute(_TABLE)
+            memory.execute(f"PRAGMA user_version={_VERSION}")
+        memory.executemany(_ADD, rows)
+
+
+def _writing(path: Path) -> FileLock:
+    """Held by who writes the hashes, since who finds them damaged removes the file."""
+    return FileLock(path.with_name("hashes.lock"), timeout=60)
+
+
+def _shows_damage(e: sqlite3.Error) -> bool:
+    """Whether the file is at fault, and not the disk, a permission or another process."""
+    code = getattr(e, "sqlite_errorcode", None)  # None where a text is not one
+    return code is None or code & 0xFF in (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+def _discard(path: Path, why: Exception) -> None:
+    log.warning("%s is damaged (%s): beginning a new one; files are read once more", path, why)
+    path.unlink(missing_ok=True)
+    path.with_name(f"{path.name}-journal").unlink(missing_ok=True)

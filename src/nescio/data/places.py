@@ -100,7 +100,7 @@ def unreachable(url: str, e: Exception) -> InputError:
 
 
 def stamp(places: Sequence[Place]) -> str:
-    """A hash of what the file systems say of files (path, size, time), without reading them."""
+    """A hash of what the file systems say of files, without reading them: path, size, when written, when changed."""
     return combine(*(p.version + p.url if isinstance(p, Remote) else _said_of(p) for p in places))
 
 
@@ -110,7 +110,8 @@ def _said_of(path: Path) -> bytes:
         stat = path.stat()
     except OSError:
         return name
-    return name + f":{stat.st_size}:{stat.st_mtime_ns}".encode()
+    # the last of these no program can set: an archive unpacks other images with the times of these
+    return name + f":{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}".encode()
 
 
 def hash_places(places: Sequence[Place]) -> list[str]:

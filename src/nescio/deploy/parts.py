@@ -32,6 +32,7 @@ PART_SIZE = 10_000
 """Images per part, where nobody says otherwise: minutes of work at most are done again after a kill."""
 MANIFEST, ERRORS = "_manifest.json", "_errors.csv"
 _LOCK, _STRAY = ".lock", ".*.partial"
+_GOES_ON = "make room there, and the same command goes on where it stopped"
 _WHAT = {
     "format": "was begun by another version of nescio",
     "detector": "holds the scores of another detector",
@@ -145,11 +146,8 @@ class ScoreFolder:
             InputError: it cannot be written.
         """
         table, path = pa.Table.from_batches(list(rows)), self.path / self.plan.name(part)
-        try:
-            with whole(path) as partial:
-                pq.write_table(table, partial)
-        except OSError as e:
-            raise InputError(f"{path} cannot be written: {e}; the same command goes on from there") from None
+        with whole(path, _GOES_ON) as partial:
+            pq.write_table(table, partial)
 
     def finish(self) -> Tally:
         """List the images without a verdict and their reasons in ``_errors.csv``, and count the others.
@@ -162,7 +160,7 @@ class ScoreFolder:
                 f"{len(missing)} of {len(self.plan)} parts are not in {self.path}: all machines must share that folder"
             )
         accepted = unreadable = 0
-        with whole(self.path / ERRORS) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        with whole(self.path / ERRORS, _GOES_ON) as partial, partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["path", "error"])
             for part in range(len(self.plan)):

@@ -14,7 +14,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from nescio.files import whole
+from nescio.files import make_folder, whole
 
 ID_COLOUR, OOD_COLOUR = "#2a7fb8", "#d9722b"
 Dash = Literal["-", "--"]
@@ -100,7 +100,7 @@ class Plate:
 
     def save(self, folder: Path) -> list[str]:
         """Write the plate's files, each whole, and say what they are called."""
-        folder.mkdir(exist_ok=True)
+        make_folder(folder)
         columns = min(COLUMNS, len(self.panels))
         rows = -(-len(self.panels) // columns)
         legend_rows = -(-len(self.keys) // columns)

@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 
 from nescio import tables
-from nescio.files import write_whole
+from nescio.files import whole
 from nescio.report import curves, data, patches, pictures, ranges, space, table, words
 from nescio.report.figures import Plate, page_colour
 from nescio.results import Results, drop_figures
@@ -64,8 +64,10 @@ def write_report(results: Results, path: Path) -> None:
     page = _rendered(context | {"album": album, "wrong": shown, "data": numbers | _places(album, shown, ranked[0])})
     if maps:
         plates["patches"] = patches.plate(maps)
-    _save(plates, path.parent)
-    write_whole(path, page)
+    with whole(path) as partial:
+        partial.write_text(page, encoding="utf-8", newline="\n", errors="backslashreplace")
+        path.unlink(missing_ok=True)  # an earlier page must not stand beside other figures than its own
+        _save(plates, path.parent)
 
 
 def _plates(results: Results, ranked: Sequence[str]) -> tuple[dict[str, Plate], str]:

@@ -17,6 +17,7 @@ import torch
 from nescio.data.hashing import combine
 from nescio.data.sources import Source
 from nescio.errors import InputError, some
+from nescio.files import make_folder
 from nescio.models.runs import RUN, Run
 from nescio.objectives import Objective
 
@@ -92,10 +93,7 @@ def check_same_run(out: Path, run: Run, *, resume: bool) -> Run:
             raise InputError(f"{out} holds no run to resume: it has no {RUN}")
         if resume:
             log.info("%s holds no run yet: starting one", out)
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as e:
-            raise InputError(f"{out} cannot be written to: {e.strerror}") from None
+        make_folder(out)
         if not os.access(out, os.W_OK):
             raise InputError(f"{out} cannot be written to")
         return run

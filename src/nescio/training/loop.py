@@ -192,15 +192,10 @@ class Loop:
 
     def _write_down(self) -> None:
         """What people read follows from the checkpoint, so that the two agree whenever training was killed."""
-        try:
-            self.run.selected = self.state.selected or None
-            self.run.made_with["seconds"] = round(monotonic() - self.begun, 1)
-            self.run.write(self.out)
-            self.log.write(self.state.lines)
-        except OSError as e:
-            raise InputError(
-                f"{self.out} cannot be written to ({e}); --resume goes on from the last checkpoint"
-            ) from None
+        self.run.selected = self.state.selected or None
+        self.run.made_with["seconds"] = round(monotonic() - self.begun, 1)
+        self.run.write(self.out)
+        self.log.write(self.state.lines)
 
     def _end(self, epoch: int) -> None:
         """Judge, log and store; by one process, for all."""

@@ -170,8 +170,5 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, 
     Raises:
         InputError: it cannot be written (the disk is full, say). What stood there before stays.
     """
-    try:
-        with whole(path) as partial:
-            save_file({k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()}, partial, metadata)
-    except (OSError, SafetensorError) as e:
-        raise InputError(f"{path} cannot be written ({e}); the last one stays, and --resume goes on from it") from None
+    with whole(path, "the last one stays, and --resume goes on from it") as partial:
+        save_file({k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()}, partial, metadata)
