@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -197,12 +198,9 @@ def _judged(
     if BACKGROUND in wanted:
         # a detector that is named, or that the network was trained for, counts for more than one proxy of several
         keep = (chosen or bool(classifier.heads)) and proxy in (None, MIXED)
-        try:
+        with _leaving_out(BACKGROUND, proxy):
             background = _background(classifier, detectors, keep=keep)
-        except InputError as e:
-            if proxy not in (None, MIXED):
-                raise
-            log.info("leaving out the proxy %s: %s", BACKGROUND, e)
+        if not background:
             wanted = tuple(p for p in wanted if p != BACKGROUND)
     probes = {name: p for d in detectors.values() for name, p in d.probes().items()}
     _fit(classifier, detectors, train, probes, extraction, leave_out=not chosen)
@@ -214,12 +212,10 @@ def _judged(
             extract(classifier, examples, probes=probes, title="examples", **extraction).chunks,
         )
     for name in wanted:
-        try:
+        with _leaving_out(name, proxy):
             streams[name] = proxy_features(name, val, classifier, own, probes=probes, **extraction)
-        except InputError as e:
-            if proxy not in (None, MIXED):
-                raise
-            log.info("leaving out the proxy %s: %s", name, e)
+    if not streams:
+        raise InputError("no proxy can be had for this network and these images; give OOD examples (--ood-examples)")
     found = {name: _against(name, detectors, pair, leave_out=not chosen) for name, pair in streams.items()}
     proxies = tuple(found)
     candidates = [Candidate(s, *({p: found[p][s][i] for p in proxies} for i in range(3))) for s in detectors]
@@ -227,6 +223,18 @@ def _judged(
     best = detectors[candidates[0].detector]
     scores = {name: (_scores(best, accept), _scores(best, refuse)) for name, (accept, refuse) in streams.items()}
     return Choice(candidates, proxies, scores)
+
+
+@contextlib.contextmanager
+def _leaving_out(name: str, asked: str | None) -> Iterator[None]:
+    """A proxy that fails, for whatever reason, is left out with a line; one that was asked for by name is an error."""
+    try:
+        yield
+    except Exception as e:
+        told = str(e) if isinstance(e, InputError) else f"{type(e).__name__}: {str(e).strip().partition(chr(10))[0]}"
+        if asked not in (None, MIXED):
+            raise InputError(f"the proxy '{name}' cannot be had: {told}") from e
+        log.info("leaving out the proxy %s: %s", name, told)
 
 
 def _fit(
@@ -276,10 +284,12 @@ def _background(classifier: Classifier, detectors: dict[str, Detector], *, keep:
         raise InputError(f"{classifier.name} does not pool its feature map by the mean, and so has no background")
     if any(isinstance(head, FeatureHead) and head.decides for head in classifier.heads.values()):
         raise InputError(f"the label of {classifier.name} is not its last layer's, which pooled features are read with")
+    probe = background_probe(classifier.split.behind_pool)
+    classifier.probed(probe)(classifier.noise())  # a network that cannot serve it must fail here, not in the long pass
     for spec in reading:
         log.info("leaving out %s: it reads feature maps, which the proxy %s does not have", spec, BACKGROUND)
         del detectors[spec]
-    return background_probe()
+    return probe
 
 
 def _against(
