@@ -24,11 +24,12 @@ from nescio.metrics import Scores
 from nescio.models import Classifier
 from nescio.models.coerce import as_classifier
 from nescio.models.heads import FeatureHead
-from nescio.proxies import BACKGROUND, MIXED, Chunks, background_probe, named, proxy_features
+from nescio.proxies import BACKGROUND, MIXED, PROXIES, Chunks, background_probe, named, proxy_features
 from nescio.stage import Probe
 
 log = logging.getLogger(__name__)
 
+Examples = AnySource | Mapping[str, AnySource]
 DIGITS = 4
 """To which an AUROC is rounded before two candidates count as equally good: a hundredth of a percentage point."""
 
@@ -110,7 +111,7 @@ def tune(
     *,
     val: AnySource,
     train: AnySource | None = None,
-    examples: AnySource | None = None,
+    examples: Examples | None = None,
     proxy: str | None = None,
     **extraction: Any,
 ) -> Choice:
@@ -123,9 +124,9 @@ def tune(
     Args:
         classifier: the network.
         space: spec strings with ranges (``fm:p=0.1..0.9+react:q=0.8..0.995+ls+energy``), or presets.
-        val: ID images that the classifier was not trained on.
+        val: ID images that the classifier was not trained on, as ``open_source`` takes them, or a source.
         train: its training images, with labels, for detectors that are fitted on them.
-        examples: OOD images of the user's own.
+        examples: OOD images of the user's own, or several sets of them by name, each of which counts the same.
         proxy: one of ``PROXIES``, or ``mixed`` for all that the network and the images can serve: the default, but with
             examples these alone are.
         **extraction: options of ``extract``.
@@ -152,7 +153,7 @@ def recommend(
     *,
     val: AnySource,
     train: AnySource | None = None,
-    examples: AnySource | None = None,
+    examples: Examples | None = None,
     proxy: str | None = None,
     **extraction: Any,
 ) -> Choice:
@@ -160,7 +161,7 @@ def recommend(
 
     Args:
         classifier: the network.
-        val: ID images that the classifier was not trained on.
+        val: ID images that the classifier was not trained on, as ``open_source`` takes them, or a source.
         train: its training images, with labels.
         examples: as for ``tune``.
         proxy: as for ``tune``.
@@ -182,18 +183,18 @@ def _opened(
 def _judged(
     classifier: Classifier,
     detectors: dict[str, Detector],
-    val: Source,
-    train: Source | None,
-    examples: Source | None,
+    val: AnySource,
+    train: AnySource | None,
+    examples: Examples | None,
     proxy: str | None,
     extraction: dict[str, Any],
     *,
     chosen: bool,
 ) -> Choice:
     """``chosen``: the user named these detectors, so that one which fails is an error, and not left out."""
-    if examples is not None and examples.identity == val.identity:
-        raise InputError("the OOD examples are the validation images themselves; give other images (--ood-examples)")
-    wanted = named(proxy or MIXED) if proxy or examples is None else ()
+    val, train = as_source(val), None if train is None else as_source(train)
+    others = _named_examples(examples, val)
+    wanted = named(proxy or MIXED) if proxy or not others else ()
     background: dict[str, Probe] = {}
     if BACKGROUND in wanted:
         # a detector that is named, or that the network was trained for, counts for more than one proxy of several
@@ -206,11 +207,8 @@ def _judged(
     _fit(classifier, detectors, train, probes, extraction, leave_out=not chosen)
     own = extract(classifier, val, probes=probes | background, title="validation", **extraction)
     streams: dict[str, tuple[Chunks, Chunks]] = {}
-    if examples is not None:
-        streams["examples"] = (
-            own.chunks,
-            extract(classifier, examples, probes=probes, title="examples", **extraction).chunks,
-        )
+    for name, source in others.items():
+        streams[name] = (own.chunks, extract(classifier, source, probes=probes, title=name, **extraction).chunks)
     for name in wanted:
         with _leaving_out(name, proxy):
             streams[name] = proxy_features(name, val, classifier, own, probes=probes, **extraction)
@@ -223,6 +221,17 @@ def _judged(
     best = detectors[candidates[0].detector]
     scores = {name: (_scores(best, accept), _scores(best, refuse)) for name, (accept, refuse) in streams.items()}
     return Choice(candidates, proxies, scores)
+
+
+def _named_examples(examples: Examples | None, val: Source) -> dict[str, Source]:
+    given = examples if isinstance(examples, Mapping) else {} if examples is None else {"examples": examples}
+    others = {name: as_source(source) for name, source in given.items()}
+    for name, source in others.items():
+        if name in (*PROXIES, MIXED):
+            raise InputError(f"OOD examples cannot be called '{name}', as a proxy is; give them another name")
+        if source.identity == val.identity:
+            raise InputError(f"the OOD {name} are the validation images themselves; give other images (--ood-examples)")
+    return others
 
 
 @contextlib.contextmanager

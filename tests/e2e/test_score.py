@@ -89,7 +89,10 @@ def test_many_images_go_to_parquet_files(deployed: Deployed) -> None:
         (["my.nescio", *["new"] * 9], "too many to print"),
         (["my.nescio", "nowhere"], "no such file or folder: nowhere"),
         (["none.nescio", "new"], "no file none.nescio"),
-        (["my.nescio", "new", "-o", "my.nescio"], "scores cannot be written to my.nescio"),
+        (
+            ["my.nescio", "new", "-o", "my.nescio"],
+            "results cannot be written to my.nescio: it is a file; name a folder",
+        ),
         (["my.nescio", "new", "-o", "new"], "new holds other things than scores"),
         (["my.nescio", "new", "-o", "s", "--engine", "spark"], "engine=spark is not a choice"),
     ],
