@@ -48,7 +48,7 @@ def load_classifier(
         classes: number of classes, by default that of the weights; or their names in label order, which ``clip:`` asks
             for where the weights do not hold a head.
         head: name of the last linear layer, where it cannot be found.
-        transform: options that replace the model's own, e.g. ``resize=256,crop=224,mean=imagenet``: see ``Transform.parse``.
+        transform: options that replace the model's own, e.g. ``resize=256,crop=224,mean=half`` (``Transform.parse``).
         device: ``auto`` takes a GPU where there is one.
 
     Raises:
