@@ -145,7 +145,7 @@ def tune(
             )
         if train is None and (detector.needs_train or detector.needs_held_out):
             raise InputError(f"detector '{spec}' is fitted on training images; give them (--train) or leave it out")
-    return _judged(classifier, detectors, *_opened(val, train, examples), proxy, extraction, chosen=True)
+    return _judged(classifier, detectors, val, train, examples, proxy, extraction, chosen=True)
 
 
 def recommend(
@@ -170,14 +170,7 @@ def recommend(
     classifier = as_classifier(classifier)
     served = servable(all_specs(), classifier, trained=train is not None)
     detectors = {spec: d for spec, d in served.items() if d.input_stage is None}
-    return _judged(classifier, detectors, *_opened(val, train, examples), proxy, extraction, chosen=False)
-
-
-def _opened(
-    val: AnySource, train: AnySource | None, examples: AnySource | None
-) -> tuple[Source, Source | None, Source | None]:
-    trained, shown = (None if given is None else as_source(given) for given in (train, examples))
-    return as_source(val), trained, shown
+    return _judged(classifier, detectors, val, train, examples, proxy, extraction, chosen=False)
 
 
 def _judged(
