@@ -184,7 +184,7 @@ def _check(
     apart = held is not None
     needy = [g for g, d in detectors.items() if d.needs_train or (not apart and (d.needs_held_out or d.needs_images))]
     if needy and train is None:
-        raise InputError(f"detector '{needy[0]}' is fitted on training images; give them (--train) or drop it")
+        raise InputError(_without_training(needy, list(detectors)))
     _check_labels(classifier, train, held, id_source)
     _warn_of_outliers(classifier, ood)
     for name in ood:
@@ -200,6 +200,17 @@ def _check(
             log.warning("the id images are the %s images: the results will look better than they are", name)
     if held is not None and train is not None and held.identity == train.identity:
         log.warning("the calibration images are the training images: what is fitted on them fits them too well")
+
+
+def _without_training(needy: Sequence[str], given: Sequence[str]) -> str:
+    """What to do about detectors that cannot be fitted, whether a user named them or nobody did."""
+    if list(given) != list(DEFAULT_DETECTORS):
+        return f"detector '{needy[0]}' is fitted on training images; give them (--train) or drop it"
+    others = " ".join(f"--detector {d}" for d in given if d not in needy)
+    return (
+        f"no detector was named, and of those taken then {', '.join(needy)} are fitted on training images; give them "
+        f"(--train), or name detectors that need none: {others}"
+    )
 
 
 def _warn_of_outliers(classifier: Classifier, ood: Mapping[str, Source]) -> None:

@@ -14,11 +14,12 @@ from torch import Tensor
 from nescio.data.decode import decode
 from nescio.data.sources import AnySource, Labels, Source, as_source
 from nescio.errors import BadImage, InputError, nearest
-from nescio.files import whole
+from nescio.files import make_folder, whole
 from nescio.models import Classifier
 from nescio.models.coerce import classifiers_by_name
 from nescio.models.heads import decide
 from nescio.objectives.ssod import check_gamma, sample, true_class_confidence
+from nescio.outputs import check_file
 from nescio.report.maps import Seen, draw_maps
 
 MOST = 24
@@ -125,6 +126,7 @@ def explain(
         found |= {"probability": maps.probability, "ood": maps.ood, "p_id": maps.p_id}
         arrays |= {f"{name}/{k}": t.cpu().numpy() for k, t in found.items() if t is not None}
     names = [Path(source.name(i)).name for source, i in places]
+    make_folder(out.parent)
     with whole(out.with_suffix(".npz")) as partial:  # takes its place right after the picture's, or neither does
         with partial.open("wb") as file:
             np.savez_compressed(file, **arrays)
@@ -134,17 +136,10 @@ def explain(
 
 def _check(out: Path, n: int) -> None:
     """Refuse what cannot be drawn or written before anything is computed."""
-    if out.suffix.lower() not in (".png", ".svg"):
-        raise InputError(f"{out} must end in .png or .svg")
+    check_file(out, (".png", ".svg"))
+    check_file(out.with_suffix(".npz"))
     if n > MOST:
         raise InputError(f"{n:,} images do not fit in one picture; take up to {MOST}, e.g. SET[:12]")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        trial = out.with_name(f".{out.name}.partial")
-        trial.touch()
-        trial.unlink()
-    except OSError as e:
-        raise InputError(f"{out} cannot be written: {e.strerror}") from None
 
 
 def _pixels(classifier: Classifier, source: Source, i: int) -> Tensor:

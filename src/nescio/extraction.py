@@ -160,7 +160,7 @@ def extract(
 
     Args:
         classifier: the network.
-        source: the images.
+        source: the images, as ``open_source`` takes them, or a source.
         network_pass: how to run the network.
         probes: what to compute from feature maps on the way, by name, as ``Detector.probes()`` gives it.
         cache: folder of the banks; ``$NESCIO_CACHE/banks`` or the user's cache folder by default.

@@ -97,13 +97,24 @@ def parse_stages(spec: str, model: str | None = None, classes: int | None = None
 
     Raises:
         InputError: a stage or option is unknown (the nearest is named), a value does not fit, the stages stand in the
-            wrong order (the right one is named), or there is not exactly one score at the end.
+            wrong order (the right one is named), a bracket is missing, or there is not exactly one score at the end.
     """
+    _check_brackets(spec)
     whole = expand(spec, model, classes)
     stages = [_parse_stage(text.strip(), spec, model, classes) for text in _split(whole, "+")]
     _check_order(stages, spec)
     _check_members(stages, spec)
     return stages
+
+
+def _check_brackets(spec: str) -> None:
+    depth = 0
+    for i, letter in enumerate(spec):
+        depth += (letter == "(") - (letter == ")")
+        if depth < 0:
+            raise InputError(f"detector '{spec}' closes a bracket that nothing opened, at '{spec[i:]}'")
+    if depth:
+        raise InputError(f"a closing bracket is missing in detector '{spec}'; write '{spec}{')' * depth}'")
 
 
 def _check_members(stages: list[Stage], spec: str) -> None:

@@ -77,15 +77,16 @@ def proxy_features(
     return bank.chunks, extract(classifier, source, title=proxy, **extraction).chunks
 
 
-def background_probe(gamma: float = GAMMA) -> dict[str, Probe]:
-    """The probe, by its name: pooled background, pooled foreground and how many positions each pools, per image."""
+def background_probe(neck: Callable[[Tensor], Tensor], gamma: float = GAMMA) -> dict[str, Probe]:
+    """The probe, by its name: pooled background, pooled foreground and how many positions each pools, per image.
+
+    ``neck`` is the network behind its pooling: pooled vectors ``(N, K)`` to penultimate features ``(N, L)``.
+    """
 
     def probe(maps: Maps) -> Sequence[Tensor]:
         fmap = maps.layers[-1]
-        count, channels = fmap.shape[:2]
         rows = fmap.flatten(2).mT  # (B, H·W, K)
-        h = maps.rest(rows.reshape(-1, channels, 1, 1))
-        logits = maps.head.linear(h).view(count, rows.shape[1], -1)
+        logits = maps.head.linear(neck(rows.flatten(0, 1))).view(*rows.shape[:2], -1)
         pred = maps.head.linear(maps.rest(fmap)).argmax(dim=1)
         confidence = true_class_confidence(logits, pred)
         is_id, is_ood = sample(confidence, gamma)
@@ -93,7 +94,7 @@ def background_probe(gamma: float = GAMMA) -> dict[str, Probe]:
         rank = confidence.argsort(dim=1).argsort(dim=1)
         least, surest = rank < pooled[:, None], rank >= rank.shape[1] - pooled[:, None]
         means = [(rows * at[..., None]).sum(dim=1) / pooled.clamp(min=1)[:, None] for at in (least, surest)]
-        return [*(maps.rest(mean[..., None, None]) for mean in means), pooled[:, None].to(fmap.dtype)]
+        return [*map(neck, means), pooled[:, None].to(fmap.dtype)]
 
     return {_column(gamma): probe}
 

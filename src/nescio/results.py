@@ -24,7 +24,8 @@ from nescio import ops
 from nescio.data.sources import Source, open_source
 from nescio.data.suites import AVERAGE
 from nescio.errors import InputError, nearest
-from nescio.files import make_folder, whole
+from nescio.files import make_folder, whole, write_whole
+from nescio.outputs import write_table
 from nescio.sample import FeatureSample
 from nescio.text import cells
 
@@ -186,14 +187,25 @@ class Results:
 
     def to_csv(self) -> str:
         """One line per row; metrics in percent."""
-        lines = [r.printable() | self._beside(r) for r in self.rows]
-        names = list(
-            dict.fromkeys([f.name for f in fields(Row) if f.name != "intervals"] + [k for r in lines for k in r])
-        )
+        lines = self._lines()
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerows([names, *(cells(line.get(name, "") for name in names) for line in lines)])
+        writer.writerows([list(lines[0]), *(cells(line.values()) for line in lines)])
         return out.getvalue()
+
+    def _lines(self) -> list[dict[str, Any]]:
+        """The rows as a table, all with the same names."""
+        lines = [r.printable() | self._beside(r) for r in self.rows]
+        names = dict.fromkeys([f.name for f in fields(Row) if f.name != "intervals"] + [k for r in lines for k in r])
+        return [{name: line.get(name) for name in names} for line in lines]
+
+    def save_table(self, file: Path) -> None:
+        """Write the rows to one file, whole: ``.csv``, ``.parquet``, or ``.json`` with the manifest and averages."""
+        make_folder(file.parent)
+        if file.suffix.lower() == ".parquet":
+            write_table(file, self._lines())
+        else:
+            write_whole(file, self.to_csv() if file.suffix.lower() == ".csv" else self.to_json())
 
     def _beside(self, row: Row) -> dict[str, Any]:
         published = self.published.get((row.detector, row.ood))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,11 +24,12 @@ from nescio.metrics import Scores
 from nescio.models import Classifier
 from nescio.models.coerce import as_classifier
 from nescio.models.heads import FeatureHead
-from nescio.proxies import BACKGROUND, MIXED, Chunks, background_probe, named, proxy_features
+from nescio.proxies import BACKGROUND, MIXED, PROXIES, Chunks, background_probe, named, proxy_features
 from nescio.stage import Probe
 
 log = logging.getLogger(__name__)
 
+Examples = AnySource | Mapping[str, AnySource]
 DIGITS = 4
 """To which an AUROC is rounded before two candidates count as equally good: a hundredth of a percentage point."""
 
@@ -109,7 +111,7 @@ def tune(
     *,
     val: AnySource,
     train: AnySource | None = None,
-    examples: AnySource | None = None,
+    examples: Examples | None = None,
     proxy: str | None = None,
     **extraction: Any,
 ) -> Choice:
@@ -122,9 +124,9 @@ def tune(
     Args:
         classifier: the network.
         space: spec strings with ranges (``fm:p=0.1..0.9+react:q=0.8..0.995+ls+energy``), or presets.
-        val: ID images that the classifier was not trained on.
+        val: ID images that the classifier was not trained on, as ``open_source`` takes them, or a source.
         train: its training images, with labels, for detectors that are fitted on them.
-        examples: OOD images of the user's own.
+        examples: OOD images of the user's own, or several sets of them by name, each of which counts the same.
         proxy: one of ``PROXIES``, or ``mixed`` for all that the network and the images can serve: the default, but with
             examples these alone are.
         **extraction: options of ``extract``.
@@ -143,7 +145,7 @@ def tune(
             )
         if train is None and (detector.needs_train or detector.needs_held_out):
             raise InputError(f"detector '{spec}' is fitted on training images; give them (--train) or leave it out")
-    return _judged(classifier, detectors, *_opened(val, train, examples), proxy, extraction, chosen=True)
+    return _judged(classifier, detectors, val, train, examples, proxy, extraction, chosen=True)
 
 
 def recommend(
@@ -151,7 +153,7 @@ def recommend(
     *,
     val: AnySource,
     train: AnySource | None = None,
-    examples: AnySource | None = None,
+    examples: Examples | None = None,
     proxy: str | None = None,
     **extraction: Any,
 ) -> Choice:
@@ -159,7 +161,7 @@ def recommend(
 
     Args:
         classifier: the network.
-        val: ID images that the classifier was not trained on.
+        val: ID images that the classifier was not trained on, as ``open_source`` takes them, or a source.
         train: its training images, with labels.
         examples: as for ``tune``.
         proxy: as for ``tune``.
@@ -168,58 +170,43 @@ def recommend(
     classifier = as_classifier(classifier)
     served = servable(all_specs(), classifier, trained=train is not None)
     detectors = {spec: d for spec, d in served.items() if d.input_stage is None}
-    return _judged(classifier, detectors, *_opened(val, train, examples), proxy, extraction, chosen=False)
-
-
-def _opened(
-    val: AnySource, train: AnySource | None, examples: AnySource | None
-) -> tuple[Source, Source | None, Source | None]:
-    trained, shown = (None if given is None else as_source(given) for given in (train, examples))
-    return as_source(val), trained, shown
+    return _judged(classifier, detectors, val, train, examples, proxy, extraction, chosen=False)
 
 
 def _judged(
     classifier: Classifier,
     detectors: dict[str, Detector],
-    val: Source,
-    train: Source | None,
-    examples: Source | None,
+    val: AnySource,
+    train: AnySource | None,
+    examples: Examples | None,
     proxy: str | None,
     extraction: dict[str, Any],
     *,
     chosen: bool,
 ) -> Choice:
     """``chosen``: the user named these detectors, so that one which fails is an error, and not left out."""
-    if examples is not None and examples.identity == val.identity:
-        raise InputError("the OOD examples are the validation images themselves; give other images (--ood-examples)")
-    wanted = named(proxy or MIXED) if proxy or examples is None else ()
+    val, train = as_source(val), None if train is None else as_source(train)
+    others = _named_examples(examples, val)
+    wanted = named(proxy or MIXED) if proxy or not others else ()
     background: dict[str, Probe] = {}
     if BACKGROUND in wanted:
         # a detector that is named, or that the network was trained for, counts for more than one proxy of several
         keep = (chosen or bool(classifier.heads)) and proxy in (None, MIXED)
-        try:
+        with _leaving_out(BACKGROUND, proxy):
             background = _background(classifier, detectors, keep=keep)
-        except InputError as e:
-            if proxy not in (None, MIXED):
-                raise
-            log.info("leaving out the proxy %s: %s", BACKGROUND, e)
+        if not background:
             wanted = tuple(p for p in wanted if p != BACKGROUND)
     probes = {name: p for d in detectors.values() for name, p in d.probes().items()}
     _fit(classifier, detectors, train, probes, extraction, leave_out=not chosen)
     own = extract(classifier, val, probes=probes | background, title="validation", **extraction)
     streams: dict[str, tuple[Chunks, Chunks]] = {}
-    if examples is not None:
-        streams["examples"] = (
-            own.chunks,
-            extract(classifier, examples, probes=probes, title="examples", **extraction).chunks,
-        )
+    for name, source in others.items():
+        streams[name] = (own.chunks, extract(classifier, source, probes=probes, title=name, **extraction).chunks)
     for name in wanted:
-        try:
+        with _leaving_out(name, proxy):
             streams[name] = proxy_features(name, val, classifier, own, probes=probes, **extraction)
-        except InputError as e:
-            if proxy not in (None, MIXED):
-                raise
-            log.info("leaving out the proxy %s: %s", name, e)
+    if not streams:
+        raise InputError("no proxy can be had for this network and these images; give OOD examples (--ood-examples)")
     found = {name: _against(name, detectors, pair, leave_out=not chosen) for name, pair in streams.items()}
     proxies = tuple(found)
     candidates = [Candidate(s, *({p: found[p][s][i] for p in proxies} for i in range(3))) for s in detectors]
@@ -227,6 +214,29 @@ def _judged(
     best = detectors[candidates[0].detector]
     scores = {name: (_scores(best, accept), _scores(best, refuse)) for name, (accept, refuse) in streams.items()}
     return Choice(candidates, proxies, scores)
+
+
+def _named_examples(examples: Examples | None, val: Source) -> dict[str, Source]:
+    given = examples if isinstance(examples, Mapping) else {} if examples is None else {"examples": examples}
+    others = {name: as_source(source) for name, source in given.items()}
+    for name, source in others.items():
+        if name in (*PROXIES, MIXED):
+            raise InputError(f"OOD examples cannot be called '{name}', as a proxy is; give them another name")
+        if source.identity == val.identity:
+            raise InputError(f"the OOD {name} are the validation images themselves; give other images (--ood-examples)")
+    return others
+
+
+@contextlib.contextmanager
+def _leaving_out(name: str, asked: str | None) -> Iterator[None]:
+    """A proxy that fails, for whatever reason, is left out with a line; one that was asked for by name is an error."""
+    try:
+        yield
+    except Exception as e:
+        told = str(e) if isinstance(e, InputError) else f"{type(e).__name__}: {str(e).strip().partition(chr(10))[0]}"
+        if asked not in (None, MIXED):
+            raise InputError(f"the proxy '{name}' cannot be had: {told}") from e
+        log.info("leaving out the proxy %s: %s", name, told)
 
 
 def _fit(
@@ -276,10 +286,12 @@ def _background(classifier: Classifier, detectors: dict[str, Detector], *, keep:
         raise InputError(f"{classifier.name} does not pool its feature map by the mean, and so has no background")
     if any(isinstance(head, FeatureHead) and head.decides for head in classifier.heads.values()):
         raise InputError(f"the label of {classifier.name} is not its last layer's, which pooled features are read with")
+    probe = background_probe(classifier.split.behind_pool)
+    classifier.probed(probe)(classifier.noise())  # a network that cannot serve it must fail here, not in the long pass
     for spec in reading:
         log.info("leaving out %s: it reads feature maps, which the proxy %s does not have", spec, BACKGROUND)
         del detectors[spec]
-    return background_probe()
+    return probe
 
 
 def _against(

@@ -52,7 +52,7 @@ def bench(*flags: str, **changes: object) -> Result:
     arguments = [*(f for f in flags if f == "--quiet"), "bench", *(f for f in flags if f != "--quiet")]
     for name, value in options.items():
         for v in value if isinstance(value, list) else [] if value is None else [value]:
-            arguments += [name, str(v)]
+            arguments += [name] if v is True else [name, str(v)]
     return CliRunner().invoke(main, arguments, catch_exceptions=False)
 
 
@@ -209,6 +209,24 @@ MISTAKES = {
     "an OOD set called like markup": ({"ood": ["[red]x[/]=far"]}, "another name"),
     "results in the way": ({"out": "w.safetensors/results"}, "cannot be written"),
     "a list that is no text": ({"detectors": "w.safetensors"}, "cannot be read as text"),
+    "a file of weights as the model": ({"model": "w.safetensors"}, "is a file of weights.*give it as --weights"),
+    "a file of code without a function": ({"model": "mine.py"}, r"name the function.*mine\.py:FUNCTION"),
+    "a function that the file lacks": ({"model": "mine.py:maek"}, "did you mean 'make'"),
+    "a file of code that is not there": ({"model": "code/net.py:make"}, r"no file code/net\.py"),
+    "a module that is not there": ({"model": "nowhere:make"}, r"PYTHONPATH.*DIR/FILE\.py:FUNCTION"),
+    "an option that the factory lacks": ({"model": "mine:make:depth=3"}, "unexpected keyword argument 'depth'"),
+    "a folder that holds no run": ({"model": "train"}, "holds no trained network"),
+    "a deployed detector as the model": ({"model": "my.nescio"}, "a file that nescio fit wrote"),
+    "a list as weights": ({"weights": "none.txt"}, r"none\.txt is text; give weights"),
+    "a folder as weights": ({"weights": "."}, r"is a folder; name the file of weights in it.*w\.safetensors"),
+    "a picture as weights": ({"weights": "id/a/0.png"}, "is a picture; give weights"),
+    "a bracket that is open": ({"detector": ["mean(energy,knn"]}, r"write 'mean\(energy,knn\)'"),
+    "a bracket too many": ({"detector": ["energy)"]}, "closes a bracket that nothing opened"),
+    "default detectors without training images": (
+        {"detector": None, "train": None},
+        "no detector was named.*give them.*--detector msp --detector maxlogit --detector energy$",
+    ),
+    "a report in one file": ({"out": "results.csv", "report": True}, "one file"),
     "a factory that fails": ({"model": "builtins:chr"}, r"chr\(\) failed: TypeError"),
     "an unknown bank dtype": ({"bank_dtype": "int8"}, "float16"),
 }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import io
+import json
 import os
 import signal
 import subprocess
@@ -21,7 +23,7 @@ from safetensors.torch import save_file
 
 from conftest import TINY_TRANSFORM, encoded, picture, tiny_net
 from nescio.cli import main
-from nescio.deploy import Deployed, ScoringDone, fit, load, score_images
+from nescio.deploy import Deployed, ScoringDone, fit, load, score_images, scoring
 from nescio.errors import InputError
 from nescio.models import Classifier
 
@@ -89,7 +91,10 @@ def test_many_images_go_to_parquet_files(deployed: Deployed) -> None:
         (["my.nescio", *["new"] * 9], "too many to print"),
         (["my.nescio", "nowhere"], "no such file or folder: nowhere"),
         (["none.nescio", "new"], "no file none.nescio"),
-        (["my.nescio", "new", "-o", "my.nescio"], "scores cannot be written to my.nescio"),
+        (
+            ["my.nescio", "new", "-o", "my.nescio"],
+            "results cannot be written to my.nescio: it is a file",
+        ),
         (["my.nescio", "new", "-o", "new"], "new holds other things than scores"),
         (["my.nescio", "new", "-o", "s", "--engine", "spark"], "engine=spark is not a choice"),
     ],
@@ -230,3 +235,52 @@ def assert_same(found: pa.Table, expected: pa.Table) -> None:
             assert [v if v is None else pytest.approx(v, rel=1e-4) for v in values] == expected[name].to_pylist()
         else:
             assert values == expected[name].to_pylist()
+
+
+def test_one_file_holds_the_rows_that_a_folder_would(deployed: Deployed) -> None:
+    Path("new/b/2.png").write_bytes(b"")
+    Path("new/b/=1+1.png").write_bytes(encoded(picture(9)))
+    result = score("my.nescio", "new/**/*.png", "-o", "folder", "--workers", "0")
+    assert result.exit_code == 0, result.output
+    rows = pq.read_table("folder").to_pylist()
+    assert len(rows) == 13
+    for name in ("sub/s.parquet", "s.csv", "s.JSON"):
+        result = score("my.nescio", "new/**/*.png", "-o", name, "--batch-size", "5", "--workers", "0")
+        assert result.exit_code == 0, result.output
+        assert f"1 unreadable (listed in {name})" in result.output
+        assert f"wrote {name}" in result.output
+    assert [list(r) for r in pq.read_table("sub/s.parquet").to_pylist()] == [list(r) for r in rows]
+    kept = json.loads(Path("s.JSON").read_text())
+    with Path("s.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    for row, in_json, line in zip(rows, kept, lines, strict=True):
+        assert [row[k] for k in ("path", "label", "accepted", "error")] == [
+            in_json[k] for k in ("path", "label", "accepted", "error")
+        ]
+        assert line["path"] == row["path"]
+        assert line["accepted"] == {True: "true", False: "false", None: ""}[row["accepted"]]
+        if row["score"] is not None:
+            assert float(line["score"]) == in_json["score"] == pytest.approx(row["score"], rel=1e-5)
+    assert not list(Path().rglob("*.partial"))
+
+
+def test_one_file_is_whole_or_not_there(deployed: Deployed, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("s.csv").write_text("as it was")
+    monkeypatch.setattr(scoring, "MOST_IN_ONE_FILE", 11)
+    result = score("my.nescio", "new", "-o", "s.csv")
+    assert result.exit_code == 2
+    assert "12 images are too many for one file" in result.output
+    monkeypatch.setattr(scoring, "MOST_IN_ONE_FILE", 12)
+    result = score("my.nescio", "new", "-o", "s.csv", "--part-size", "3")
+    assert result.exit_code == 2
+    assert "drop --engine and --part-size" in result.output
+    rows = scoring.verdict_rows
+
+    def interrupted(*arguments: object) -> Iterator[pa.RecordBatch]:
+        yield next(rows(*arguments))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(scoring, "verdict_rows", interrupted)
+    assert score("my.nescio", "new", "-o", "s.csv", "--batch-size", "5", "--workers", "0").exit_code == 130
+    assert Path("s.csv").read_text() == "as it was"
+    assert not list(Path().glob(".*partial"))

@@ -277,7 +277,7 @@ def test_weights_that_cannot_be_used_are_refused(in_tmp: Path, capsys: pytest.Ca
         "extra.pt": "not in the model: extra",
         "missing.pt": r"missing: conv\.bias",
         "shape.pt": r"other shape: conv\.weight",
-        "text.pt": "not a readable checkpoint|could run code",
+        "text.pt": "text.pt is text; give weights",
         "text.safetensors": "not a readable safetensors",
     }.items():
         with pytest.raises(InputError, match=told):
@@ -310,6 +310,45 @@ def test_transforms_come_from_the_library_and_can_be_changed(tmp_path: Path) -> 
     torch.save(build("timm:tf_efficientnet_lite0").state_dict(), path)
     c = load_classifier("tf_efficientnet_lite0", weights=path, transform="interpolation=nearest")
     assert str(c.transform) == "resize=256,crop=224,interpolation=nearest,mean=0.5/0.5/0.5,std=0.5/0.5/0.5"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("mean=0.485,0.456,0.406", "mean=0.485/0.456/0.406,std=0.3/0.3/0.3"),
+        ("mean=0.485/0.456/0.406,std=0.229,0.224,0.225", "mean=0.485/0.456/0.406,std=0.229/0.224/0.225"),
+        ("std=0.5,0.4,0.3,mean=0.1", "mean=0.1/0.1/0.1,std=0.5/0.4/0.3"),
+        (" mean = 0.1, 0.2, 0.3 , std = 0.4", "mean=0.1/0.2/0.3,std=0.4/0.4/0.4"),
+        ("mean=imagenet", "mean=0.485/0.456/0.406,std=0.229/0.224/0.225"),
+        ("mean=cifar10", "mean=0.4914/0.4822/0.4465,std=0.2023/0.1994/0.201"),
+        ("mean=half", "mean=0.5/0.5/0.5,std=0.5/0.5/0.5"),
+        ("mean=half,std=0.25", "mean=0.5/0.5/0.5,std=0.25/0.25/0.25"),
+        ("std=imagenet,mean=clip", "mean=0.48145466/0.4578275/0.40821073,std=0.229/0.224/0.225"),
+        ("std=half", "mean=0.2/0.2/0.2,std=0.5/0.5/0.5"),
+    ],
+)
+def test_a_normalisation_may_be_written_as_people_do(text: str, expected: str) -> None:
+    default = Transform(crop=8, mean=(0.2,) * 3, std=(0.3,) * 3)
+    found = Transform.parse(text, default)
+    assert str(found) == f"resize=8,crop=8,interpolation=bilinear,{expected}"
+    assert str(Transform.parse(str(found))) == str(found)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("crop=8,mean=0.4,0.5", r"mean=0\.4,0\.5 cannot be read; .*three \(mean=0\.485,0\.456,0\.406\).*imagenet"),
+        ("crop=8,std=imagnet", "one of the names imagenet, cifar10, cifar100, clip, half"),
+        ("crop=8,0.5", "unknown transform option '0.5'"),
+        ("crop=big", "crop=big is not a number of pixels"),
+        ("crop=8,crop=9", "says crop twice"),
+        ("crop=8,mean=1,2,3,4", "cannot be read"),
+        ("crop=8,mean=nan", "must be finite"),
+    ],
+)
+def test_a_transform_that_cannot_be_read_says_how_it_is_written(text: str, told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        Transform.parse(text)
 
 
 def test_hugging_face_models_from_a_local_folder(tmp_path: Path) -> None:

@@ -298,7 +298,7 @@ def test_folders_that_cannot_take_scores_are_refused(
         (other, "holds other things"),
         (tmp_path / "file", "cannot be written"),
         (tmp_path / "file/s", "cannot be written"),
-        ("s3://bucket/s", "name a folder of this machine"),
+        ("s3://bucket/s", "name a place on this machine"),
     ):
         with pytest.raises(InputError, match=told):
             score_images(deployed, Pictures(3), out, workers=0, progress=False)

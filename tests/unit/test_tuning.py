@@ -99,7 +99,7 @@ def test_the_background_probe_pools_as_many_sure_positions_as_unsure_ones() -> N
     fmap = torch.einsum("bp,k->bkp", strengths, direction).view(2, width, 2, 2)
     offset = torch.linalg.lstsq(head.weight, -head.bias[:, None]).solution[:, 0]
     fmap = fmap + offset[None, :, None, None]
-    (probe,) = background_probe().values()
+    (probe,) = background_probe(lambda vectors: vectors).values()
     background, foreground, count = probe(Maps([fmap], lambda m: m.mean(dim=(2, 3)), head))
     assert count[:, 0].tolist() == [1, 0]  # the second image has no background
     assert torch.allclose(background[0], fmap[0, :, 1, 0], atol=1e-5)  # the third position

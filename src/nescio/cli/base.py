@@ -14,6 +14,7 @@ import click
 
 from nescio.errors import InputError, check_at_least, nearest
 from nescio.files import OF_THE_DISK
+from nescio.outputs import check_out, is_table
 from nescio.progress import Clock, Screen
 from nescio.text import printable
 
@@ -90,6 +91,15 @@ def _classes(ctx: click.Context, _option: click.Parameter, text: str | None) -> 
     return names
 
 
+MODEL_HELP = (
+    "A trained folder, densenet-bc-100-12, resnet18-cifar, timm:NAME, torchvision:NAME, hf:ID, clip:NAME, or code of "
+    "yours: module:factory or FILE.py:factory, with options as timm:NAME:option=value has them."
+)
+transform_option = click.option(
+    "--transform",
+    help="Replaces parts of the model's test transform: resize=256,crop=224,mean=0.485,0.456,0.406,std=0.5. "
+    "mean=NAME sets mean and std: imagenet, cifar10, cifar100, clip or half.",
+)
 model_options = taking(
     click.option(
         "--weights",
@@ -103,9 +113,7 @@ model_options = taking(
         help="Number of classes, or a file of their names, one a line.  [default: that of the weights]",
     ),
     click.option("--head", help="Name of the last linear layer, where it cannot be found."),
-    click.option(
-        "--transform", help="Replaces parts of the model's test transform: resize=256,crop=224,mean=0.5,std=0.5."
-    ),
+    transform_option,
     click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, …"),
 )
 MODEL = ("weights", "classes", "head", "transform", "device")
@@ -150,7 +158,10 @@ def present(results: Results, out: Path | None, *, report: bool, clock: Clock | 
         screen.print(table)
     if told := tables.accuracy(results):
         screen.print(told)
-    if out is not None:
+    if out is not None and is_table(out):
+        results.save_table(out)
+        screen.print(f"wrote {out}")
+    elif out is not None:
         results.save(out)
         tables.save_tables(results, out)
         written = ["results.csv", "results.json", "results.md", "results.tex"]
@@ -182,18 +193,18 @@ def use_cache(folder: Path | None) -> None:
         os.environ["NESCIO_CACHE"] = str(folder.expanduser())
 
 
-def check_writable(folder: Path | None) -> None:
-    """Refuse a folder that results could not be written to, before the work is done."""
-    if folder is None:
-        return
-    existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
-    files = [f"results.{kind}" for kind in ("csv", "json", "md", "tex")] + ["skipped.csv", "report.html"]
-    taken = [n for n in (*files, "scores.safetensors", "features.safetensors") if (folder / n).is_dir()]
-    taken += [n for n in ("figures",) if (folder / n).is_file()]
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK) or taken:
-        raise InputError(
-            f"results cannot be written to {folder}: {existing} is in the way or not writable; name another"
-        )
+def out_option(text: str, **more: Any) -> Callable[..., Any]:
+    """``-o``, ``--out``: where results go. The command checks it before its work (``nescio.outputs``)."""
+    return click.option("-o", "--out", type=click.Path(path_type=Path), help=text, **more)
+
+
+def check_results(out: Path | None, *, report: bool = False) -> None:
+    """Refuse where ``present`` could not write, before the work is done."""
+    if is_table(out) and report:
+        raise InputError(f"--report is a folder's: its page stands beside its figures, and {out} is one file")
+    if out is not None:
+        files = [f"results.{kind}" for kind in ("csv", "json", "md", "tex")] + ["skipped.csv", "report.html"]
+        check_out(out, [*files, "scores.safetensors", "features.safetensors"], ["figures"])
 
 
 def console() -> Screen:

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nescio.cli.base import (
-    check_writable,
+    MODEL_HELP,
+    check_results,
     console,
     detector_specs,
     extraction_options,
     model_options,
     named,
     open_classifier,
+    out_option,
     present,
     use_cache,
     write_report_to,
@@ -30,11 +32,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option(
-    "--model",
-    help="A trained folder, densenet-bc-100-12, resnet18-cifar, timm:NAME, torchvision:NAME, hf:ID, clip:NAME, or "
-    "module:factory.",
-)
+@click.option("--model", help=MODEL_HELP)
 @model_options
 @click.option("--suite", help="A published benchmark: cifar10, imagenet, …; nescio data list shows them all.")
 @click.option("--data-root", default=".", show_default=True, help="Folder with the suite's data sets.")
@@ -67,10 +65,8 @@ if TYPE_CHECKING:
     metavar="N",
     help="Bootstrap 95 % intervals from N resamples.",
 )
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder for the results: .csv, .json, .md, .tex and all scores.",
+@out_option(
+    "Folder for the results: .csv, .json, .md, .tex and all scores; or FILE.csv, .json or .parquet for one file."
 )
 @click.option("--report", is_flag=True, help="Write report.html there too, and its figures.")
 @extraction_options
@@ -86,7 +82,7 @@ def bench(obj: dict[str, Any], /, **options: Any) -> None:
     """  # noqa: D301 - click reads the backslashes
     if options["report"] and not options["out"]:
         raise InputError("--report needs a folder to be written to; add --out DIR")
-    check_writable(options["out"])
+    check_results(options["out"], report=options["report"])
     use_cache(options.pop("cache"))
     specs = detector_specs(options["detector"], options["detectors"])
     oods = named(options["ood"])
@@ -177,7 +173,7 @@ def _own_model(suite: Suite) -> str:
 
 
 @click.command()
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default="quickstart", show_default=True)
+@out_option("Folder for the results.", default="quickstart", show_default=True)
 @click.option(
     "--epochs",
     type=click.IntRange(1),
@@ -189,7 +185,7 @@ def _own_model(suite: Suite) -> str:
 @click.pass_obj
 def quickstart(obj: dict[str, Any], /, out: Path, epochs: int, bank_dtype: str, **options: Any) -> None:
     """Run the main job on embedded images: train a small classifier, compare detectors, write a report."""
-    check_writable(out)
+    check_results(out, report=True)
     use_cache(options.pop("cache"))
     from nescio.quickstart import quickstart as run
 
@@ -200,13 +196,13 @@ def quickstart(obj: dict[str, Any], /, out: Path, epochs: int, bank_dtype: str, 
 
 @click.command()
 @click.argument("results", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder of the page.  [default: RESULTS]")
+@out_option("Folder of the page.  [default: RESULTS]")
 def report(results: Path, out: Path | None) -> None:
     """Write report.html and its figures again from the folder RESULTS that bench --out wrote."""
     from nescio.results import Results
 
     folder = out or results
-    check_writable(folder)
+    check_results(folder, report=True)
     loaded = Results.load(results)
     make_folder(folder)
     clock = Clock()

@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nescio.cli.base import (
-    check_writable,
     console,
     extraction_options,
     model_options,
     named,
     open_classifier,
+    out_option,
     taking,
     use_cache,
 )
 from nescio.errors import InputError
 from nescio.files import make_folder
+from nescio.outputs import check_file, check_out, is_table
 
 if TYPE_CHECKING:
     from nescio.deploy import Deployed, Lowered
@@ -48,7 +49,7 @@ MOST_PRINTED = 100
 @click.option("--proxy", help="Fit P(ID | image) against noise, pixels, tiles, blur or corner.")
 @click.option("--prior", default=0.5, show_default=True, help="P(ID) that is assumed with it.")
 @click.option("--no-weights", is_flag=True, help="Keep the network's weights out of the file: their hash alone.")
-@click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="File to write.")
+@out_option("File to write.", required=True)
 @extraction_options
 @click.pass_obj
 def fit(obj: dict[str, Any], /, out: Path, *, no_weights: bool, **options: Any) -> None:
@@ -57,7 +58,7 @@ def fit(obj: dict[str, Any], /, out: Path, *, no_weights: bool, **options: Any) 
     \b
     nescio fit --model … --train images/train --calibrate images/held-out --detector fmls --accept 0.95 -o my.nescio
     """  # noqa: D301 - click reads the backslashes
-    check_writable(out.parent)
+    check_file(out)
     use_cache(options["cache"])
     from nescio.deploy import describe
     from nescio.deploy import fit as run
@@ -80,7 +81,7 @@ def fit(obj: dict[str, Any], /, out: Path, *, no_weights: bool, **options: Any) 
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="File to write.")
+@out_option("File to write.", required=True)
 @click.option(
     "--preprocess",
     type=click.Choice(["nchw", "nhwc"]),
@@ -117,7 +118,7 @@ def export(obj: dict[str, Any], /, file: Path, out: Path, **options: Any) -> Non
 
     A network in fp16 or int8 gives other scores: its threshold is calibrated anew, and what it loses is printed.
     """  # noqa: D301 - click reads the backslashes
-    check_writable(out.parent)
+    check_file(out)
     from nescio.deploy import export as run
     from nescio.deploy import load
 
@@ -142,7 +143,7 @@ def show(file: Path) -> None:
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @click.argument("images", nargs=-1, required=True)
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder for the scores.  [default: print them]")
+@out_option("Folder for the scores, or FILE.csv, .json or .parquet for one file.  [default: print them]")
 @network_options
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, …")
 @click.option("--engine", default="local", show_default=True, help="local, or ray: on a Ray cluster (nescio[ray]).")
@@ -156,10 +157,13 @@ def score(obj: dict[str, Any], /, file: Path, images: tuple[str, ...], out: Path
     \b
     nescio score my.nescio photo.jpg                   prints the verdict
     nescio score my.nescio IMAGES… -o scores/          writes parquet files, a row for each image
+    nescio score my.nescio IMAGES… -o scores.csv       writes one file (or .json, .parquet), for up to 100,000 images
 
     IMAGES are files, folders, globs, zip, tar or parquet files, here or behind a URL (s3://, gs://, https://). The same
-    command goes on with a job that was killed.
+    command goes on with a job that was killed, where it writes to a folder.
     """  # noqa: D301 - click reads the backslashes
+    if out is not None:
+        check_out(out)
     from nescio.deploy import load, score_images
 
     deployed = load(file, **{k: options.pop(k) for k in ("model", "weights", "device")})
@@ -168,11 +172,13 @@ def score(obj: dict[str, Any], /, file: Path, images: tuple[str, ...], out: Path
         return
     done = score_images(deployed, images, out, **options, progress=not obj["quiet"])
     tally = done.tally
-    listed = f" (listed in {out / '_errors.csv'})" if tally.unreadable else ""
+    one = is_table(out)
+    listed = f" (listed in {out if one else out / '_errors.csv'})" if tally.unreadable else ""
     rate = f"; {done.images / done.seconds:,.0f} images/s" if done.images else ""
     console().print(
         f"{tally.images:,} images: {tally.accepted:,} accepted, {tally.rejected:,} rejected, "
-        f"{tally.unreadable:,} unreadable{listed}{rate}\nwrote {tally.parts:,} parts to {out}/"
+        f"{tally.unreadable:,} unreadable{listed}{rate}\n"
+        + (f"wrote {out}" if one else f"wrote {tally.parts:,} parts to {out}/")
     )
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
-from nescio.cli.base import console, named
+from nescio.cli.base import console, named, out_option, transform_option
 from nescio.errors import InputError
+from nescio.outputs import check_file
 
 OBJECTIVES = (
     "ce, ssod, logitnorm, godin, mos, vos, bal, conf, supcon, csi, cider, oe or flyp; options: ssod:gamma=0.95,alpha=1."
@@ -22,9 +23,7 @@ OBJECTIVES = (
 )
 @click.option("--train", "train_", required=True, help="Labelled training images: a folder, .parquet, … as for bench.")
 @click.option("--val", required=True, help="Labelled ID validation images; nothing is fitted to them but the choice.")
-@click.option(
-    "--out", required=True, type=click.Path(path_type=Path), help="Folder of the run; bench --model takes it."
-)
+@out_option("Folder of the run; bench --model takes it.", required=True)
 @click.option("--objective", default="ssod", help=OBJECTIVES)
 @click.option("--outliers", help="Images of no class, for objectives that learn from some: oe, or ssod:outliers=1.")
 @click.option(
@@ -49,7 +48,7 @@ OBJECTIVES = (
 @click.option(
     "--size", type=click.IntRange(1), help="Side of the images that the network sees.  [default: the model's]"
 )
-@click.option("--transform", help="Replaces parts of the model's test transform: resize=256,crop=224,mean=0.5,std=0.5.")
+@transform_option
 @click.option("--seed", type=int, default=0, help="Of all that is drawn.")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint; the other options stay as they were.")
 @click.option("--watch", multiple=True, metavar="NAME=SET", help="OOD set to log after each epoch. It chooses nothing.")
@@ -97,9 +96,7 @@ def train(obj: dict[str, Any], /, train_: str, watch: tuple[str, ...], recipe: s
 @click.option("--weights", type=click.Path(path_type=Path), help="As for bench, with one model.")
 @click.option("--transform", help="As for bench.")
 @click.option("--head", help="As for bench.")
-@click.option(
-    "--out", required=True, type=click.Path(path_type=Path), help="Picture: .png or .svg; arrays go beside it."
-)
+@out_option("Picture: .png or .svg; arrays go beside it.", required=True)
 @click.option("--gamma", default=0.95, show_default=True, help="Threshold of SSOD's sampler.")
 @click.option(
     "--label", help="Class whose confidence is shown.  [default: the true one, where known; else the predicted]"
@@ -114,6 +111,7 @@ def explain(images: tuple[str, ...], model: tuple[str, ...], out: Path, **option
     from nescio.explanation import explain as run
     from nescio.models import load_classifier
 
+    check_file(out, (".png", ".svg"))
     keys = ("weights", "transform", "head", "device")
     loading = {k: options.pop(k) for k in keys}
     if loading["weights"] and len(model) > 1:

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from nescio.cli.base import (
-    check_writable,
     console,
     extraction_options,
     model_options,
+    named,
     open_classifier,
+    out_option,
     taking,
     use_cache,
 )
 from nescio.errors import some
-from nescio.files import make_folder, write_whole
-from nescio.text import cells
+from nescio.outputs import TABLES, check_file, write_table
 
 if TYPE_CHECKING:
     from nescio.tuning import Choice
@@ -28,18 +27,27 @@ if TYPE_CHECKING:
 _options = taking(
     click.option("--model", required=True, help="As for bench."),
     model_options,
-    click.option("--train", help="The classifier's training images, for detectors that are fitted on them."),
-    click.option("--val", required=True, help="ID images that neither the classifier nor the table was made with."),
+    click.option("--train", help="As for bench: for detectors that are fitted on training images."),
+    click.option(
+        "--val",
+        required=True,
+        help="ID images that neither the classifier nor the table was made with: a set as for bench.",
+    ),
     click.option(
         "--proxy",
         help="What stands for OOD images: noise, pixels, tiles, blur, corner, background, or mixed for all of them."
         "  [default: mixed; with --ood-examples these alone]",
     ),
-    click.option("--ood-examples", help="A few OOD images of yours; they take the proxies' place."),
+    click.option(
+        "--ood-examples",
+        multiple=True,
+        metavar="[NAME=]SET",
+        help="A few OOD images of yours; they take the proxies' place. Repeatable, with a name each.",
+    ),
     click.option("--cost-accept", type=float, help="Cost of accepting an OOD image.  [default: 1]"),
     click.option("--cost-reject", type=float, help="Cost of rejecting an ID image.  [default: 1]"),
     click.option("--share-ood", type=float, help="Share of OOD images that you expect.  [default: 0.5]"),
-    click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="CSV file of all candidates."),
+    out_option("File of all candidates: .csv, .json or .parquet."),
     extraction_options,
     click.pass_obj,
 )
@@ -75,7 +83,8 @@ def _present(run: Any, obj: dict[str, Any], options: dict[str, Any], **more: Any
     from nescio.detector import Detector
 
     out: Path | None = options["out"]
-    check_writable(out.parent if out else None)
+    if out is not None:
+        check_file(out, TABLES)
     use_cache(options["cache"])
     costs = {
         "accept_ood": options["cost_accept"],
@@ -83,12 +92,13 @@ def _present(run: Any, obj: dict[str, Any], options: dict[str, Any], **more: Any
         "share_ood": options["share_ood"],
     }
     given = Costs(**{name: value for name, value in costs.items() if value is not None})
-    sources = {name: options[name] and open_source(options[name]) for name in ("train", "val", "ood_examples")}
+    sources = {name: options[name] and open_source(options[name]) for name in ("train", "val")}
+    examples = {name: open_source(spec) for name, spec in _examples(options["ood_examples"]).items()}
     choice: Choice = run(
         open_classifier(options["model"], options, (options["val"], options["train"])),
         val=sources["val"],
         train=sources["train"],
-        examples=sources["ood_examples"],
+        examples=examples or None,
         proxy=options["proxy"],
         batch_size=options["batch_size"],
         workers=options["workers"],
@@ -111,16 +121,23 @@ def _present(run: Any, obj: dict[str, Any], options: dict[str, Any], **more: Any
         for line in choice.operating_lines(given):
             screen.print(line)
     if out:
-        make_folder(out.parent)
-        write_whole(out, _csv(choice))
+        write_table(out, _rows(choice))
         screen.print(f"wrote {out}")
 
 
-def _csv(choice: Choice) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["detector", *(f"{p}_{m}" for p in choice.proxies for m in ("fpr95", "auroc")), "gap"])
-    for c in choice.candidates:
-        numbers = [round(getattr(c, m)[p] * 100, 4) for p in choice.proxies for m in ("fpr95", "auroc")]
-        writer.writerow(cells([c.detector, *numbers, round(c.mean("gap", choice.proxies), 4)]))
-    return text.getvalue()
+def _examples(given: tuple[str, ...]) -> dict[str, str]:
+    """Sets of OOD images by name, which one alone need not have."""
+    if len(given) == 1 and (Path(given[0]).exists() or not re.match(r"[\w.+ -]+=.", given[0])):
+        return {"examples": given[0]}
+    return named(given, "--ood-examples")
+
+
+def _rows(choice: Choice) -> list[dict[str, Any]]:
+    """All candidates, metrics in percent."""
+    metrics = ("fpr95", "auroc")
+    return [
+        {"detector": c.detector}
+        | {f"{p}_{m}": round(getattr(c, m)[p] * 100, 4) for p in choice.proxies for m in metrics}
+        | {"gap": round(c.mean("gap", choice.proxies), 4)}
+        for c in choice.candidates
+    ]

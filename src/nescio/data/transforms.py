@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -21,9 +22,19 @@ INTERPOLATIONS = {
 Triple = tuple[float, float, float]
 
 
+NORMALISATIONS: dict[str, tuple[Triple, Triple]] = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+"""Means and standard deviations that have a name."""
+
+
 def triple(text: str) -> Triple:
-    """One number for all channels, or three as ``r/g/b``. Raises ValueError where it is neither."""
-    numbers = [float(v) for v in text.split("/")]
+    """One number for all channels, or three as ``r/g/b`` or ``r,g,b``. Raises ValueError where it is neither."""
+    numbers = [float(v) for v in text.replace(",", "/").split("/")]
     r, g, b = numbers * 3 if len(numbers) == 1 else numbers
     return r, g, b
 
@@ -91,28 +102,18 @@ class Transform:
 
     @classmethod
     def parse(cls, text: str, default: Self | None = None) -> Self:
-        """Read ``resize=256,crop=224,interpolation=bicubic,mean=0.5,std=0.5/0.5/0.5``.
+        """Read ``resize=256,crop=224,interpolation=bicubic,mean=0.485,0.456,0.406,std=0.229/0.224/0.225``.
 
-        What is absent comes from ``default``.
+        ``mean=NAME``, one of ``NORMALISATIONS``, stands for that mean and, unless std is given, its std; ``std=NAME``
+        for the std alone. What is absent comes from ``default``.
 
         Raises:
             InputError: an option is unknown, a value does not fit, or there is no crop and no default.
         """
-        known = [f.name for f in dataclasses.fields(cls)]
-        changes: dict[str, object] = {}
-        for item in text.split(","):
-            key, _, value = item.partition("=")
-            if key not in known:
-                raise InputError(f"unknown transform option '{key}'{nearest(key, known)}")
-            try:
-                if key in ("crop", "resize"):
-                    changes[key] = int(value)
-                elif key in ("mean", "std"):
-                    changes[key] = triple(value)
-                else:
-                    changes[key] = value
-            except ValueError:
-                raise InputError(f"transform option {key}={value} is not a number (or three, as r/g/b)") from None
+        items = _items(text, [f.name for f in dataclasses.fields(cls)])
+        changes: dict[str, object] = {key: _value(key, value) for key, value in items.items()}
+        if items.get("mean") in NORMALISATIONS:
+            changes.setdefault("std", NORMALISATIONS[items["mean"]][1])
         if default is not None:
             if "crop" in changes and "resize" not in changes:
                 changes["resize"] = None
@@ -120,3 +121,37 @@ class Transform:
         if "crop" not in changes:
             raise InputError(f"transform '{text}' has no crop=PIXELS, and the model brings no transform of its own")
         return cls(**changes)  # type: ignore[arg-type]
+
+
+def _items(text: str, known: Sequence[str]) -> dict[str, str]:
+    """``KEY=VALUE`` between commas; numbers without a key belong to the value before them: ``mean=0.5,0.4,0.3``."""
+    items: dict[str, str] = {}
+    key = ""
+    for part in text.split(","):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals and key in ("mean", "std"):
+            items[key] += f",{name}"
+            continue
+        key = name
+        if key not in known:
+            raise InputError(f"unknown transform option '{key}'{nearest(key, known)}")
+        if key in items:
+            raise InputError(f"transform '{text}' says {key} twice; keep one")
+        items[key] = value
+    return items
+
+
+def _value(key: str, text: str) -> object:
+    try:
+        if key in ("crop", "resize"):
+            return int(text)
+        if key in ("mean", "std"):
+            return NORMALISATIONS[text][key == "std"] if text in NORMALISATIONS else triple(text)
+    except ValueError:
+        if key in ("crop", "resize"):
+            raise InputError(f"transform option {key}={text} is not a number of pixels") from None
+        raise InputError(
+            f"transform option {key}={text} cannot be read; write one number, three ({key}=0.485,0.456,0.406), or one "
+            f"of the names {', '.join(NORMALISATIONS)}"
+        ) from None
+    return text

@@ -28,6 +28,7 @@ from nescio.proxies import BACKGROUND, PROXIES, proxy_source
 
 log = logging.getLogger(__name__)
 
+DEFAULT_DETECTOR = "fmls"
 MOST_SHARED = 0.5
 """Share of the calibration images that may turn out to be training images; more is a mistake of the user's."""
 _PACKAGES = ("nescio", "torch", "torchvision", "timm", "numpy", "pillow")
@@ -35,7 +36,7 @@ _PACKAGES = ("nescio", "torch", "torchvision", "timm", "numpy", "pillow")
 
 def fit(
     classifier: Classifier,
-    detector: str = "fmls",
+    detector: str = DEFAULT_DETECTOR,
     *,
     calibrate: AnySource,
     train: AnySource | None = None,
@@ -75,7 +76,11 @@ def fit(
     held = as_source(calibrate)
     training = None if train is None else as_source(train)
     if training is None and (fitted.needs_train or fitted.needs_held_out or fitted.needs_images):
-        raise InputError(f"detector '{fitted}' is fitted on training images; give them (--train), or another detector")
+        told = ", which is taken where none is named," if detector == DEFAULT_DETECTOR else ""
+        raise InputError(
+            f"detector '{detector}'{told} is fitted on training images; give them (--train), or name one that is not "
+            "(--detector energy)"
+        )
     held = _unseen(held, training, classifier)
     if classifier.classes is None:
         named = [s.classes for s in (training, held) if s is not None and s.classes]

@@ -28,7 +28,7 @@ from nescio.errors import InputError
 from nescio.files import whole
 from nescio.framework import ProxyCalibrator
 from nescio.models import Classifier, load_classifier
-from nescio.models.libraries import is_known
+from nescio.models.libraries import architecture_of, is_known
 from nescio.models.runs import state_of
 
 FORMAT = 1
@@ -196,6 +196,8 @@ def _classifier(
     if model is None and not is_known(name):
         # a file must not say which code is run
         raise InputError(f"its network is made by '{name}', which is not run unasked; name it (model=, --model {name})")
+    if model is None and ":" not in name:
+        _check_known(name)
     given = weights or state or None
     if given is None:
         raise InputError("it holds no weights, but their hash alone; give them (weights=, --weights FILE)")
@@ -207,6 +209,15 @@ def _classifier(
     if weights_hash(state_of(classifier)) != about["weights"]:
         raise InputError("it was made with another model's weights")
     return classifier
+
+
+def _check_known(name: str) -> None:
+    try:
+        architecture_of(name)
+    except InputError:
+        raise InputError(
+            f"no library knows its network '{name}'; name what makes it (model=, --model FILE.py:FUNCTION)"
+        ) from None
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

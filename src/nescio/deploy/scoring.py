@@ -11,15 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import nescio
+from nescio.data.batches import spans
 from nescio.data.sources import AnySource, Source, open_sources
 from nescio.deploy.deployed import Deployed
 from nescio.deploy.file import fingerprint
 from nescio.deploy.parts import ScoreFolder, Tally
-from nescio.deploy.rows import verdict_rows
+from nescio.deploy.rows import schema, verdict_rows
 from nescio.errors import InputError, check_at_least, check_choice
+from nescio.outputs import check_out, is_table, table_writer
 from nescio.progress import progress_bar
 
 log = logging.getLogger(__name__)
+
+MOST_IN_ONE_FILE = 100_000
+"""Images: minutes of work, which a kill would lose."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,9 @@ def score_images(
 ) -> ScoringDone:
     """A row for each image, in parquet files below ``out``, with the columns of ``nescio.deploy.rows.schema``.
 
+    Where ``out`` ends in ``.csv``, ``.json`` or ``.parquet`` it is one file of up to 100,000 rows. It is there at the
+    end, whole; a job that was killed leaves nothing and begins anew.
+
     Memory holds the rows of one part and a few batches of images. A job that was killed, at whatever moment, goes on
     when it is called again: parts that are there stay, none is lost or made twice, and the rows are those of a job that
     ran through. An image that cannot be read, or whose features are not finite, has its reason in the column ``error``
@@ -91,7 +99,7 @@ def score_images(
     Args:
         deployed: judges the images.
         images: as ``open_source`` takes them, or several of these.
-        out: a new folder, or the one that the same job began. With ``ray``, all machines must share it.
+        out: a new folder, or the one that the same job began, which with ``ray`` all machines must share; or one file.
         part_size: images per file; 10,000 by default.
         batch_size: images per step; 32 on a CPU, 256 on a GPU by default.
         workers: decoding processes; one per core, at most 8, by default; with ``ray``, of each worker, none by default.
@@ -99,16 +107,19 @@ def score_images(
         progress: show a bar on a terminal.
 
     Raises:
-        InputError: there are no images; ``out`` cannot be written, or holds something else, or the scores of other
-            images or another detector; a store of remote images does not answer.
+        InputError: there are no images, or too many for one file; ``out`` cannot be written, or holds something else,
+            or the scores of other images or another detector; a store of remote images does not answer.
     """
     check_choice("engine", engine, list(_ENGINES))
     for name, value in (("part_size", part_size), ("batch_size", batch_size)):
         if value is not None:
             check_at_least(name, value, 1)
-    if "://" in str(out):
-        raise InputError(f"scores cannot be written to {out}: name a folder of this machine (-o)")
+    check_out(out)
     given = list(images) if isinstance(images, list | tuple) else [images]
+    if is_table(out):
+        if engine != "local" or part_size is not None:
+            raise InputError(f"{out} is one file, without parts: name a folder (-o), or drop --engine and --part-size")
+        return _to_one_file(deployed, open_sources(given), Path(out), batch_size, workers, progress=progress)
     source, begin = open_sources(given), time.perf_counter()
     manifest = {
         "detector": fingerprint(deployed),
@@ -129,6 +140,28 @@ def score_images(
             if missing:
                 _ENGINES[engine](job, missing, lambda n: bar.advance(task, n))
         return ScoringDone(folder.finish(), todo, time.perf_counter() - begin)
+
+
+def _to_one_file(
+    deployed: Deployed, source: Source, out: Path, batch_size: int | None, workers: int | None, *, progress: bool
+) -> ScoringDone:
+    begin = time.perf_counter()
+    if len(source) > MOST_IN_ONE_FILE:
+        raise InputError(
+            f"{len(source):,} images are too many for one file, which a job that is killed would begin anew: "
+            f"{MOST_IN_ONE_FILE:,} at most; name a folder (-o scores/)"
+        )
+    batches = spans(0, len(source), batch_size or deployed.batch_size)
+    accepted = unreadable = 0
+    with progress_bar(show=progress) as bar, table_writer(out, schema(deployed)) as write:
+        task = bar.add_task("scoring", total=len(source))
+        for batch in verdict_rows(deployed, source, batches, workers, lambda n: bar.advance(task, n)):
+            rows = batch.to_pylist()
+            write(rows)
+            accepted += sum(row["accepted"] or 0 for row in rows)
+            unreadable += sum(row["error"] is not None for row in rows)
+    tally = Tally(len(source), accepted, len(source) - accepted - unreadable, unreadable, 1)
+    return ScoringDone(tally, len(source), time.perf_counter() - begin)
 
 
 def _on_ray(job: Job, parts: Sequence[int], seen: Callable[[int], object]) -> None:

@@ -9,7 +9,7 @@ from torch import nn
 
 from nescio.data.transforms import Transform
 
-CIFAR_TRANSFORM = Transform(crop=32, mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010))
+CIFAR_TRANSFORM = Transform.parse("crop=32,mean=cifar10")
 
 
 def densenet_bc_100_12(num_classes: int = 10) -> nn.Module:

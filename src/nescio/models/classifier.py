@@ -16,7 +16,8 @@ from nescio.data.transforms import Transform
 from nescio.errors import InputError, nearest, some
 from nescio.features import Columns, Features, Head
 from nescio.models.heads import decide, read
-from nescio.models.split import Split, Taps, fold_batch_norms, split_backbone, tap
+from nescio.models.split import Split, Taps, split_backbone, tap
+from nescio.models.tracing import fold_batch_norms
 from nescio.stage import Maps, Network, Probe
 
 _TOLERANCE = 1e-3

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import ast
-import importlib
+import functools
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +15,7 @@ from torch import Tensor, nn
 from nescio.data.transforms import INTERPOLATIONS, Transform
 from nescio.errors import InputError, nearest
 from nescio.models.cifar import CIFAR_MODELS, CIFAR_TRANSFORM
+from nescio.models.own_code import find_factory, refuse_a_file
 from nescio.models.weights import load_into
 
 _LIBRARIES = ("timm", "torchvision", "hf", "clip")
@@ -65,7 +64,7 @@ def architecture_of(model: str, names: Sequence[str] | None = None) -> Architect
 
         return clip_architecture(rest, names)
     if colon:
-        return _factory(library, rest)
+        return factory_architecture(library, rest)
     if model in CIFAR_MODELS:
         build = CIFAR_MODELS[model]
         return Architecture(model, lambda c, _: build(c or 10), lambda _: CIFAR_TRANSFORM, has_pretrained=False)
@@ -79,6 +78,7 @@ def architecture_of(model: str, names: Sequence[str] | None = None) -> Architect
     theirs = torchvision.models.list_models(module=torchvision.models)
     if model in theirs:
         return _torchvision(model)
+    refuse_a_file(model)
     known = {*CIFAR_MODELS, "efficientnet-lite0", *timm.list_models(), *theirs}
     hint = nearest(model, known) if len(nearest(model, known)) < 80 else ""
     raise InputError(f"unknown model '{model}'{hint or ': neither a CIFAR variant nor known to timm or torchvision'}")
@@ -248,15 +248,12 @@ def _hugging_face(name: str) -> Architecture:
     return Architecture(f"hf:{name}", build, transform, class_names=class_names)
 
 
-def _factory(module: str, attribute: str) -> Architecture:
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # the user's own module stands where they call from
-    try:
-        made = getattr(importlib.import_module(module), attribute)
-    except Exception as e:  # noqa: BLE001 - importing runs the user's own code
-        raise InputError(f"model '{module}:{attribute}' cannot be imported: {type(e).__name__}: {e}") from None
-
-    return made_by(made, f"{module}:{attribute}")
+def factory_architecture(module: str, rest: str) -> Architecture:
+    """How to make the network of ``module:factory`` or ``FILE.py:factory``, with options behind another colon."""
+    name, _, given = rest.partition(":")
+    options = _literals(given, f"{module}:{rest}")
+    factory = find_factory(module, name)
+    return made_by(functools.partial(factory, **options) if options else factory, f"{module}:{rest}")
 
 
 def made_by(factory: nn.Module | Callable[[], Any], name: str | None = None) -> Architecture:

@@ -39,8 +39,8 @@ def load_classifier(
             is asked first); ``efficientnet-lite0`` (its ImageNet weights are a Python package, the extra
             ``nescio[lite0]``); ``hf:ID_OR_FOLDER`` (Hugging Face; needs the extra ``nescio[hf]``); ``clip:NAME`` or
             ``clip:NAME:pretrained=TAG,negatives=FILE,prompt=PROMPT`` (open_clip; needs the extra ``nescio[clip]``), a
-            classifier made of class names; or ``package.module:factory``, your own function that returns an
-            ``nn.Module``; or that function itself.
+            classifier made of class names; or ``package.module:factory`` or ``path/file.py:factory``, your own
+            function that returns an ``nn.Module``, with options as timm's; or that function itself.
         weights: a safetensors file or a checkpoint (loaded with ``weights_only=True``; ``state_dict`` wrappers and
             ``module.`` prefixes are removed), or a state dict; None for the library's pretrained weights, which it may
             download. For torchvision these are the first published ones (``IMAGENET1K_V1``: those that the papers use);
@@ -48,7 +48,7 @@ def load_classifier(
         classes: number of classes, by default that of the weights; or their names in label order, which ``clip:`` asks
             for where the weights do not hold a head.
         head: name of the last linear layer, where it cannot be found.
-        transform: options that replace the model's own, e.g. ``resize=256,crop=224,mean=0.5,std=0.5``.
+        transform: options that replace the model's own, e.g. ``resize=256,crop=224,mean=half`` (``Transform.parse``).
         device: ``auto`` takes a GPU where there is one.
 
     Raises:

@@ -24,8 +24,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         InputError: the file is missing, damaged, holds no tensors, or more than tensors and plain containers.
     """
-    if not path.is_file():
-        raise InputError(f"no weights file {path}")
+    _refuse_others(path)
     try:
         if path.suffix == ".safetensors":
             state: Any = load_file(path)
@@ -45,6 +44,44 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not tensors:
         raise InputError(f"{path} holds no state dict of tensors")
     return tensors
+
+
+_KINDS = {
+    b"PAR1": "a parquet file",
+    b"\x89PNG": "a picture",
+    b"\xff\xd8\xff": "a picture",
+    b"%PDF": "a PDF",
+    b"version https://git-lfs": "Git LFS's note of where the weights are, which were not fetched (git lfs pull)",
+    b"<": "a web page or XML, not what was behind the address",
+}
+"""What a file is, by its first bytes."""
+
+
+def _refuse_others(path: Path) -> None:
+    """Refuse a folder, and a file that is neither safetensors nor what ``torch.save`` writes, and say what it is."""
+    if path.is_dir():
+        inside = sorted(p.name for p in path.iterdir() if p.suffix in (".safetensors", ".pt", ".pth", ".bin", ".ckpt"))
+        holds = f"it holds {some(inside)}" if inside else "it holds none"
+        raise InputError(f"{path} is a folder; name the file of weights in it: {holds}")
+    if not path.is_file():
+        raise InputError(f"no weights file {path}")
+    try:
+        with path.open("rb") as file:
+            start = file.read(512)
+    except OSError as e:
+        raise InputError(f"{path} cannot be read: {e.strerror}") from None
+    what = next((kind for begins, kind in _KINDS.items() if start.startswith(begins)), None)
+    if not start:
+        what = "empty"
+    elif what is None and path.suffix != ".safetensors" and b"\0" not in start and start[:2] != b"PK":
+        try:
+            start.decode("utf-8")
+        except UnicodeDecodeError as e:
+            what = "text" if e.start > len(start) - 4 else None  # a letter that the 512 bytes cut
+        else:
+            what = "text"
+    if what is not None:
+        raise InputError(f"{path} is {what}; give weights: a safetensors file, or a checkpoint of torch.save")
 
 
 def strip_prefixes(state: dict[str, Tensor], wanted: Collection[str]) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from nescio.models import Classifier
 from nescio.models.load import new_network
 from nescio.models.runs import STATE, WEIGHTS, Run
 from nescio.objectives import Objective, parse_objective
+from nescio.outputs import check_folder
 from nescio.training.checks import check_objective, check_same_run, check_sources, fingerprint, made_with
 from nescio.training.hardware import Hardware, make_fabric
 from nescio.training.images import Images, held_side
@@ -73,6 +74,7 @@ def train(
         Interrupted: on SIGINT or SIGTERM, after a checkpoint.
     """
     out, hardware, recipe = Path(out).expanduser(), hardware or Hardware(), recipe or Recipe.named("ssod")
+    check_folder(out)
     sources = {"train": as_source(train), "val": as_source(val)}
     n_classes = check_sources(sources["train"], sources["val"], recipe.batch_size)
     watched = {name: as_source(source) for name, source in by_name(watch or {}, "watch").items()}
