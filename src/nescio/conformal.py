@@ -190,8 +190,8 @@ class Calibration:
             raise InputError("the tallies by class are not numbers of images and scores")
         for g in self.groups:
             tallies = [t for t in self.by_class if g.classes is None or t.index in g.classes]
-            found = sum(t.images for t in tallies), sum(t.rejected for t in tallies)
-            if found != (len(g.scores), int(np.count_nonzero(g.scores < g.threshold))):
+            rejected = {int(np.count_nonzero(g.scores < t)) for t in (g.least, g.threshold)}  # as counted now, and once
+            if sum(t.images for t in tallies) != len(g.scores) or sum(t.rejected for t in tallies) not in rejected:
                 raise InputError("the tallies by class are not those of the calibration scores")
 
     @property

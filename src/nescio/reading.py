@@ -45,7 +45,7 @@ def parse_json(text: str | bytes, *, finite: bool = True) -> Any:
         value = json.loads(text, parse_int=_int, object_pairs_hook=_once, **strict)
     except RecursionError:
         raise _too_deep() from None
-    _check_depth(value)
+    _check_values(value)
     return value
 
 
@@ -61,7 +61,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         value = tomllib.loads(text)
     except RecursionError:
         raise _too_deep() from None
-    _check_depth(value)
+    _check_values(value)
     return value
 
 
@@ -87,9 +87,11 @@ def _text(text: str | bytes, most: int = MOST_BYTES) -> str:
     return text if isinstance(text, str) else text.decode("utf-8")
 
 
-def _check_depth(value: Any) -> None:
+def _check_values(value: Any) -> None:
     level = [value]
     for _ in range(DEPTH + 1):
+        if any(isinstance(number, int) and abs(number) >= 10**_DIGITS for number in level):
+            raise ValueError(f"it holds a whole number of more than {_DIGITS} digits")
         level = [outer for outer in level if isinstance(outer, dict | list)]
         if not level:
             return

@@ -15,10 +15,16 @@ import torch
 from safetensors.torch import save_file
 
 from conftest import coloured
+from nescio.data import Transform
+from nescio.data.suites import open_suite
 from nescio.deploy import Deployed, fit, load
+from nescio.detector import Detector
 from nescio.errors import InputError
+from nescio.grammar import names_preset, search_space
 from nescio.models import load_classifier
+from nescio.models.heads import restore_heads
 from nescio.models.trusted import trusted_architecture
+from nescio.models.weights import read_weights, strip_prefixes
 
 NAMES = [
     *("os:abort", "builtins:exit", "marked:make", "marked.net:make", "./marked.py:make", "/srv/marked.py:make"),
@@ -159,3 +165,67 @@ def test_the_user_may_name_what_the_file_may_not(bundle: Path, deployed: Deploye
     assert str(found.transform).startswith("resize=40,crop=32")
     assert found.seen == {"train": "of these"}
     assert torch.equal(found.head.weight, state["fc.weight"])
+
+
+def test_a_checkpoint_that_holds_itself_is_read_to_an_end(tmp_path: Path) -> None:
+    state: dict[str, object] = {"weight": torch.ones(2, 3)}
+    state["model"] = state
+    torch.save(state, tmp_path / "w.pth")
+    assert list(read_weights(tmp_path / "w.pth")) == ["weight"]
+    torch.save({"model": {"ema": {"net": {"weight": torch.ones(1)}}}}, tmp_path / "w.pth")
+    assert list(read_weights(tmp_path / "w.pth")) == ["weight"]
+
+
+def test_prefixes_without_end_are_left(tmp_path: Path) -> None:
+    assert list(strip_prefixes({"module._orig_mod.model.fc.weight": torch.ones(1)}, {"fc.weight"})) == ["fc.weight"]
+    (long,) = strip_prefixes({"module." * 100_000 + "fc.weight": torch.ones(1)}, {"fc.weight"})
+    assert len(long) == 7 * (100_000 - 8) + 9
+
+
+@pytest.mark.parametrize("odd", [torch.ones(2).to_sparse(), torch.ones(2, device="meta")], ids=["sparse", "meta"])
+def test_tensors_that_hold_no_plain_numbers_are_no_weights(tmp_path: Path, odd: torch.Tensor) -> None:
+    torch.save({"weight": odd}, tmp_path / "w.pth")
+    with pytest.raises(InputError, match=r"w\.pth"):
+        read_weights(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        *("+".join(["fm"] * 200_000), "mean(" * 100_000, "mean(" * 11 + "energy" + ")" * 11),
+        *("knn:k=" + "1" * 5000, "+".join(["fm"] * 100) + "+energy"),
+    ],
+    ids=["stages", "open", "nested", "value", "many"],
+)
+def test_specs_that_nobody_writes_are_refused_at_once(spec: str) -> None:
+    for read in (Detector.parse, search_space, names_preset):
+        with pytest.raises(InputError, match="is too long"):
+            read(spec)
+
+
+def test_a_transform_has_limits() -> None:
+    assert Transform.parse("crop=4096").crop == 4096
+    for text in ("crop=10000", "crop=224,resize=5000", "crop=" + "9" * 5000):
+        with pytest.raises(InputError, match=r"up to 4,096|is not a number"):
+            Transform.parse(text)
+
+
+@pytest.mark.parametrize("key", ["ood.weight", "godin.weight", "mos.groups", "vos.weight", "neglabel.weight"])
+def test_heads_that_are_none_are_refused(key: str) -> None:
+    for t in (torch.ones(3), torch.tensor(1.0), torch.ones(2, 2, dtype=torch.int64)):
+        with pytest.raises(InputError, match="the head"):
+            restore_heads({key: t})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("a = " + "[" * 100_000, "id = " + "9" * 400, "[[published]]\nrows = []\nsets = 3"),
+        "published = [{rows = [{values = [" + "9" * 30 + "]}]}]",
+    ],
+    ids=["deep", "long", "sets", "number"],
+)
+def test_a_suite_of_anyone_is_read_or_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "s.toml").write_text(text)
+    with pytest.raises(InputError, match="is not a suite"):
+        open_suite(str(tmp_path / "s.toml"))
