@@ -137,12 +137,6 @@ class Calibration:
         values = np.asarray(scores, dtype=np.float64)
         if values.ndim != 1 or np.isnan(values).any():
             raise InputError(f"expected calibration scores of shape (n,) without NaN, got shape {values.shape}")
-        infinite = int(np.isinf(values).sum())
-        if infinite:
-            raise InputError(
-                f"{infinite:,} of {len(values):,} calibration scores are infinite: no threshold follows from them; "
-                "take another detector"
-            )
         least = images_needed(accept, confidence)
         if len(values) < least:
             raise InputError(

@@ -40,7 +40,8 @@ _MODEL, _DETECTOR, _CALIBRATION = "model.", "detector.", "calibration."
 
 
 def save(deployed: Deployed, path: str | Path, *, weights: bool = True) -> None:
-    """As ``Deployed.save``."""
+    """As ``Deployed.save``. Raises InputError for a calibration that ``load`` would refuse: one of infinite scores."""
+    deployed.calibration.check(deployed.classifier.head.n_classes)
     tensors = _learned(deployed) | (_under(_MODEL, state_of(deployed.classifier)) if weights else {})
     about = plain({"format": FORMAT, **record(deployed, embedded=weights)})
     del about["calibration"]["promise"]  # it follows from the rest
