@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Self
+from typing import Self, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -133,10 +133,7 @@ class Calibration:
         Raises:
             InputError: a share is none, a score is NaN, or there are too few images for the guarantee.
         """
-        for name, share in (("accept", accept), ("confidence", confidence)):
-            if share is not None and not 0 < share < 1:
-                hint = "; write 0.95 for 95 %" if 1 < share <= 100 else ""
-                raise InputError(f"{name}={share:g} must lie between 0 and 1{hint}")
+        _check_shares(accept, confidence)
         values = np.asarray(scores, dtype=np.float64)
         if values.ndim != 1 or np.isnan(values).any():
             raise InputError(f"expected calibration scores of shape (n,) without NaN, got shape {values.shape}")
@@ -155,6 +152,41 @@ class Calibration:
         groups = (Group(c, np.sort(s), threshold_rank(len(s), accept, confidence)) for c, s in parts)
         made = cls(accept, confidence, tuple(groups))
         return made if pred is None else replace(made, by_class=made.tally(values, np.asarray(pred, dtype=np.int64)))
+
+    def check(self, n_classes: int) -> None:
+        """Refuse what ``fit`` does not make: for a calibration that comes out of a file.
+
+        Args:
+            n_classes: of the classifier.
+
+        Raises:
+            InputError: a share, a score, a rank, the groups of classes or the tallies do not follow from each other.
+        """
+        _check_shares(self.accept, self.confidence)
+        for g in self.groups:
+            if g.scores.dtype != np.float64 or g.scores.ndim != 1 or not np.isfinite(g.scores).all():
+                raise InputError("calibration scores are not finite float64 numbers (n,)")
+            if (np.diff(g.scores) < 0).any():
+                raise InputError("calibration scores are not in ascending order")
+            rank = threshold_rank(len(g.scores), self.accept, self.confidence)
+            if rank < 1 or type(g.rank) is not int or g.rank != rank:
+                raise InputError(f"the rank {g.rank} of a threshold is not what the guarantee asks for ({rank})")
+        named = [c for g in self.groups if g.classes is not None for c in g.classes]
+        together = len(self.groups) == 1 and self.groups[0].classes is None
+        if not together and (any(type(c) is not int for c in named) or sorted(named) != list(range(n_classes))):
+            raise InputError("the groups of predicted classes do not hold each class once")
+        if self.by_class:
+            self._check_tallies()
+
+    def _check_tallies(self) -> None:
+        numbers = [n for t in self.by_class for n in (t.index, t.images, t.rejected)]
+        if any(type(n) is not int or n < 0 for n in numbers) or not all(_is_number(t.median) for t in self.by_class):
+            raise InputError("the tallies by class are not numbers of images and scores")
+        for g in self.groups:
+            tallies = [t for t in self.by_class if g.classes is None or t.index in g.classes]
+            rejected = {int(np.count_nonzero(g.scores < t)) for t in (g.least, g.threshold)}  # as counted now, and once
+            if sum(t.images for t in tallies) != len(g.scores) or sum(t.rejected for t in tallies) not in rejected:
+                raise InputError("the tallies by class are not those of the calibration scores")
 
     @property
     def alpha(self) -> float:
@@ -223,6 +255,21 @@ class Calibration:
             f"{rejected}{by_class} are rejected, on average over calibration sets that could have been drawn ({n}); "
             f"this one may reject more: {worst}; {assumed}"
         )
+
+
+def _check_shares(accept: object, confidence: object) -> None:
+    for name, share in (("accept", accept), ("confidence", confidence)):
+        if share is None and name == "confidence":
+            continue
+        if not _is_number(share):
+            raise InputError(f"{name}={str(share)[:40]} is not a number")
+        if not 0 < share < 1:
+            hint = "; write 0.95 for 95 %" if 1 < share <= 100 else ""
+            raise InputError(f"{name}={share:g} must lie between 0 and 1{hint}")
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def threshold_rank(n: int, accept: float, confidence: float | None = None) -> int:

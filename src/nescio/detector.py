@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from nescio.files import whole
 from nescio.fitting import BY_IMAGES, check_width, checked
 from nescio.grammar import parse_stages
 from nescio.stage import Chain, InputStage, Stage, fit_stage
+from nescio.tensors import read_tensors, seal
 
 FORMAT = "nescio-detector/1"
 BLOCK = 1 << 20
@@ -151,10 +151,12 @@ class Detector(Chain):
             "head": self.fitted_to,
             "settings": json.dumps(self.settings()),
         }
+        learned = {k: v.contiguous() for k, v in self.state_dict().items()}
+        metadata["hash"] = seal(learned, metadata)
         big = log.warning if self.size > LARGE else log.info
         big("detector %r takes %s on disk", self, _megabytes(self.size))
         with whole(Path(path)) as partial:
-            save_file({k: v.contiguous() for k, v in self.state_dict().items()}, partial, metadata)
+            save_file(learned, partial, metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -164,22 +166,23 @@ class Detector(Chain):
             InputError: the file is missing, damaged, or not a detector of a known format.
         """
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+            metadata, tensors = read_tensors(Path(path))
         except FileNotFoundError:
             raise InputError(f"no detector file {path}") from None
-        except (SafetensorError, OSError) as e:
+        except (OSError, ValueError) as e:
             raise InputError(f"{path} cannot be read as a detector: {e}; fit and save it again") from None
         if metadata.get("format") != FORMAT:
             raise InputError(f"{path} is not a detector file (format {metadata.get('format')!r}, expected {FORMAT!r})")
         if not {"spec", "head"} <= set(metadata):
             raise InputError(f"{path} does not say what detector it holds, or for which head; fit and save it again")
-        detector = cls.parse(metadata["spec"])
+        stored = metadata.pop("hash", None)  # not in the first files
         try:
+            detector = cls.parse(metadata["spec"])
             detector.restore(tensors, metadata["head"])
         except InputError as e:
             raise InputError(f"{path}: {e}; fit and save it again") from None
+        if stored not in (None, seal(tensors, metadata)):
+            raise InputError(f"{path} is damaged: its contents do not match its hash; fit and save it again")
         return detector
 
     def restore(self, tensors: Mapping[str, Tensor], head: str) -> None:

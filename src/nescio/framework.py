@@ -7,6 +7,7 @@ The softmax of a classifier is the first factor; every detector is a way to esti
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Self
 
@@ -82,6 +83,13 @@ class ProxyCalibrator:
     proxy: str
     prior: float
 
+    def __post_init__(self) -> None:
+        numbers = (self.a, self.b, self.prior)
+        if not all(isinstance(n, float) and math.isfinite(n) for n in numbers) or not 0 < self.prior < 1:
+            raise InputError("a calibrator needs finite numbers a and b, and a prior in (0, 1)")
+        if not isinstance(self.proxy, str):
+            raise InputError("a calibrator needs the name of its proxy")
+
     @classmethod
     def fit(cls, id_scores: Tensor, proxy_scores: Tensor, *, proxy: str, prior: float = 0.5) -> Self:
         """Maximum likelihood with both sets weighted alike, and Platt's targets, which keep it finite.
@@ -99,6 +107,7 @@ class ProxyCalibrator:
         """
         if not 0 < prior < 1:
             raise InputError(f"prior={prior:g} must lie in (0, 1)")
+        prior = float(prior)
         both = [s.detach().to("cpu", torch.float64).flatten() for s in (id_scores, proxy_scores)]
         if any(len(s) == 0 or not bool(s.isfinite().all()) for s in both):
             raise InputError("a calibrator needs finite scores of ID images and of the proxy")

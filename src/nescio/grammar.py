@@ -27,6 +27,8 @@ _STEPS = 9
 _VALUE = re.compile(r"(?<==)[^,+()]*(?:\.\.|\|)[^,+()]*")
 DEFAULT = "default"
 """The settings of a network that none is published for."""
+LONGEST, MOST_STAGES, DEEPEST = 4000, 100, 10
+"""Of one spec: letters, stages, ensembles within each other. Nobody writes more, and a file may hold anything."""
 MOST = 10_000
 """Detectors that one spec with ranges may stand for."""
 _OPTION = re.compile(r"\s*[A-Za-z_]\w*=")
@@ -89,6 +91,7 @@ def expand(spec: str, model: str | None = None, classes: int | None = None) -> s
 
 def names_preset(spec: str) -> bool:
     """Whether a spec, or a member of an ensemble in it, is or ends in a preset's name."""
+    _check_size(spec)
     return any(expand(part) != part.strip() for part in re.split(r"[(),]", spec))
 
 
@@ -97,8 +100,10 @@ def parse_stages(spec: str, model: str | None = None, classes: int | None = None
 
     Raises:
         InputError: a stage or option is unknown (the nearest is named), a value does not fit, the stages stand in the
-            wrong order (the right one is named), a bracket is missing, or there is not exactly one score at the end.
+            wrong order (the right one is named), a bracket is missing, there is not exactly one score at the end, or
+            the spec is longer than anybody's.
     """
+    _check_size(spec)
     _check_brackets(spec)
     whole = expand(spec, model, classes)
     stages = [_parse_stage(text.strip(), spec, model, classes) for text in _split(whole, "+")]
@@ -115,6 +120,16 @@ def _check_brackets(spec: str) -> None:
             raise InputError(f"detector '{spec}' closes a bracket that nothing opened, at '{spec[i:]}'")
     if depth:
         raise InputError(f"a closing bracket is missing in detector '{spec}'; write '{spec}{')' * depth}'")
+
+
+def _check_size(spec: str) -> None:
+    """Refuse what would take for ever to read."""
+    depth = max(itertools.accumulate((c == "(") - (c == ")") for c in spec[:LONGEST]), default=0)
+    if len(spec) > LONGEST or spec.count("+") >= MOST_STAGES or depth > DEEPEST:
+        raise InputError(
+            f"detector '{spec[:60]}…' is too long: a spec has up to {LONGEST:,} letters, {MOST_STAGES} stages and "
+            f"{DEEPEST} ensembles within each other"
+        )
 
 
 def _check_members(stages: list[Stage], spec: str) -> None:
@@ -226,6 +241,7 @@ def search_space(spec: str) -> list[str]:
     Raises:
         InputError: a range cannot be read, or there are more than 10,000 combinations.
     """
+    _check_size(spec)
     pieces, at, count = [], 0, 1
     for match in _VALUE.finditer(spec):
         pieces.append([spec[at : match.start()]])

@@ -20,10 +20,12 @@ from nescio.data import open_source
 from nescio.data.overlap import shared_images
 from nescio.data.sources import Rows
 from nescio.deploy import Deployed, describe, fit, load
+from nescio.deploy.file import weights_hash
 from nescio.detector import Detector
 from nescio.errors import InputError
 from nescio.models import Classifier, load_classifier
 from nescio.models.runs import state_of
+from nescio.tensors import seal
 
 OPTIONS = {"workers": 0, "progress": False}
 FMLS = "fm:p=0.5+react:q=0.9+ls+energy"
@@ -262,6 +264,8 @@ def rewritten(file: Path, change: object = None, metadata: object = None) -> Pat
     tensors = load_file(file)
     if callable(change):
         change(about, tensors)
+        del about["hash"]
+        about["hash"] = seal(tensors, about)  # as who writes a file can
     save_file(tensors, file, metadata or {"nescio": json.dumps(about)})
     return file
 
@@ -272,6 +276,30 @@ def without(tensor: str) -> object:
 
 def but(entry: str, **changes: object) -> object:
     return lambda about, _: (about[entry] if entry else about).update(changes)
+
+
+def without_weight(about: dict, tensors: dict) -> None:
+    tensors.pop("model.conv.weight")
+    about["model"]["weights"] = weights_hash({k[6:]: t for k, t in tensors.items() if k.startswith("model.")})
+
+
+def group(**changes: object) -> object:
+    return lambda about, _: about["calibration"]["groups"][0].update(changes)
+
+
+def score_of(value: float) -> object:
+    def change(about: dict, tensors: dict) -> None:
+        tensors["calibration.0"][-1] = value
+
+    return change
+
+
+def tally(about: dict, tensors: dict) -> None:
+    about["calibration"]["by_class"][0]["images"] += 1
+
+
+def narrow(about: dict, tensors: dict) -> None:
+    tensors["detector.stages.2.centres"] = tensors["detector.stages.2.centres"][:, :-1].contiguous()
 
 
 def other_weights(about: dict, tensors: dict) -> None:
@@ -286,19 +314,45 @@ def other_head(about: dict, tensors: dict) -> None:
 @pytest.mark.parametrize(
     ("change", "metadata", "said"),
     [
-        (but("", format=2), None, "a later version of nescio .format 2."),
+        (but("", format=3), None, "a later version of nescio .format 3."),
+        (but("", format=True), None, "does not say its format"),
+        (but("", format=-1), None, "does not say its format"),
         (but("", format=None), None, "does not say its format"),
         (None, {"format": "nescio-detector/1"}, "not a file that 'nescio fit' wrote"),
         (None, {"nescio": "{"}, "cannot be read"),
         (None, {"nescio": "[]"}, "does not say its format"),
-        (None, {"nescio": '{"format": 1}'}, "damaged .KeyError"),
+        (None, {"nescio": '{"format": 1}'}, "damaged and cannot be read .KeyError"),
         (without("calibration.0"), None, "damaged"),
         (without("detector.stages.1.limit"), None, "not what detector"),
-        (without("model.conv.weight"), None, "missing: conv.weight"),
+        (without("model.conv.weight"), None, "another model's weights"),
+        (without_weight, None, "missing: conv.weight"),
         (but("detector", spec="nope"), None, "nope"),
         (but("model", transform="crop=x"), None, "crop=x"),
         (other_weights, None, "another model's weights"),
         (other_head, None, "another model's weights"),
+        (but("model", n_classes=5), None, "number of classes"),
+        (but("model", n_classes=10**9, classes=None), None, "number of classes"),
+        (but("model", n_classes=5, classes=None), None, "not those of its weights"),
+        (but("model", heads=["ood"]), None, "not those of its weights"),
+        (but("model", embedded=False), None, "says wrongly"),
+        (but("calibration", accept=0.5), None, "not what the guarantee asks for .60."),
+        (but("calibration", accept=1), None, "accept=1 must lie between 0 and 1"),
+        (but("calibration", accept=True), None, "accept=True is not a number"),
+        (but("calibration", confidence="high"), None, "confidence=high is not a number"),
+        (group(rank=121), None, "the rank 121"),
+        (group(rank=6.0), None, "the rank 6.0"),
+        (group(rank=-1), None, "the rank -1"),
+        (group(threshold=-1e9), None, "not those of its calibration scores"),
+        (group(n=10_000), None, "not those of its calibration scores"),
+        (group(classes=[0, 1, 2]), None, "each class once"),
+        (group(classes=[0, 1, 2, 2, 3]), None, "each class once"),
+        (group(classes=[0, 1, 2, 3.0]), None, "each class once"),
+        (score_of(float("nan")), None, "not finite"),
+        (score_of(float("inf")), None, "not finite"),
+        (score_of(-1e9), None, "ascending"),
+        (tally, None, "tallies"),
+        (but("", calibrator={"a": 1.0, "b": 0.0, "proxy": "noise", "prior": 2.0}), None, "a prior in"),
+        (narrow, None, "damaged"),
     ],
 )
 def test_a_file_that_is_not_what_was_written_says_so(file: Path, change: object, metadata: object, said: str) -> None:
@@ -309,10 +363,37 @@ def test_a_file_that_is_not_what_was_written_says_so(file: Path, change: object,
 def test_a_file_does_not_say_which_code_is_run(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("os:getcwd", "mine:make"):
         changed = rewritten(file, but("model", name=name))
-        with pytest.raises(InputError, match="not run unasked"):
+        with pytest.raises(InputError, match=f"'{name}': this is code from outside nescio.*--model"):
             load(changed)
-    with pytest.raises(InputError, match="unknown model 'tiny'"):
+    with pytest.raises(InputError, match=r"'tiny': no library knows this name.*--model"):
         load(rewritten(file, but("model", name="tiny")))
+
+
+def test_a_file_that_changed_since_it_was_written_is_refused(file: Path) -> None:
+    with safe_open(file, "pt") as opened:
+        about = json.loads(opened.metadata()["nescio"])
+    tensors, kept = load_file(file), describe(file)
+    save_file(tensors, file, {"nescio": json.dumps(about, indent=1, sort_keys=True)})
+    assert describe(file) == kept  # its hash is over what is said, however it is spaced
+    for name in tensors:
+        changed = {k: t.clone() for k, t in tensors.items()}
+        changed[name] = torch.where(changed[name] == changed[name].max(), changed[name] + 1, changed[name])
+        save_file(changed, file, {"nescio": json.dumps(about)})
+        for opening in (describe, lambda path: load(path, model=tiny_net)):
+            with pytest.raises(InputError, match="do not match its hash"):
+                opening(file)
+    about["made_with"] = "love"
+    save_file(tensors, file, {"nescio": json.dumps(about)})
+    with pytest.raises(InputError, match="do not match its hash"):
+        describe(file)
+
+
+def test_the_promise_follows_from_the_scores(file: Path, images: Path) -> None:
+    promise = describe(file)["calibration"]["promise"]
+    assert promise == made(images).calibration.promise()
+    assert "5 % of new ID images" in promise
+    changed = describe(rewritten(file, but("calibration", promise="all is well")))
+    assert changed["calibration"]["promise"] == promise
 
 
 def test_other_files_are_named(tmp_path: Path, images: Path) -> None:

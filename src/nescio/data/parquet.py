@@ -22,6 +22,7 @@ from nescio.data.decode import RATIO, check_bytes
 from nescio.data.hashing import combine
 from nescio.data.places import Place, hash_places, stamp, unreachable
 from nescio.errors import BadImage, InputError, TooLarge, some
+from nescio.reading import parse_json
 
 log = logging.getLogger(__name__)
 
@@ -212,7 +213,7 @@ def _warn_of_other_labels(schema: pa.Schema, path: Place) -> None:
 def _declared_features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
     """What Hugging Face's metadata says of the columns; nothing where it is absent or not of the expected form."""
     try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        features = parse_json((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return {name: f for name, f in features.items() if isinstance(f, dict)}
     except (KeyError, TypeError, ValueError, AttributeError):
         return {}

@@ -14,6 +14,7 @@ from typing import Any
 
 from nescio.data.sets import DataSet, known_set
 from nescio.errors import InputError, nearest
+from nescio.reading import read_toml
 
 AVERAGE = "average"
 """What stands for the mean over the OOD sets where one of them is named."""
@@ -142,7 +143,8 @@ def suites() -> dict[str, Suite]:
     folder = resources.files("nescio.data").joinpath("suites")
     files = sorted((f for f in folder.iterdir() if f.name.endswith(".toml")), key=lambda f: f.name)
     return {
-        f.name.removesuffix(".toml"): _suite(f.name.removesuffix(".toml"), f.read_text(encoding="utf-8")) for f in files
+        f.name.removesuffix(".toml"): _suite(f.name.removesuffix(".toml"), tomllib.loads(f.read_text(encoding="utf-8")))
+        for f in files
     }
 
 
@@ -158,13 +160,12 @@ def open_suite(name: str) -> Suite:
     if path.suffix != ".toml" or not path.is_file():
         raise InputError(f"no suite '{name}'{nearest(name, suites())}; or give a .toml file of one")
     try:
-        return dataclasses.replace(_suite(path.stem, path.read_text(encoding="utf-8")), file=name)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as e:
+        return dataclasses.replace(_suite(path.stem, read_toml(path)), file=name)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError) as e:
         raise InputError(f"{path} is not a suite: {e}; see those that come with nescio for the form") from None
 
 
-def _suite(name: str, text: str) -> Suite:
-    entry = tomllib.loads(text)
+def _suite(name: str, entry: dict[str, Any]) -> Suite:
     tables = entry.pop("published", [])
     lists: dict[str, Any] = {key: tuple(entry.pop(key, ())) for key in ("ood", "near", "detectors", "errata")}
     models = tuple(Model(**m) for m in entry.pop("models", ()))

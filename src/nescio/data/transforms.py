@@ -19,6 +19,8 @@ from nescio.errors import InputError, TooLarge, nearest
 INTERPOLATIONS = {
     m.value: m for m in (InterpolationMode.BILINEAR, InterpolationMode.BICUBIC, InterpolationMode.NEAREST)
 }
+MOST_SIDE = 4096
+"""Pixels of ``crop`` and ``resize``."""
 Triple = tuple[float, float, float]
 
 
@@ -65,8 +67,11 @@ class Transform:
             )
         if self.crop < 1 or (self.resize is not None and self.resize < self.crop):
             raise InputError(f"transform needs 1 <= crop <= resize, got crop={self.crop}, resize={self.resize}")
-        if self.crop**2 > MAX_PIXELS:
-            raise InputError(f"crop={self.crop} makes more than {MAX_PIXELS:,} pixels")
+        if max(self.crop, self.resize or 0) > MOST_SIDE:
+            raise InputError(
+                f"transform takes crop and resize up to {MOST_SIDE:,} pixels, got crop={self.crop}, "
+                f"resize={self.resize}: a batch of larger images takes gigabytes"
+            )
         if not all(0 < s < float("inf") for s in self.std) or not all(abs(m) < float("inf") for m in self.mean):
             raise InputError(f"mean must be finite and std above 0 in every channel, got {self.mean} and {self.std}")
 

@@ -2,12 +2,12 @@
 
 Its tensors are the detector's (``detector.``), the calibration scores (``calibration.``) and, unless left out, the
 network's weights (``model.``). All else is JSON, the one entry of the metadata: the order of two, and the file's hash
-with it, would change from one writing to the next.
+with it, would change from one writing to the next. One hash over both stands in it. What is said of thresholds follows
+from the scores, whatever the JSON says: where the two disagree, the file is refused.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -25,25 +24,31 @@ from nescio.data.transforms import Transform
 from nescio.deploy.deployed import Deployed
 from nescio.detector import Detector
 from nescio.errors import InputError
+from nescio.extraction import pass_of
 from nescio.files import whole
 from nescio.framework import ProxyCalibrator
 from nescio.models import Classifier, load_classifier
-from nescio.models.libraries import architecture_of, is_known
-from nescio.models.runs import state_of
+from nescio.models.runs import HEAD_PREFIX, MOST_CLASSES, is_names, state_of
+from nescio.models.trusted import trusted_architecture
+from nescio.reading import parse_json, plain
+from nescio.tensors import hash_tensors, read_tensors, seal
 
-FORMAT = 1
-"""Raised when a file of this version could not be read by an earlier one."""
-_ABOUT = "nescio"
+FORMAT = 2
+"""Raised when a file of this version could not be read by an earlier one. The first had no hash over everything."""
+_ABOUT, _HASH = "nescio", "hash"
 _MODEL, _DETECTOR, _CALIBRATION = "model.", "detector.", "calibration."
 
 
 def save(deployed: Deployed, path: str | Path, *, weights: bool = True) -> None:
-    """As ``Deployed.save``."""
+    """As ``Deployed.save``. Raises InputError for a calibration that ``load`` would refuse: one of infinite scores."""
+    deployed.calibration.check(deployed.classifier.head.n_classes)
     tensors = _learned(deployed) | (_under(_MODEL, state_of(deployed.classifier)) if weights else {})
-    about = {"format": FORMAT, **record(deployed, embedded=weights)}
+    about = plain({"format": FORMAT, **record(deployed, embedded=weights)})
+    del about["calibration"]["promise"]  # it follows from the rest
+    # tied weights are one tensor under two names, which the format does not know
+    own = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
+    about[_HASH] = seal(own, about)
     with whole(Path(path)) as partial:
-        # tied weights are one tensor under two names, which the format does not know
-        own = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
         save_file(own, partial, {_ABOUT: json.dumps(about, ensure_ascii=False)})
 
 
@@ -114,75 +119,135 @@ def load(
         device: as for ``load_classifier``.
 
     Raises:
-        InputError: the file is missing, damaged, of a later version, or the network is not the one it was made with.
+        InputError: the file is missing, damaged, of a later version, or names a network that is not a library's; or
+            the network is not the one it was made with.
     """
     path = Path(path)
     about, tensors = _read(path)
     try:
-        of_model, of_detector, of_calibration = (about[key] for key in ("model", "detector", "calibration"))
-        state = _from_under(_MODEL, tensors)
-        classifier = _classifier(of_model, state, model, weights, device)
-        detector = Detector.parse(of_detector["spec"])
-        detector.restore(_from_under(_DETECTOR, tensors), of_detector["head"])
-        calibration = Calibration(
-            of_calibration["accept"],
-            of_calibration["confidence"],
-            tuple(
-                Group(g["classes"] and tuple(g["classes"]), tensors[f"{_CALIBRATION}{i}"].numpy(), g["rank"])
-                for i, g in enumerate(of_calibration["groups"])
-            ),
-            tuple(ClassTally(**t) for t in of_calibration.get("by_class", ())),  # not in the first files
-        )
+        calibration = _checked(about, tensors)
+        detector = Detector.parse(about["detector"]["spec"])
+        detector.restore(_from_under(_DETECTOR, tensors), about["detector"]["head"])
         calibrator = about["calibrator"] and ProxyCalibrator(**about["calibrator"])
-    except (KeyError, TypeError, ValueError, IndexError) as e:
-        if isinstance(e, InputError):
-            raise InputError(f"{path}: {e}") from None
-        raise InputError(f"{path} is damaged ({type(e).__name__}: {e}); make it again (nescio fit)") from None
-    if detector.fitted_to != classifier.head.fingerprint:
-        raise InputError(f"{path} was made with another model's weights; give those (--weights), or fit it again")
-    rest = {k: v for k, v in about.items() if k not in ("model", "detector", "calibration", "calibrator")}
-    return Deployed(classifier, detector, calibration, calibrator=calibrator, about=rest)
+        classifier = _classifier(about["model"], _from_under(_MODEL, tensors), model, weights, device)
+        if detector.fitted_to != classifier.head.fingerprint:
+            raise InputError("it was made with another model's weights; give those (--weights), or fit it again")
+        rest = {k: v for k, v in about.items() if k not in ("model", "detector", "calibration", "calibrator")}
+        made = Deployed(classifier, detector, calibration, calibrator=calibrator, about=rest)
+        _try(made)
+    except InputError as e:
+        raise InputError(f"{path}: {e}") from None
+    except (KeyError, TypeError, ValueError, IndexError, RuntimeError, AttributeError) as e:
+        raise _damaged(path, f"{type(e).__name__}: {e}") from None
+    return made
 
 
 def describe(path: str | Path) -> dict[str, Any]:
-    """What a file says of itself, without its tensors.
+    """What a file says of itself. Thresholds, numbers of images and the promise are those of its calibration scores.
 
     Raises:
         InputError: as ``load``.
     """
-    return _read(Path(path), tensors=False)[0]
+    path = Path(path)
+    about, tensors = _read(path)
+    try:
+        calibration = _checked(about, tensors)
+        Detector.parse(about["detector"]["spec"])
+        about["calibrator"] and ProxyCalibrator(**about["calibrator"])
+    except InputError as e:
+        raise InputError(f"{path}: {e}") from None
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as e:
+        raise _damaged(path, f"{type(e).__name__}: {e}") from None
+    about["calibration"]["promise"] = calibration.promise()
+    return about
 
 
 def weights_hash(state: Mapping[str, Tensor]) -> str:
     """Of all weights and statistics by name, whatever library version made the network."""
-    digest = hashlib.blake2b(digest_size=16)
-    for key, t in sorted(state.items()):
-        if not key.endswith("num_batches_tracked"):  # plays no part in inference
-            digest.update(f"{key}{t.dtype}{tuple(t.shape)}".encode())
-            digest.update(t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    # the counters play no part in inference
+    return hash_tensors({key: t for key, t in state.items() if not key.endswith("num_batches_tracked")})
 
 
-def _read(path: Path, *, tensors: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The JSON and the tensors of a file that is whole."""
     try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(_ABOUT)
-            if text is None:
-                raise InputError(f"{path} is not a file that 'nescio fit' wrote")
-            about = json.loads(text)
-            number = about.pop("format") if isinstance(about, dict) else None
-            if not isinstance(number, int):
-                raise ValueError("it does not say its format")
-            if number > FORMAT:
-                raise InputError(f"{path} was written by a later version of nescio (format {number}); update nescio")
-            found = {key: file.get_tensor(key) for key in file.keys()} if tensors else {}  # noqa: SIM118 - not a dict
+        metadata, tensors = read_tensors(path)
+        if _ABOUT not in metadata:
+            raise InputError(f"{path} is not a file that 'nescio fit' wrote")
+        about = parse_json(metadata[_ABOUT])
+        number = about.pop("format", None) if isinstance(about, dict) else None
+        if type(number) is not int or number < 1:
+            raise ValueError("it does not say its format")
+        if number > FORMAT:
+            raise InputError(f"{path} was written by a later version of nescio (format {number}); update nescio")
+        stored = about.pop(_HASH, None)
+        if (stored is not None or number > 1) and stored != seal(tensors, {"format": number, **about}):
+            raise ValueError("its contents do not match its hash: some of it has changed since it was written")
     except FileNotFoundError:
         raise InputError(f"no file {path}") from None
-    except (SafetensorError, OSError, KeyError, ValueError) as e:
+    except (OSError, ValueError) as e:
         if isinstance(e, InputError):
             raise
-        raise InputError(f"{path} cannot be read: {e}; make it again (nescio fit)") from None
-    return about, found
+        raise _damaged(path, str(e)) from None
+    return about, tensors
+
+
+def _damaged(path: Path, why: str) -> InputError:
+    return InputError(f"{path} is damaged and cannot be read ({why}); make it again (nescio fit)")
+
+
+def _checked(about: dict[str, Any], tensors: Mapping[str, Tensor]) -> Calibration:
+    """The calibration, once the JSON has been held against the tensors, entry by entry.
+
+    Raises:
+        InputError, KeyError, TypeError, AttributeError: something is missing, of another kind, or does not follow.
+    """
+    model, stored = about["model"], about["calibration"]
+    n, names = model["n_classes"], model["classes"]
+    if type(n) is not int or not 1 < n <= MOST_CLASSES or not (names is None or is_names(names, n)):
+        raise InputError("its number of classes and their names do not agree")
+    texts = [model["weights"], model["transform"], about["detector"]["spec"], about["detector"]["head"], model["name"]]
+    if not all(isinstance(text, str) for text in texts):
+        raise InputError("its entries are not text where they should be")
+    _check_weights(model, _from_under(_MODEL, tensors))
+    groups = tuple(
+        Group(None if g["classes"] is None else tuple(g["classes"]), tensors[f"{_CALIBRATION}{i}"].numpy(), g["rank"])
+        for i, g in enumerate(stored["groups"])
+    )
+    tallies = tuple(ClassTally(**t) for t in stored.get("by_class", ()))  # not in the first files
+    calibration = Calibration(stored["accept"], stored["confidence"], groups, tallies)
+    calibration.check(n)
+    said = [(g["threshold"], g["n"]) for g in stored["groups"]]
+    if said != [(g.threshold, len(g.scores)) for g in groups]:
+        raise InputError("its thresholds are not those of its calibration scores")
+    return calibration
+
+
+def _check_weights(model: dict[str, Any], state: Mapping[str, Tensor]) -> None:
+    if model["embedded"] is not bool(state):
+        raise InputError("whether it holds the network's weights, it says wrongly")
+    if not state:
+        return
+    if weights_hash(state) != model["weights"]:
+        raise InputError("it was made with another model's weights")
+    # before a network with as many classes is made
+    head = state[f"{model['head']}.weight" if model["head"] else "weight"]
+    heads = {key.removeprefix(HEAD_PREFIX).partition(".")[0] for key in state if key.startswith(HEAD_PREFIX)}
+    if len(head) != model["n_classes"] or sorted(heads) != model["heads"]:
+        raise InputError("its classes or heads are not those of its weights")
+
+
+@torch.no_grad()
+def _try(deployed: Deployed) -> None:
+    """Judge one image: tensors of another shape or kind than the stages read show here, and not in use."""
+    classifier, detector = deployed.classifier, deployed.detector
+    stage, side = detector.input_stage, classifier.transform.crop
+    x = classifier.transform.normalise(torch.zeros(1, 3, side, side, dtype=torch.uint8, device=classifier.device))
+    plain, own = classifier.probed(deployed.plain_probes)(x), None
+    if stage is not None:
+        changed = classifier.changed(stage.prepare).probed(detector.probes())
+        own = pass_of(detector, classifier.device).run(changed, x)
+    deployed.judged(plain, own)
 
 
 def _classifier(
@@ -192,32 +257,26 @@ def _classifier(
     weights: str | Path | None,
     device: str | torch.device,
 ) -> Classifier:
-    name, transform = about["name"], Transform.parse(about["transform"])
-    if model is None and not is_known(name):
-        # a file must not say which code is run
-        raise InputError(f"its network is made by '{name}', which is not run unasked; name it (model=, --model {name})")
-    if model is None and ":" not in name:
-        _check_known(name)
+    name, classes, transform = about["name"], about["classes"], Transform.parse(about["transform"])
     given = weights or state or None
+    try:
+        made = model or trusted_architecture(name, classes)
+    except InputError as e:
+        raise InputError(f"{e}; if you trust it, name the network yourself (model=, --model)") from None
     if given is None:
         raise InputError("it holds no weights, but their hash alone; give them (weights=, --weights FILE)")
-    classes = about["classes"] or about["n_classes"]
     classifier = load_classifier(
-        model or name, weights=given, classes=classes, head=about["head"], transform=transform, device=device
+        made,
+        weights=given,
+        classes=classes or about["n_classes"],
+        head=about["head"],
+        transform=transform,
+        device=device,
     )
     classifier.name, classifier.classes = name, about["classes"]
     if weights_hash(state_of(classifier)) != about["weights"]:
         raise InputError("it was made with another model's weights")
     return classifier
-
-
-def _check_known(name: str) -> None:
-    try:
-        architecture_of(name)
-    except InputError:
-        raise InputError(
-            f"no library knows its network '{name}'; name what makes it (model=, --model FILE.py:FUNCTION)"
-        ) from None
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

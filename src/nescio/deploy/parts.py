@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from nescio.data.batches import spans
 from nescio.errors import InputError
 from nescio.files import alone, whole, write_whole
+from nescio.reading import read_json
 from nescio.text import cells
 
 log = logging.getLogger(__name__)
@@ -181,10 +182,11 @@ def _refuse_others(path: Path) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_json(path / MANIFEST)
     except ValueError as e:
         raise InputError(f"{path / MANIFEST} is damaged ({e}); name a new folder (-o)") from None
-    return manifest if isinstance(manifest, dict) and manifest else {"format": None}
+    whole = isinstance(manifest, dict) and type(size := manifest.get("part_size")) is int and size > 0
+    return manifest if whole else {"format": None}
 
 
 def _check_same(path: Path, begun: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

@@ -84,15 +84,19 @@ def restore_heads(state: Mapping[str, Tensor]) -> dict[str, nn.Module]:
     """The heads in a state dict of ``NAME.weight``, ``NAME.bias``.
 
     Raises:
-        InputError: a head is not known to this version.
+        InputError: a head is not known to this version, or its weights do not make one.
     """
     heads: dict[str, nn.Module] = {}
     for name in sorted({key.partition(".")[0] for key in state}):
         if name not in HEADS:
             raise InputError(f"the weights hold a head '{name}', which this version of nescio does not know")
         own = {key.removeprefix(f"{name}."): t for key, t in state.items() if key.startswith(f"{name}.")}
-        heads[name] = HEADS[name].like(own)
-        heads[name].load_state_dict(own)
+        try:
+            heads[name] = HEADS[name].like(own)
+            heads[name].load_state_dict(own)
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as e:
+            reason = str(e).strip().splitlines()[-1].strip()
+            raise InputError(f"the weights of the head '{name}' do not make one: {reason}") from None
     return heads
 
 

@@ -18,14 +18,7 @@ from nescio.models.cifar import CIFAR_MODELS, CIFAR_TRANSFORM
 from nescio.models.own_code import find_factory, refuse_a_file
 from nescio.models.weights import load_into
 
-_LIBRARIES = ("timm", "torchvision", "hf", "clip")
-_QUICKSTART = "nescio.quickstart:network"
-
-
-def is_known(model: str) -> bool:
-    """Whether a name is a library's or our own: any other names code of the user's, to be run when they say so."""
-    library, colon, _ = model.partition(":")
-    return not colon or library in _LIBRARIES or model == _QUICKSTART
+QUICKSTART = "nescio.quickstart:network"
 
 
 @dataclass
@@ -116,7 +109,7 @@ def _timm(text: str) -> Architecture:
     name, _, given = text.partition(":")
     if not timm.is_model(name):
         raise InputError(f"timm has no model '{name}'{nearest(name, timm.list_models())[:80]}")
-    own = _literals(given, text)
+    own = literals(given, text)
 
     def build(classes: int | None, pretrained: bool) -> nn.Module:
         options = own if classes is None else own | {"num_classes": classes}
@@ -139,8 +132,12 @@ def _imagenet_names(network: nn.Module, pretrained: bool) -> list[str] | None:
     return [info.index_to_description(i).partition(",")[0] for i in range(info.num_classes())]
 
 
-def _literals(text: str, name: str) -> dict[str, Any]:
-    """``global_pool=avg,img_size=64`` as keyword arguments: numbers and True/False as such, the rest as words."""
+def literals(text: str, name: str) -> dict[str, Any]:
+    """``global_pool=avg,img_size=64`` as keyword arguments: numbers and True/False as such, the rest as words.
+
+    Raises:
+        InputError: an option has no value.
+    """
     options: dict[str, Any] = {}
     for item in text.split(",") if text else ():
         key, equals, value = item.partition("=")
@@ -148,7 +145,7 @@ def _literals(text: str, name: str) -> dict[str, Any]:
             raise InputError(f"model option '{item}' of '{name}' cannot be read; write option=value")
         try:
             options[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, RecursionError, MemoryError):  # the last two where it is nested too deep
             options[key] = value
     return options
 
@@ -220,13 +217,15 @@ def _hugging_face(name: str) -> Architecture:
     def build(classes: int | None, pretrained: bool) -> nn.Module:
         options = {} if classes is None else {"num_labels": classes, "ignore_mismatched_sizes": True}
         auto = transformers.AutoModelForImageClassification
+        # without the word, transformers asks on the terminal whether to run the code that a repository brings
+        options |= {"trust_remote_code": False}
         if pretrained:
             return downloaded(lambda: auto.from_pretrained(name, **options), name)
         return downloaded(lambda: auto.from_config(transformers.AutoConfig.from_pretrained(name, **options)), name)
 
     def transform(_: nn.Module) -> Transform | None:
         try:
-            p = transformers.AutoImageProcessor.from_pretrained(name)
+            p = transformers.AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
         except (OSError, ValueError):
             return None
         if not ({"shortest_edge", "height"} & set(dict(p.size))):
@@ -251,7 +250,7 @@ def _hugging_face(name: str) -> Architecture:
 def factory_architecture(module: str, rest: str) -> Architecture:
     """How to make the network of ``module:factory`` or ``FILE.py:factory``, with options behind another colon."""
     name, _, given = rest.partition(":")
-    options = _literals(given, f"{module}:{rest}")
+    options = literals(given, f"{module}:{rest}")
     factory = find_factory(module, name)
     return made_by(functools.partial(factory, **options) if options else factory, f"{module}:{rest}")
 

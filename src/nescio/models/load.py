@@ -16,14 +16,16 @@ from nescio.models.clip import PREFIX, tagged
 from nescio.models.heads import restore_heads
 from nescio.models.libraries import Architecture, architecture_of, drop_auxiliary, made_by
 from nescio.models.runs import RUN, WEIGHTS, Run, split_heads
+from nescio.models.trusted import trusted_architecture
 from nescio.models.weights import read_weights, strip_prefixes
 from nescio.models.zeroshot import ZeroShot
 
 Weights = str | Path | Mapping[str, Tensor]
+Model = str | Architecture | Callable[[], nn.Module]
 
 
 def load_classifier(
-    model: str | Callable[[], nn.Module],
+    model: Model,
     *,
     weights: Weights | None = None,
     classes: int | Sequence[str] | None = None,
@@ -42,9 +44,10 @@ def load_classifier(
             classifier made of class names; or ``package.module:factory`` or ``path/file.py:factory``, your own
             function that returns an ``nn.Module``, with options as timm's; or that function itself.
         weights: a safetensors file or a checkpoint (loaded with ``weights_only=True``; ``state_dict`` wrappers and
-            ``module.`` prefixes are removed), or a state dict; None for the library's pretrained weights, which it may
-            download. For torchvision these are the first published ones (``IMAGENET1K_V1``: those that the papers use);
-            for open_clip ``weights`` may be their tag, and the first is meant without.
+            ``module.`` prefixes are removed), or a state dict; or a folder that ``nescio train`` wrote, whose transform
+            and classes are taken too; None for the library's pretrained weights, which it may download. For torchvision
+            these are the first published ones (``IMAGENET1K_V1``: those that the papers use); for open_clip ``weights``
+            may be their tag, and the first is meant without.
         classes: number of classes, by default that of the weights; or their names in label order, which ``clip:`` asks
             for where the weights do not hold a head.
         head: name of the last linear layer, where it cannot be found.
@@ -52,25 +55,23 @@ def load_classifier(
         device: ``auto`` takes a GPU where there is one.
 
     Raises:
-        InputError: the name is not known, the weights do not fit, or there is no linear head.
+        InputError: the name is not known, the weights do not fit, there is no linear head, or a run's folder names
+            a network that is not a library's.
     """
     opened = _opened(model, weights, classes, head)
-    folder = Path(model).expanduser() if isinstance(model, str) else None
-    run = Run.read(folder) if folder and (folder / RUN).is_file() else None
-    if run is not None and folder is not None:
-        model = run.model
+    model, weights, run = _of_run(model, weights)
+    if run is not None:
         own_transform = run.test_transform
         transform = (
             Transform.parse(transform, own_transform) if isinstance(transform, str) else transform or own_transform
         )
-        weights = weights or folder / WEIGHTS
     names = None if classes is None or isinstance(classes, int) else list(classes)
     if names is None and run is not None:
         names, classes = run.classes, classes or run.n_classes
     classes = classes if classes is None or isinstance(classes, int) else len(classes)
     architecture, weights = _resolved(model, weights, names)
     if weights is None and not architecture.has_pretrained:
-        raise InputError(f"model '{model}' has no pretrained weights; give a file of them (--weights FILE)")
+        raise InputError(f"model '{architecture.name}' has no pretrained weights; give a file of them (--weights FILE)")
     # pretrained weights bring their own classes: a head of another size would be a random one
     network = architecture.build(None if weights is None else classes, weights is None)
     own = _chosen_transform(network, architecture, transform)
@@ -90,12 +91,12 @@ def load_classifier(
     classifier.objective = run.objective if run else ""
     classifier.seen = {name: known[name] for name in ("train", "val", "outliers") if name in known}
     if classes is not None and classifier.head.n_classes != classes:
-        raise InputError(f"model '{model}' has {classifier.head.n_classes} classes, not {classes}")
+        raise InputError(f"model '{architecture.name}' has {classifier.head.n_classes} classes, not {classes}")
     return classifier.to(device)
 
 
 def _opened(
-    model: str | Callable[[], nn.Module], weights: Weights | None, classes: int | Sequence[str] | None, head: str | None
+    model: Model, weights: Weights | None, classes: int | Sequence[str] | None, head: str | None
 ) -> dict[str, str]:
     """What to give a command for the same classifier; words in capitals stand for what has no name of its own."""
     if not isinstance(model, str):
@@ -103,6 +104,30 @@ def _opened(
     options = {"weights": weights if isinstance(weights, str | Path | None) else "WEIGHTS", "head": head}
     options["classes"] = str(classes) if isinstance(classes, int) else None
     return {"model": model} | {name: str(value) for name, value in options.items() if value is not None}
+
+
+def _of_run(model: Model, weights: Weights | None) -> tuple[Model, Weights | None, Run | None]:
+    """The network and its weights, and what is known of them where one of the two is a folder of a run.
+
+    A folder may come from anyone: its network must be one that a file may name, unless the user names it as well.
+    """
+    folder = _run_folder(model)
+    if folder is None:
+        beside = _run_folder(weights)
+        return model, weights, Run.read(beside) if beside else None
+    run = Run.read(folder)
+    try:
+        architecture = trusted_architecture(run.model, run.classes)
+    except InputError as e:
+        raise InputError(
+            f"{folder}: {e}; if you trust it, name the network yourself: --model MODULE:FACTORY --weights {folder}"
+        ) from None
+    return architecture, weights or folder / WEIGHTS, run
+
+
+def _run_folder(given: object) -> Path | None:
+    folder = Path(given).expanduser() if isinstance(given, str | Path) else None
+    return folder if folder and (folder / RUN).is_file() else None
 
 
 def _usable(device: str | torch.device) -> torch.device:
@@ -116,9 +141,11 @@ def _usable(device: str | torch.device) -> torch.device:
 
 
 def _resolved(
-    model: str | Callable[[], nn.Module], weights: Weights | None, names: Sequence[str] | None
+    model: Model, weights: Weights | None, names: Sequence[str] | None
 ) -> tuple[Architecture, Weights | None]:
     """The architecture; and the weights, None where they are the library's and the architecture says which."""
+    if isinstance(model, Architecture):
+        return model, weights
     if not isinstance(model, str):
         return made_by(model), weights
     if model.startswith(PREFIX):

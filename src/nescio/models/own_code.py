@@ -53,7 +53,8 @@ def find_factory(module: str, name: str) -> Callable[..., Any]:
 
 
 def _of_name(module: str) -> ModuleType:
-    _look_in(Path.cwd())  # the user's own module stands where they call from
+    if module.partition(".")[0] != "nescio":
+        _look_in(Path.cwd())  # the user's own module stands where they call from
     return importlib.import_module(module)
 
 

@@ -14,11 +14,19 @@ from nescio.errors import InputError
 from nescio.files import write_whole
 from nescio.models.classifier import Classifier
 from nescio.models.weights import read_weights
+from nescio.reading import read_json
 
 FORMAT = "nescio-run/1"
 RUN, WEIGHTS, STATE = "run.json", "model.safetensors", "last.safetensors"
 HEAD_PREFIX = "nescio.heads."
 """Before the names of tensors that are not the library network's own, in a file of weights."""
+MOST_CLASSES = 1_000_000
+"""That a file may ask for: the head of a network is made before its weights are read."""
+
+
+def is_names(value: object, n: int) -> bool:
+    """Whether a value of JSON is a list of n names."""
+    return isinstance(value, list) and len(value) == n and all(isinstance(name, str) for name in value)
 
 
 @dataclass
@@ -55,21 +63,30 @@ class Run:
         """
         path = folder / RUN
         try:
-            text = json.loads(path.read_text(encoding="utf-8"))
-            if text.pop("format") != FORMAT:
-                raise InputError(f"{path} was written by a later version of nescio")
+            text = read_json(path)
+            if not isinstance(text, dict) or text.pop("format", None) != FORMAT:
+                raise InputError(f"{path} is not of this version of nescio ({FORMAT})")
             run = cls(**text)
-            Transform.parse(run.transform)
-            for name, kind in (("model", str), ("n_classes", int), ("objective", str), ("settings", dict)):
-                if not isinstance(getattr(run, name), kind):
-                    raise InputError(f"{path} cannot be read: '{name}' is not of type {kind.__name__}")
-            return run
+            run.check()
         except FileNotFoundError:
             raise InputError(f"{folder} holds no trained network: it has no {RUN}") from None
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as e:
-            if isinstance(e, InputError):
-                raise
-            raise InputError(f"{path} cannot be read: {type(e).__name__}: {e}") from None
+        except (OSError, ValueError, TypeError) as e:
+            raise InputError(f"{path} cannot be read: {e}") from None
+        return run
+
+    def check(self) -> None:
+        """Raise ValueError where an entry is not of its kind."""
+        kinds = {"model": str, "transform": str, "objective": str, "settings": dict, "made_with": dict}
+        for name, kind in kinds.items():
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(f"'{name}' is not of type {kind.__name__}")
+        if type(self.n_classes) is not int or not 1 < self.n_classes <= MOST_CLASSES:
+            raise ValueError(f"'n_classes' is not a number of classes up to {MOST_CLASSES:,}")
+        if self.classes is not None and not is_names(self.classes, self.n_classes):
+            raise ValueError(f"'classes' are not {self.n_classes:,} names")
+        if not isinstance(self.selected, dict | None):
+            raise ValueError("'selected' is not of type dict")
+        Transform.parse(self.transform)
 
     def write(self, folder: Path) -> None:
         """Write ``run.json``, whole."""

@@ -16,6 +16,8 @@ from nescio.errors import InputError, some
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "state_dict_ema", "ema")
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
+_DEEPEST = 8
+"""Prefixes before one name: each of them twice."""
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -38,9 +40,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         ) from None
     except Exception as e:  # noqa: BLE001 - a damaged file makes the unpickler raise nearly anything
         raise InputError(f"{path} is not a readable checkpoint: {type(e).__name__}: {e}") from None
-    while isinstance(state, dict) and (inner := next((w for w in _WRAPPERS if isinstance(state.get(w), dict)), None)):
-        state = state[inner]
-    tensors = {k: v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, dict) else {}
+    for _ in _WRAPPERS:  # not without end: a dict may hold itself
+        inner = next((w for w in _WRAPPERS if isinstance(state, dict) and isinstance(state.get(w), dict)), None)
+        state = state if inner is None else state[inner]
+    tensors = {k: v for k, v in state.items() if _is_plain(k, v)} if isinstance(state, dict) else {}
     if not tensors:
         raise InputError(f"{path} holds no state dict of tensors")
     return tensors
@@ -84,11 +87,15 @@ def _refuse_others(path: Path) -> None:
         raise InputError(f"{path} is {what}; give weights: a safetensors file, or a checkpoint of torch.save")
 
 
+def _is_plain(key: object, value: object) -> bool:
+    return isinstance(key, str) and isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
+
+
 def strip_prefixes(state: dict[str, Tensor], wanted: Collection[str]) -> dict[str, Tensor]:
     """The state dict without what DataParallel, ``torch.compile`` or Lightning put before every key of ``wanted``."""
-    while not any(k in wanted for k in state):
+    for _ in range(_DEEPEST):
         prefix = next((p for p in _PREFIXES if all(k.startswith(p) for k in state)), None)
-        if prefix is None:
+        if prefix is None or any(k in wanted for k in state):
             break
         state = {k.removeprefix(prefix): v for k, v in state.items()}
     return state
@@ -120,4 +127,7 @@ def load_into(network: nn.Module, state: dict[str, Tensor], told: str) -> None:
             if keys
         ]
         raise InputError(f"{told} ({'; '.join(found)})")
-    network.load_state_dict(state, strict=False)
+    try:
+        network.load_state_dict(state, strict=False)
+    except RuntimeError as e:  # of a kind that cannot be converted: quantised, say
+        raise InputError(f"{told} ({str(e).strip().splitlines()[-1].strip()})") from None

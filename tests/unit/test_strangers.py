@@ -1,0 +1,231 @@
+"""What a file or a folder of somebody else's may do: nothing but be read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from conftest import coloured
+from nescio.data import Transform
+from nescio.data.suites import open_suite
+from nescio.deploy import Deployed, fit, load
+from nescio.detector import Detector
+from nescio.errors import InputError
+from nescio.grammar import names_preset, search_space
+from nescio.models import load_classifier
+from nescio.models.heads import restore_heads
+from nescio.models.trusted import trusted_architecture
+from nescio.models.weights import read_weights, strip_prefixes
+
+NAMES = [
+    *("os:abort", "builtins:exit", "marked:make", "marked.net:make", "./marked.py:make", "/srv/marked.py:make"),
+    *("run", "./run", "../bundle/run", "~/run", "run/run.json", "file:///etc/passwd", "https://host/x", "s3://a/b"),
+    *("hf:somebody/model", "hf:./run", "hf_hub:a/b", "hf-hub:a/b", "local-dir:run", "HF:a/b", "Timm:test_resnet"),
+    *("timm:hf_hub:a/b", "timm:hf-hub:a/b", "timm:local-dir:run", "timm:../run", "timm:/etc/passwd", "timm:"),
+    *("timm:test_resnet:checkpoint_path=x.pth", "timm:test_resnet:global_pool=avg,checkpoint_path=x.pth"),
+    *("timm:test_resnet:pretrained_cfg=x", "timm:test_resnet:pretrained_cfg_overlay={'file':'x.pth'}"),
+    *("timm:test_resnet:cache_dir=run", "timm:test_resnet:features_only=True", "timm:test_resnet:scriptable=True"),
+    *("timm:test_resnet:pretrained=True", "timm:test_resnet:url=x", "timm:test_resnet:file=x.pth"),
+    *("timm:test_resnet:global_pool=../run", "timm:test_resnet:global_pool='x y'", "timm:test_resnet:global_pool"),
+    *("timm:test_vit:img_size=100000", "timm:test_vit:img_size=1e999", "timm:test_vit:img_size=(9,9,9,9,9)"),
+    *("timm:test_vit:img_size=" + "(" * 900 + ")" * 900, "timm:test_vit:patch_size=-1"),
+    *("torchvision:../run", "torchvision:nothing", "torchvision:"),
+    *("clip:hf-hub:a/b", "clip:local-dir:run", "clip:roberta-ViT-B-32", "clip:ViT-B-32:pretrained=/etc/passwd"),
+    *("nescio.quickstart:other", "nescio.quickstart:network:x", "nescio.cli:main", "nescio:load"),
+    *("", " ", "no-such-network", "x" * 100_000, 7, None, True, ["run"], {"a": 1}),
+]
+
+
+@dataclass
+class Watch:
+    """What the process does while somebody looks: files opened, modules imported, hosts asked, programs run."""
+
+    on: bool = False
+    seen: list[tuple[str, str]] = field(default_factory=list)
+
+    def __call__(self, event: str, arguments: tuple[object, ...]) -> None:
+        if self.on and event in ("open", "import", "socket.connect", "socket.getaddrinfo", "subprocess.Popen"):
+            self.seen.append((event, str(arguments[0])))
+
+
+_WATCH = Watch()
+sys.addaudithook(_WATCH)  # for the whole process: it can be switched off, not taken away
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A stranger's folder, which is the working directory: a module, a run, a checkpoint; none may be touched."""
+    folder = tmp_path / "bundle"
+    (folder / "run").mkdir(parents=True)
+    (folder / "marked").mkdir()
+    code = "raise SystemExit('code of a stranger ran')\n"
+    for place in ("marked/__init__.py", "marked/net.py", "downloaded.py", "run/make.py"):
+        (folder / place).write_text(code)
+    (folder / "x.pth").write_bytes(b"cos\nabort\n(tR.")
+    (folder / "run/run.json").write_text("not to be opened")
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    before = list(sys.path)
+    yield folder
+    _WATCH.on = False
+    assert sys.path == before
+
+
+def assert_untouched(bundle: Path, allowed: set[str]) -> None:
+    """Nothing of the folder was opened but these, nobody was asked, nothing of theirs imported."""
+    names = {p.name for p in bundle.rglob("*")} - allowed
+    for event, what in _WATCH.seen:
+        assert event in ("open", "import"), (event, what)
+        assert not (event == "open" and (what.startswith(str(bundle)) and Path(what).name in names)), what
+        assert not (event == "import" and what.partition(".")[0] in ("marked", "downloaded", "run")), what
+        assert what not in ("x.pth", "run", "run/run.json", "/etc/passwd"), what
+
+
+@pytest.fixture(scope="module")
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Deployed:
+    root = tmp_path_factory.mktemp("images")
+    coloured(root, "held", per_class=30, classes=4, side=32, seed=0)
+    torch.manual_seed(0)
+    weights = timm.create_model("test_resnet", num_classes=4).state_dict()
+    network = load_classifier("timm:test_resnet", weights=weights, transform="crop=32")
+    return fit(network, "energy", calibrate=root / "held", workers=0, progress=False)
+
+
+@pytest.mark.parametrize("name", NAMES, ids=lambda name: str(name)[:60])
+def test_a_name_in_a_file_runs_nothing_opens_nothing_and_asks_nobody(
+    bundle: Path, deployed: Deployed, name: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deployed.classifier, "name", name)
+    deployed.save(bundle / "my.nescio")
+    run = bundle / "given"
+    run.mkdir()
+    about = {"format": "nescio-run/1", "model": name, "n_classes": 4, "classes": None, "transform": "crop=32"}
+    (run / "run.json").write_text(json.dumps(about | {"objective": "ce", "settings": {}}))
+    save_file(deployed.classifier.body.state_dict(), run / "model.safetensors")
+    _WATCH.seen, _WATCH.on = [], True
+    with pytest.raises(InputError, match=r"my\.nescio: "):
+        load(bundle / "my.nescio", device="cpu")
+    with pytest.raises(InputError, match="given"):
+        load_classifier(str(run), device="cpu")
+    _WATCH.on = False
+    assert _WATCH.seen
+    assert_untouched(bundle, {"my.nescio", "run.json", "model.safetensors"})
+    assert not any(what == "run/run.json" or what.endswith("/run/run.json") for _, what in _WATCH.seen)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("test_resnet", "timm:test_resnet", "timm:test_resnet:global_pool=avg,drop_rate=0.1"),
+        *("timm:test_vit:img_size=64", "torchvision:resnet18", "resnet18-cifar", "efficientnet-lite0"),
+    ],
+)
+def test_a_library_network_is_built_from_a_name_in_a_file(bundle: Path, name: str) -> None:
+    _WATCH.seen, _WATCH.on = [], True
+    network = trusted_architecture(name).build(3, False)
+    _WATCH.on = False
+    assert sum(p.numel() for p in network.parameters()) > 1000
+    assert_untouched(bundle, set())
+
+
+def test_a_folder_of_the_same_name_is_not_taken_for_the_network(bundle: Path, deployed: Deployed) -> None:
+    deployed.save(bundle / "my.nescio")
+    shutil.copytree(bundle / "run", bundle / "timm:test_resnet")
+    again = load(bundle / "my.nescio", device="cpu")
+    assert again.classifier.name == "timm:test_resnet"
+
+
+def test_the_user_may_name_what_the_file_may_not(bundle: Path, deployed: Deployed) -> None:
+    """A run on a factory of the user's own opens with its weights as --weights and the factory as --model."""
+    run = bundle / "own"
+    run.mkdir()
+    about = {"format": "nescio-run/1", "model": "mine_too:make", "n_classes": 4, "classes": ["a", "b", "c", "d"]}
+    about |= {"transform": "resize=40,crop=32", "objective": "ssod", "settings": {"train": "of these"}}
+    (run / "run.json").write_text(json.dumps(about))
+    state = timm.create_model("test_resnet", num_classes=4).state_dict()
+    save_file(state, run / "model.safetensors")
+    (bundle / "mine_too.py").write_text(
+        "import timm\ndef make():\n    return timm.create_model('test_resnet', num_classes=4)\n"
+    )
+    with pytest.raises(InputError, match=r"'mine_too:make'.*--model MODULE:FACTORY --weights \S*own"):
+        load_classifier("own")
+    path = list(sys.path)
+    found = load_classifier("mine_too:make", weights="own", device="cpu")
+    sys.path[:] = path
+    assert (found.name, found.classes, found.objective) == ("mine_too:make", ["a", "b", "c", "d"], "ssod")
+    assert str(found.transform).startswith("resize=40,crop=32")
+    assert found.seen == {"train": "of these"}
+    assert torch.equal(found.head.weight, state["fc.weight"])
+
+
+def test_a_checkpoint_that_holds_itself_is_read_to_an_end(tmp_path: Path) -> None:
+    state: dict[str, object] = {"weight": torch.ones(2, 3)}
+    state["model"] = state
+    torch.save(state, tmp_path / "w.pth")
+    assert list(read_weights(tmp_path / "w.pth")) == ["weight"]
+    torch.save({"model": {"ema": {"net": {"weight": torch.ones(1)}}}}, tmp_path / "w.pth")
+    assert list(read_weights(tmp_path / "w.pth")) == ["weight"]
+
+
+def test_prefixes_without_end_are_left(tmp_path: Path) -> None:
+    assert list(strip_prefixes({"module._orig_mod.model.fc.weight": torch.ones(1)}, {"fc.weight"})) == ["fc.weight"]
+    (long,) = strip_prefixes({"module." * 100_000 + "fc.weight": torch.ones(1)}, {"fc.weight"})
+    assert len(long) == 7 * (100_000 - 8) + 9
+
+
+@pytest.mark.parametrize("odd", [torch.ones(2).to_sparse(), torch.ones(2, device="meta")], ids=["sparse", "meta"])
+def test_tensors_that_hold_no_plain_numbers_are_no_weights(tmp_path: Path, odd: torch.Tensor) -> None:
+    torch.save({"weight": odd}, tmp_path / "w.pth")
+    with pytest.raises(InputError, match=r"w\.pth"):
+        read_weights(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        *("+".join(["fm"] * 200_000), "mean(" * 100_000, "mean(" * 11 + "energy" + ")" * 11),
+        *("knn:k=" + "1" * 5000, "+".join(["fm"] * 100) + "+energy"),
+    ],
+    ids=["stages", "open", "nested", "value", "many"],
+)
+def test_specs_that_nobody_writes_are_refused_at_once(spec: str) -> None:
+    for read in (Detector.parse, search_space, names_preset):
+        with pytest.raises(InputError, match="is too long"):
+            read(spec)
+
+
+def test_a_transform_has_limits() -> None:
+    assert Transform.parse("crop=4096").crop == 4096
+    for text in ("crop=10000", "crop=224,resize=5000", "crop=" + "9" * 5000):
+        with pytest.raises(InputError, match=r"up to 4,096|is not a number"):
+            Transform.parse(text)
+
+
+@pytest.mark.parametrize("key", ["ood.weight", "godin.weight", "mos.groups", "vos.weight", "neglabel.weight"])
+def test_heads_that_are_none_are_refused(key: str) -> None:
+    for t in (torch.ones(3), torch.tensor(1.0), torch.ones(2, 2, dtype=torch.int64)):
+        with pytest.raises(InputError, match="the head"):
+            restore_heads({key: t})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("a = " + "[" * 100_000, "id = " + "9" * 400, "[[published]]\nrows = []\nsets = 3"),
+        "published = [{rows = [{values = [" + "9" * 30 + "]}]}]",
+    ],
+    ids=["deep", "long", "sets", "number"],
+)
+def test_a_suite_of_anyone_is_read_or_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "s.toml").write_text(text)
+    with pytest.raises(InputError, match="is not a suite"):
+        open_suite(str(tmp_path / "s.toml"))
