@@ -8,6 +8,7 @@ import logging
 import platform
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from nescio import metrics
+from nescio.accuracy import Accuracy, measure, with_classes
 from nescio.bank import Bank
+from nescio.data.overlap import MOST_SHARED, shared_images
 from nescio.data.sources import AnySource, Source, as_source, by_name
 from nescio.detector import Detector, fit_all, score_all, specs_of
-from nescio.errors import InputError, some
+from nescio.errors import InputError
 from nescio.extraction import PLAIN, Pass, check_model, choose_on, extract, pass_of, servable, training_pass
 from nescio.features import TrainingData
 from nescio.grammar import all_specs, names_preset
@@ -30,6 +33,8 @@ from nescio.sample import FeatureSample, sample_features
 
 log = logging.getLogger(__name__)
 
+TITLES = {"train": "training", "calibrate": "calibration", "id": "id"}
+"""Sets of ID images, and what messages call them."""
 DEFAULT_DETECTORS = ("msp", "maxlogit", "energy", "react:q=0.98+energy", "ls+energy", "fmls")
 
 
@@ -72,11 +77,14 @@ def bench(
     id_source, ood_sources = as_source(id), {name: as_source(source) for name, source in ood.items()}
     fitted = _parse(specs_of(detectors), classifier)
     _check(classifier, train_source, held_source, id_source, ood_sources, fitted)
+    classifier = with_classes(classifier, {"train": train_source, "calibrate": held_source, "id": id_source})
+    warnings = _shared(train_source, held_source, id_source)
     for given, detector in fitted.items():
         if names_preset(given):
             log.info("%s is %r here", given, detector)
 
     banks: list[tuple[str, Bank]] = []
+    measured: dict[str, Accuracy | None] = {}
 
     def bank_of(name: str, source: Source, network_pass: Pass, readers: Iterable[Detector]) -> Bank:
         probes = {name: probe for d in readers for name, probe in d.probes().items()}
@@ -84,8 +92,12 @@ def bench(
             classifier, source, network_pass=network_pass, probes=probes, title=name, clock=clock, **extraction
         )
         banks.append((name, bank))
+        if network_pass is PLAIN and name in TITLES and name not in measured:
+            measured[name] = measure(classifier, bank, TITLES[name])
         return bank
 
+    # first, as it is small: what is wrong with labels or weights shows before the training images are read
+    id_bank = bank_of("id", id_source, PLAIN, [d for d in fitted.values() if d.input_stage is None])
     fit_seconds: dict[str, float] = {}
     for network_pass, group in _grouped(fitted, training_pass):
         members = [fitted[given] for given in group]
@@ -117,7 +129,6 @@ def bench(
                 scored.scores[given], scored.rows[given] = values.numpy(), bank.rows
                 seconds[given, scored.name] = time
 
-    id_bank = bank_of("id", id_source, PLAIN, [])  # its own prediction, whatever the detectors' passes are
     correct = np.zeros(len(id_source), dtype=bool)
     correct[id_bank.rows] = id_bank.pred == id_bank.labels
     with clock("metrics"):
@@ -128,16 +139,11 @@ def bench(
             for given, detector in fitted.items()
             for scored in ood_sets
         ]
-    skipped = sorted({(name, *s) for name, bank in banks for s in bank.skipped})
-    for name, _, image, reason in skipped[:5]:
-        log.warning("skipped an image of %s: %s: %s", name, image, reason)
-    if skipped:
-        log.warning("%d images were skipped; the results' skipped.csv lists them", len(skipped))
+    skipped = _skipped(banks)
     sources = {"train": train_source, "calibrate": held_source, "id": id_source, **ood_sources}
     opened = {"train": train, "calibrate": calibrate, "id": id, **ood}
     manifest = _manifest(classifier, fitted, sources, banks, opened)
-    manifest |= {"equal": equal, "resamples": resamples, **(about or {})}
-    manifest["options"] = {name: extraction[name] for name in ("dtype", "max_bad") if name in extraction}
+    manifest |= _said_of(measured, warnings, extraction) | {"equal": equal, "resamples": resamples, **(about or {})}
     labelled = correct if (id_source.labels >= 0).any() else None
     plain = _plain(banks)
     sample = _sample(plain, list(test_sources), fitted.values())
@@ -185,7 +191,6 @@ def _check(
     needy = [g for g, d in detectors.items() if d.needs_train or (not apart and (d.needs_held_out or d.needs_images))]
     if needy and train is None:
         raise InputError(_without_training(needy, list(detectors)))
-    _check_labels(classifier, train, held, id_source)
     _warn_of_outliers(classifier, ood)
     for name in ood:
         if name in ("id", "train", "calibrate", "average", "near average", "far average") or not re.fullmatch(
@@ -195,11 +200,6 @@ def _check(
     for name, source in ood.items():
         if source.identity == id_source.identity:
             raise InputError(f"OOD set '{name}' is the ID set itself; give other images as --ood {name}=…")
-    for name, other in (("calibration", held), ("training", train)):
-        if other is not None and other.identity == id_source.identity:
-            log.warning("the id images are the %s images: the results will look better than they are", name)
-    if held is not None and train is not None and held.identity == train.identity:
-        log.warning("the calibration images are the training images: what is fitted on them fits them too well")
 
 
 def _without_training(needy: Sequence[str], given: Sequence[str]) -> str:
@@ -219,23 +219,55 @@ def _warn_of_outliers(classifier: Classifier, ood: Mapping[str, Source]) -> None
             log.warning("the classifier was trained with the images of '%s' as outliers: it knows them", name)
 
 
-def _check_labels(classifier: Classifier, train: Source | None, held: Source | None, id_source: Source) -> None:
-    for name, source in (("train", train), ("calibrate", held), ("id", id_source)):
-        if source is not None and len(source.labels) and source.labels.max() >= classifier.head.n_classes:
-            raise InputError(
-                f"the {name} images have labels up to {source.labels.max()}, but the model has "
-                f"{classifier.head.n_classes} classes (0…{classifier.head.n_classes - 1}); is this the right model?"
-            )
-    own = classifier.classes
-    if own and id_source.classes and own != id_source.classes and sorted(own) == sorted(id_source.classes):
-        raise InputError("the id images' classes are the model's in another order, so their labels do not compare")
-    for name, source in (("train", train), ("calibrate", held)):
-        if source is not None and source.classes and id_source.classes and source.classes != id_source.classes:
-            differing = sorted(set(source.classes) ^ set(id_source.classes))
-            what = some(differing) if differing else "their order"
-            raise InputError(
-                f"the {name} and id images disagree about the classes ({what}), so their labels do not compare"
-            )
+def _shared(train: Source | None, held: Source | None, id_source: Source) -> list[str]:
+    """What to warn of where sets that must be apart share images, by content.
+
+    Raises:
+        InputError: most ID test images are training images.
+    """
+    said = []
+    pairs = (
+        ("id", id_source, "training", train),
+        ("id", id_source, "calibration", held),
+        ("calibration", held, "training", train),
+    )
+    for title, one, other_title, other in pairs:
+        if one is None or other is None:
+            continue
+        shared = shared_images(one, other)
+        if not shared:
+            continue
+        told = (
+            f"{len(shared):,} of {len(one):,} {title} images are {other_title} images (by content), the first is "
+            f"{one.name(shared[0])}"
+        )
+        if len(shared) > MOST_SHARED * len(one) and (title, other_title) == ("id", "training"):
+            raise InputError(f"{told}; detectors look better on images that they were fitted on: give others (--id)")
+        said.append(f"{told}: the results look better than they are")
+        log.warning("%s", said[-1])
+    return said
+
+
+def _said_of(
+    measured: Mapping[str, Accuracy | None], warnings: Sequence[str], extraction: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Accuracy by set, all that was warned of, and options of the extraction that change the numbers."""
+    known = {name: accuracy for name, accuracy in measured.items() if accuracy is not None}
+    return {
+        "accuracy": {name: asdict(accuracy) for name, accuracy in known.items()},
+        "warnings": [*warnings, *(accuracy.warning for accuracy in known.values() if accuracy.warning)],
+        "options": {name: extraction[name] for name in ("dtype", "max_bad") if name in extraction},
+    }
+
+
+def _skipped(banks: Sequence[tuple[str, Bank]]) -> list[tuple[str, int, str, str]]:
+    """All images that could not be used; the first are said, and how many they are."""
+    skipped = sorted({(name, *s) for name, bank in banks for s in bank.skipped})
+    for name, _, image, reason in skipped[:5]:
+        log.warning("skipped an image of %s: %s: %s", name, image, reason)
+    if skipped:
+        log.warning("%d images were skipped; the results' skipped.csv lists them", len(skipped))
+    return skipped
 
 
 def _row(
@@ -312,6 +344,7 @@ def _manifest(
             "name": classifier.name,
             "opened": classifier.opened,
             "weights": classifier.fingerprint,
+            "untrained": classifier.untrained,
             "head": classifier.head_name,
             "head_shape": list(classifier.head.weight.shape),
             "head_fingerprint": classifier.head.fingerprint,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from nescio.data.decode import decode
+from nescio.data.labels import aligned
 from nescio.data.sources import AnySource, Labels, Source, as_source
 from nescio.errors import BadImage, InputError, nearest
 from nescio.files import make_folder, whole
@@ -156,6 +158,8 @@ def _labels(classifier: Classifier, source: Source, label: str | None) -> Labels
         if label not in names and not (label.isdecimal() and int(label) < n):
             raise InputError(f"no class '{label}'{nearest(label, names) if names else f'; give a number below {n}'}")
         return np.full(len(source), names.index(label) if label in names else int(label))
+    with contextlib.suppress(InputError):  # of other classes
+        source = aligned(source, classifier.classes)
     same = source.classes == classifier.classes if names and source.classes else len(source.classes or names) in (0, n)
     return source.labels if same and source.labels.max() < n else np.full(len(source), -1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import logging
@@ -19,6 +20,7 @@ from nescio.bank import BAD, DONE, DTYPES, Bank, BankKey
 from nescio.bank_writer import BankWriter
 from nescio.data.batches import Batch, read_batches
 from nescio.data.hashing import cache_root
+from nescio.data.labels import aligned
 from nescio.data.sources import AnySource, Rows, Source, as_source
 from nescio.detector import Detector
 from nescio.errors import InputError, check_share, nearest
@@ -158,6 +160,8 @@ def extract(
     An interrupted pass goes on where it stopped and gives the same bytes as an uninterrupted one. Two processes that
     want the same bank don't disturb each other: the second waits, then reads.
 
+    Labels become the model's class numbers where both have names, and those of the images are among the model's.
+
     Args:
         classifier: the network.
         source: the images, as ``open_source`` takes them, or a source.
@@ -181,6 +185,8 @@ def extract(
         raise InputError(f"unknown bank dtype '{dtype}'{nearest(dtype, DTYPES)}")
     probes = probes or {}
     names = tuple(sorted(probes))
+    with contextlib.suppress(InputError):  # names of OOD images need not be the model's
+        source = aligned(source, classifier.classes)
     key = BankKey(classifier.fingerprint, str(classifier.transform), source.identity, network_pass.key, dtype, names)
     writer = BankWriter(Path(cache or cache_root()).expanduser() / "banks", key)
     reaction = classifier.reaction()

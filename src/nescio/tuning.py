@@ -13,6 +13,7 @@ import torch
 from rich.table import Table
 
 from nescio import metrics
+from nescio.accuracy import Accuracy, measure, with_classes
 from nescio.calibration import Costs, OperatingPoint, operating_point
 from nescio.data.sources import AnySource, Source, as_source
 from nescio.detector import Detector, fit_all, score_all, specs_of
@@ -62,6 +63,8 @@ class Choice:
     proxies: tuple[str, ...]
     scores: dict[str, tuple[Scores, Scores]]
     """Of the best one, by proxy: what should be accepted, and what should not."""
+    accuracy: Accuracy | None = None
+    """The classifier's on the validation images, else on the training images; None where none are labelled."""
 
     @property
     def best(self) -> str:
@@ -186,6 +189,7 @@ def _judged(
 ) -> Choice:
     """``chosen``: the user named these detectors, so that one which fails is an error, and not left out."""
     val, train = as_source(val), None if train is None else as_source(train)
+    classifier = with_classes(classifier, {"training": train, "validation": val})
     others = _named_examples(examples, val)
     wanted = named(proxy or MIXED) if proxy or not others else ()
     background: dict[str, Probe] = {}
@@ -197,8 +201,9 @@ def _judged(
         if not background:
             wanted = tuple(p for p in wanted if p != BACKGROUND)
     probes = {name: p for d in detectors.values() for name, p in d.probes().items()}
-    _fit(classifier, detectors, train, probes, extraction, leave_out=not chosen)
     own = extract(classifier, val, probes=probes | background, title="validation", **extraction)
+    accuracy = measure(classifier, own, "validation")  # before the training images are read
+    of_training = _fit(classifier, detectors, train, probes, extraction, leave_out=not chosen)
     streams: dict[str, tuple[Chunks, Chunks]] = {}
     for name, source in others.items():
         streams[name] = (own.chunks, extract(classifier, source, probes=probes, title=name, **extraction).chunks)
@@ -213,7 +218,7 @@ def _judged(
     candidates.sort(key=lambda c: (round(c.mean("auroc", proxies), DIGITS), c.mean("gap", proxies)), reverse=True)
     best = detectors[candidates[0].detector]
     scores = {name: (_scores(best, accept), _scores(best, refuse)) for name, (accept, refuse) in streams.items()}
-    return Choice(candidates, proxies, scores)
+    return Choice(candidates, proxies, scores, accuracy or of_training)
 
 
 def _named_examples(examples: Examples | None, val: Source) -> dict[str, Source]:
@@ -247,15 +252,17 @@ def _fit(
     extraction: dict[str, Any],
     *,
     leave_out: bool,
-) -> None:
-    """Fit all; one that cannot be is an error, or left out of ``detectors``."""
-    chunks = None
+) -> Accuracy | None:
+    """Fit all; one that cannot be is an error, or left out of ``detectors``. The accuracy on the training images."""
+    chunks, accuracy = None, None
     if train is not None and any(d.needs_train or d.needs_held_out for d in detectors.values()):
-        chunks = extract(classifier, train, probes=probes, title="train", **extraction).chunks
+        bank = extract(classifier, train, probes=probes, title="train", **extraction)
+        chunks, accuracy = bank.chunks, measure(classifier, bank, "training")
     failed: dict[Detector, InputError] = {}
     training = TrainingData(classifier.head.cpu(), chunks)
     fit_all(list(detectors.values()), training, failed.__setitem__ if leave_out else None)
     _leave_out(failed, detectors)
+    return accuracy
 
 
 def _leave_out(failed: Mapping[Detector, InputError], detectors: dict[str, Detector]) -> None:

@@ -134,7 +134,9 @@ def test_the_page_needs_nothing_else_and_is_small(report: Path) -> None:
 
 def test_near_and_far_sets_have_averages_of_their_own(results: Results, tmp_path: Path) -> None:
     groups = {"near average": ["near"], "far average": ["far"]}
-    shown = written(dataclasses.replace(results, manifest=results.manifest | {"groups": groups}), tmp_path)
+    about = {"groups": groups, "warnings": ["it knows nothing of <these> classes"]}
+    shown = written(dataclasses.replace(results, manifest=results.manifest | about), tmp_path)
+    assert "Warning: it knows nothing of <these> classes." in shown.text
     heads = re.findall(r'<th scope="colgroup" colspan="2">(.*?)</th>', shown.html)
     assert heads == ["average", "near average", "far average", "far", "near"]
     first = [float(v) for v in shown.values("td", "data-value")[:10]]

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +54,20 @@ class Group(click.Group):
         """Find the command, or say which one may be meant."""
         if args and not args[0].startswith("-") and args[0] not in self.commands:
             raise click.UsageError(f"no command '{args[0]}'{nearest(args[0], self.commands)}", ctx)
-        return super().resolve_command(ctx, args)
+        name, command, rest = super().resolve_command(ctx, args)
+        if command is not None:
+            _refuse_repeated(command, click.Context(command, ctx, name), rest)
+        return name, command, rest
+
+
+def _refuse_repeated(command: click.Command, ctx: click.Context, args: list[str]) -> None:
+    """Refuse an option that is given twice where one is taken: click takes the last without a word."""
+    with suppress(click.UsageError):  # said when the command itself reads them
+        _, _, order = command.make_parser(ctx).parse_args(list(args))
+        single = [p for p in order if isinstance(p, click.Option) and not (p.multiple or p.is_flag or p.count)]
+        twice = next((p.opts[0] for p in single if single.count(p) > 1), None)
+        if twice:
+            raise InputError(f"{twice} is given more than once; {ctx.info_name} takes one")
 
 
 def taking(*options: Callable[..., Any]) -> Callable[..., Any]:
@@ -104,8 +118,10 @@ model_options = taking(
     click.option(
         "--weights",
         type=click.Path(path_type=Path),
-        help="safetensors file or checkpoint; with clip:NAME also a tag, e.g. openai.  [default: the library's]",
+        help="safetensors file or checkpoint; with clip:NAME also a tag, e.g. openai.  [default: the library's; of a "
+        "trained folder its own; of module:factory what the factory gives, if not random]",
     ),
+    click.option("--untrained", is_flag=True, help="Random weights are meant. Without it they are refused."),
     click.option(
         "--classes",
         callback=_classes,
@@ -116,7 +132,7 @@ model_options = taking(
     transform_option,
     click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, …"),
 )
-MODEL = ("weights", "classes", "head", "transform", "device")
+MODEL = ("weights", "untrained", "classes", "head", "transform", "device")
 """What ``model_options`` gives, as ``load_classifier`` takes it."""
 
 
@@ -158,6 +174,8 @@ def present(results: Results, out: Path | None, *, report: bool, clock: Clock | 
         screen.print(table)
     if told := tables.accuracy(results):
         screen.print(told)
+    for warning in results.manifest.get("warnings", []):  # once more: the log is far above by now
+        screen.print(f"WARNING: {warning}", style="bold red")
     if out is not None and is_table(out):
         results.save_table(out)
         screen.print(f"wrote {out}")

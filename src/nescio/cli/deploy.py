@@ -22,6 +22,8 @@ from nescio.files import make_folder
 from nescio.outputs import check_file, check_out, is_table
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from nescio.deploy import Deployed, Lowered
 
 network_options = taking(
@@ -37,7 +39,7 @@ MOST_PRINTED = 100
 @model_options
 @click.option("--train", help="The classifier's training images, for detectors that are fitted on them.")
 @click.option("--calibrate", required=True, help="ID images that were held out; they need no labels.")
-@click.option("--detector", default="fmls", show_default=True, metavar="SPEC", help="As for bench.")
+@click.option("--detector", default="fmls", show_default=True, metavar="SPEC", help="As for bench, but one.")
 @click.option("--accept", default=0.95, show_default=True, help="Share of new ID images to accept.")
 @click.option(
     "--confidence",
@@ -150,8 +152,8 @@ def show(file: Path) -> None:
 @click.option("--part-size", type=click.IntRange(1), help="Images per parquet file.  [default: 10,000]")
 @click.option("--batch-size", type=click.IntRange(1), help="Images per step.  [default: 32; on a GPU 256]")
 @click.option("--workers", type=click.IntRange(0), help="Decoding processes.  [default: one per core; with ray none]")
-@click.pass_obj
-def score(obj: dict[str, Any], /, file: Path, images: tuple[str, ...], out: Path | None, **options: Any) -> None:
+@click.pass_context
+def score(ctx: click.Context, /, file: Path, images: tuple[str, ...], out: Path | None, **options: Any) -> None:
     """Say of IMAGES whether the detector in FILE accepts them.
 
     \b
@@ -160,7 +162,8 @@ def score(obj: dict[str, Any], /, file: Path, images: tuple[str, ...], out: Path
     nescio score my.nescio IMAGES… -o scores.csv       writes one file (or .json, .parquet), for up to 100,000 images
 
     IMAGES are files, folders, globs, zip, tar or parquet files, here or behind a URL (s3://, gs://, https://). The same
-    command goes on with a job that was killed, where it writes to a folder.
+    command goes on with a job that was killed, where it writes to a folder. Ends with 1 if an image that was named as a
+    file cannot be read; those in folders and archives are listed with the reason.
     """  # noqa: D301 - click reads the backslashes
     if out is not None:
         check_out(out)
@@ -168,9 +171,10 @@ def score(obj: dict[str, Any], /, file: Path, images: tuple[str, ...], out: Path
 
     deployed = load(file, **{k: options.pop(k) for k in ("model", "weights", "device")})
     if out is None:
-        _print_verdicts(deployed, images, options["batch_size"], options["workers"])
+        if _print_verdicts(deployed, images, options["batch_size"], options["workers"]):
+            ctx.exit(1)
         return
-    done = score_images(deployed, images, out, **options, progress=not obj["quiet"])
+    done = score_images(deployed, images, out, **options, progress=not ctx.obj["quiet"])
     tally = done.tally
     one = is_table(out)
     listed = f" (listed in {out if one else out / '_errors.csv'})" if tally.unreadable else ""
@@ -180,6 +184,8 @@ def score(obj: dict[str, Any], /, file: Path, images: tuple[str, ...], out: Path
         f"{tally.unreadable:,} unreadable{listed}{rate}\n"
         + (f"wrote {out}" if one else f"wrote {tally.parts:,} parts to {out}/")
     )
+    if tally.named:
+        ctx.exit(1)
 
 
 def _show_lowered(said: Lowered) -> None:
@@ -213,13 +219,15 @@ def _show_lowered(said: Lowered) -> None:
         screen.print(line)
 
 
-def _print_verdicts(deployed: Deployed, images: tuple[str, ...], batch_size: int | None, workers: int | None) -> None:
+def _print_verdicts(deployed: Deployed, images: tuple[str, ...], batch_size: int | None, workers: int | None) -> int:
+    """A table; returned is how many images that were named one by one cannot be read."""
     from rich.table import Table
     from rich.text import Text
 
     from nescio.data.batches import spans
     from nescio.data.sources import open_sources
     from nescio.deploy.rows import verdict_rows
+    from nescio.deploy.scoring import named_files
 
     source = open_sources(images)
     if len(source) > MOST_PRINTED:
@@ -243,10 +251,29 @@ def _print_verdicts(deployed: Deployed, images: tuple[str, ...], batch_size: int
         values = [f"{row[name]:.3f}" for name in numbers]
         table.add_row(row["path"], row["label"], f"{row['probability']:.1%}", said, *values)
     console().print(table)
+    return sum(row["error"] is not None and row["path"] in named_files(images) for row in rows)
+
+
+def _add_accuracy(table: Table, found: Any) -> None:
+    """Rows on what the classifier knows, which the promise does not say."""
+    from rich.text import Text
+
+    from nescio.accuracy import Accuracy
+
+    try:
+        accuracy = Accuracy(**found)
+        table.add_row("accuracy", Text(f"right for {accuracy}"))
+    except (TypeError, ValueError):  # no image was labelled, or an earlier version wrote it
+        table.add_row("accuracy", "not known: no labelled images")
+        return
+    if accuracy.warning:
+        said = f"{accuracy.warning}; the promise is about how many are rejected, not about what the network knows"
+        table.add_row("WARNING", Text(said, "bold red"))
 
 
 def _show(about: dict[str, Any]) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     model, calibration, calibrator = about["model"], about["calibration"], about["calibrator"]
     table = Table.grid(padding=(0, 2))
@@ -266,6 +293,9 @@ def _show(about: dict[str, Any]) -> None:
             together = f"{', '.join(names[:8])}{' …' if len(names) > 8 else ''}"
             shared = f" (together: {len(names)} classes with few images)" if len(names) > 1 else ""
             table.add_row("", f"{together}{shared}: {group['threshold']:.6g} and above, from {group['n']:,} images")
+    if about.get("untrained") is True:
+        table.add_row("WARNING", Text("the weights are random: the network knows nothing", "bold red"))
+    _add_accuracy(table, about.get("accuracy"))
     table.add_row("promise", calibration["promise"])
     if calibrator:
         told = f"logistic in the score, against the proxy '{calibrator['proxy']}', prior {calibrator['prior']:g}"

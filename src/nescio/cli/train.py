@@ -94,6 +94,7 @@ def train(obj: dict[str, Any], /, train_: str, watch: tuple[str, ...], recipe: s
 @click.argument("images", nargs=-1, required=True)
 @click.option("--model", required=True, multiple=True, help="As for bench. Repeatable: models stand side by side.")
 @click.option("--weights", type=click.Path(path_type=Path), help="As for bench, with one model.")
+@click.option("--untrained", is_flag=True, help="As for bench.")
 @click.option("--transform", help="As for bench.")
 @click.option("--head", help="As for bench.")
 @out_option("Picture: .png or .svg; arrays go beside it.", required=True)
@@ -112,7 +113,7 @@ def explain(images: tuple[str, ...], model: tuple[str, ...], out: Path, **option
     from nescio.models import load_classifier
 
     check_file(out, (".png", ".svg"))
-    keys = ("weights", "transform", "head", "device")
+    keys = ("weights", "untrained", "transform", "head", "device")
     loading = {k: options.pop(k) for k in keys}
     if loading["weights"] and len(model) > 1:
         raise InputError("--weights goes with one --model; give trained folders to compare models")

@@ -114,6 +114,8 @@ def _present(run: Any, obj: dict[str, Any], options: dict[str, Any], **more: Any
     if left > 0:
         screen.print(f"and {left:,} more" + ("" if out else " (--out FILE.csv for all)"))
     screen.print(f"best: {choice.best}")
+    if choice.accuracy:
+        screen.print(f"the classifier is right for {choice.accuracy}")
     refused = [c.detector for c in choice.candidates if Detector.parse(c.detector).unexportable()]
     if refused:
         screen.print(f"nescio export refuses {some(refused)}")

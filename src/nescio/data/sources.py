@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from nescio.data.places import Place, Remote, hash_places, stamp
 from nescio.errors import InputError, some
 
 Labels = npt.NDArray[np.int64]
+log = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = frozenset(
     [
@@ -277,6 +279,7 @@ def open_source(spec: str | Path) -> Source:
         rows = range(len(base))[start:stop]
         if not rows:
             raise InputError(f"'{text}' takes no images: {match['base']} has {len(base):,}")
+        _warn_of_lost_classes(base, rows, text, match["base"])
         return Rows(base, rows)
     if match := _DRAW.fullmatch(text):
         base = open_source(match["base"])
@@ -304,6 +307,18 @@ def open_source(spec: str | Path) -> Source:
     if len(source) == 0:
         raise InputError(f"{text} holds no images")
     return source
+
+
+def _warn_of_lost_classes(base: Source, rows: range, text: str, name: str) -> None:
+    """Say that consecutive images of a set that is sorted by class are of its first classes alone."""
+    labels = base.labels
+    there = len(np.unique(labels[labels >= 0]))
+    taken = len(np.unique(labels[rows.start : rows.stop]))
+    if taken < there <= len(rows) and bool((np.diff(labels) >= 0).all()):
+        log.warning(
+            "'%s' takes images in their order, which is by class: they are of %s of %s classes; '%s[~%s]' takes any %s",
+            *(text, f"{taken:,}", f"{there:,}", name, len(rows), f"{len(rows):,}"),
+        )
 
 
 def open_sources(specs: Sequence[AnySource]) -> Source:

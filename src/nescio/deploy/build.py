@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import copy
 import importlib.metadata
 import logging
 import platform
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from nescio.accuracy import measure, with_classes
 from nescio.conformal import Calibration
-from nescio.data.overlap import shared_images
+from nescio.data.overlap import MOST_SHARED, shared_images
 from nescio.data.sources import AnySource, Rows, Source, as_source
 from nescio.deploy.deployed import Deployed
 from nescio.detector import Detector, score_all
 from nescio.errors import InputError, check_choice
-from nescio.extraction import check_model, choose_on, extract, pass_of, training_pass
+from nescio.extraction import PLAIN, check_model, choose_on, extract, pass_of, training_pass
 from nescio.features import TrainingData
 from nescio.framework import ProxyCalibrator
 from nescio.models import Classifier
@@ -29,8 +30,6 @@ from nescio.proxies import BACKGROUND, PROXIES, proxy_source
 log = logging.getLogger(__name__)
 
 DEFAULT_DETECTOR = "fmls"
-MOST_SHARED = 0.5
-"""Share of the calibration images that may turn out to be training images; more is a mistake of the user's."""
 _PACKAGES = ("nescio", "torch", "torchvision", "timm", "numpy", "pillow")
 
 
@@ -82,24 +81,20 @@ def fit(
             "(--detector energy)"
         )
     held = _unseen(held, training, classifier)
-    if classifier.classes is None:
-        named = [s.classes for s in (training, held) if s is not None and s.classes]
-        classifier = copy.copy(classifier)  # the caller's keeps what it is
-        classifier.classes = next((n for n in named if len(n) == classifier.head.n_classes), None)
-    chunks = None
+    classifier = with_classes(classifier, {"training": training, "calibration": held})
+    chunks, accuracy = None, None
     if training is not None and (fitted.needs_train or fitted.needs_held_out):
-        chunks = extract(
-            classifier,
-            training,
-            network_pass=training_pass(fitted),
-            probes=fitted.probes(),
-            title="train",
-            **extraction,
-        ).chunks
+        network_pass = training_pass(fitted)
+        train_bank = extract(
+            classifier, training, network_pass=network_pass, probes=fitted.probes(), title="train", **extraction
+        )
+        chunks = train_bank.chunks
+        accuracy = measure(classifier, train_bank, "training") if network_pass is PLAIN else None
     fitted.fit(TrainingData(classifier.head.cpu(), chunks))
     choose_on(training, [fitted], classifier, workers=extraction.get("workers"))
     deployed = Deployed(classifier, fitted, Calibration(accept, confidence, ()))
     bank = extract(classifier, held, probes=deployed.plain_probes, title="calibration", **extraction)
+    accuracy = measure(classifier, bank, "calibration") or accuracy
     scores, rows = _scores(deployed, held, "calibration", extraction)
     _, at, at_too = np.intersect1d(bank.rows, rows, assume_unique=True, return_indices=True)
     pred, scores = bank.pred[at], scores[at_too]
@@ -114,7 +109,8 @@ def fit(
     deployed.about = {
         "settings": fitted.settings(),
         "data": {n: s.identity for n, s in (("train", training), ("calibrate", held)) if s is not None},
-        "accuracy": bank.accuracy if (bank.labels >= 0).any() else None,
+        "accuracy": accuracy and asdict(accuracy),
+        "untrained": classifier.untrained,
         "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in _PACKAGES},
     }
     return deployed

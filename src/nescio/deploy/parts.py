@@ -10,7 +10,7 @@ import csv
 import json
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +50,7 @@ class Tally:
         images: rows.
         accepted, rejected, unreadable: how many are which; the last have a reason instead of a verdict.
         parts: number of parquet files.
+        named: how many of the unreadable ones the user named one by one.
     """
 
     images: int
@@ -57,6 +58,7 @@ class Tally:
     rejected: int
     unreadable: int
     parts: int
+    named: int = 0
 
 
 @dataclass(frozen=True)
@@ -150,8 +152,11 @@ class ScoreFolder:
         with whole(path, _GOES_ON) as partial:
             pq.write_table(table, partial)
 
-    def finish(self) -> Tally:
+    def finish(self, named: Collection[str] = ()) -> Tally:
         """List the images without a verdict and their reasons in ``_errors.csv``, and count the others.
+
+        Args:
+            named: what the user named, one by one.
 
         Raises:
             InputError: a part is not there: it was written on another machine.
@@ -160,7 +165,7 @@ class ScoreFolder:
             raise InputError(
                 f"{len(missing)} of {len(self.plan)} parts are not in {self.path}: all machines must share that folder"
             )
-        accepted = unreadable = 0
+        accepted = unreadable = lost = 0
         with whole(self.path / ERRORS, _GOES_ON) as partial, partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["path", "error"])
@@ -169,9 +174,10 @@ class ScoreFolder:
                 accepted += pc.sum(table["accepted"]).as_py() or 0
                 failed = table.filter(pc.is_valid(table["error"]))
                 unreadable += len(failed)
+                lost += sum(path in named for path in failed["path"].to_pylist())
                 writer.writerows(map(cells, zip(failed["path"].to_pylist(), failed["error"].to_pylist(), strict=True)))
         images = self.plan.images
-        return Tally(images, accepted, images - accepted - unreadable, unreadable, len(self.plan))
+        return Tally(images, accepted, images - accepted - unreadable, unreadable, len(self.plan), lost)
 
 
 def _refuse_others(path: Path) -> None:

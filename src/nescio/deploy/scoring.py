@@ -12,11 +12,12 @@ from pathlib import Path
 
 import nescio
 from nescio.data.batches import spans
+from nescio.data.remote import local_path
 from nescio.data.sources import AnySource, Source, open_sources
 from nescio.deploy.deployed import Deployed
 from nescio.deploy.file import fingerprint
 from nescio.deploy.parts import ScoreFolder, Tally
-from nescio.deploy.rows import schema, verdict_rows
+from nescio.deploy.rows import schema, text, verdict_rows
 from nescio.errors import InputError, check_at_least, check_choice
 from nescio.outputs import check_out, is_table, table_writer
 from nescio.progress import progress_bar
@@ -119,7 +120,7 @@ def score_images(
     if is_table(out):
         if engine != "local" or part_size is not None:
             raise InputError(f"{out} is one file, without parts: name a folder (-o), or drop --engine and --part-size")
-        return _to_one_file(deployed, open_sources(given), Path(out), batch_size, workers, progress=progress)
+        return _to_one_file(deployed, given, Path(out), batch_size, workers, progress=progress)
     source, begin = open_sources(given), time.perf_counter()
     manifest = {
         "detector": fingerprint(deployed),
@@ -139,20 +140,33 @@ def score_images(
             task = bar.add_task("scoring", total=todo)
             if missing:
                 _ENGINES[engine](job, missing, lambda n: bar.advance(task, n))
-        return ScoringDone(folder.finish(), todo, time.perf_counter() - begin)
+        return ScoringDone(folder.finish(named_files(given)), todo, time.perf_counter() - begin)
+
+
+def named_files(given: Sequence[AnySource]) -> set[str]:
+    """What was given by name, as rows have it: that of an image says which file was meant, others match none."""
+    names = [str(g) for g in given if isinstance(g, str | Path)]
+    here = [(local_path(name) or name) if "://" in name else Path(name).expanduser() for name in names]
+    return {text(str(name)) for name in here}
 
 
 def _to_one_file(
-    deployed: Deployed, source: Source, out: Path, batch_size: int | None, workers: int | None, *, progress: bool
+    deployed: Deployed,
+    given: Sequence[AnySource],
+    out: Path,
+    batch_size: int | None,
+    workers: int | None,
+    *,
+    progress: bool,
 ) -> ScoringDone:
-    begin = time.perf_counter()
+    source, named, begin = open_sources(given), named_files(given), time.perf_counter()
     if len(source) > MOST_IN_ONE_FILE:
         raise InputError(
             f"{len(source):,} images are too many for one file, which a job that is killed would begin anew: "
             f"{MOST_IN_ONE_FILE:,} at most; name a folder (-o scores/)"
         )
     batches = spans(0, len(source), batch_size or deployed.batch_size)
-    accepted = unreadable = 0
+    accepted = unreadable = lost = 0
     with progress_bar(show=progress) as bar, table_writer(out, schema(deployed)) as write:
         task = bar.add_task("scoring", total=len(source))
         for batch in verdict_rows(deployed, source, batches, workers, lambda n: bar.advance(task, n)):
@@ -160,7 +174,8 @@ def _to_one_file(
             write(rows)
             accepted += sum(row["accepted"] or 0 for row in rows)
             unreadable += sum(row["error"] is not None for row in rows)
-    tally = Tally(len(source), accepted, len(source) - accepted - unreadable, unreadable, 1)
+            lost += sum(row["error"] is not None and row["path"] in named for row in rows)
+    tally = Tally(len(source), accepted, len(source) - accepted - unreadable, unreadable, 1, lost)
     return ScoringDone(tally, len(source), time.perf_counter() - begin)
 
 

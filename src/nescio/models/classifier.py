@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -72,6 +72,10 @@ class Classifier(nn.Module):
         """The options of the command line that open it again (``model``, ``weights``, …), where it came from a name."""
         self.objective = ""
         """What it was trained with, as a spec string, where it was trained here."""
+        self.recorded: tuple[float, str] | None = None
+        """The accuracy that somebody found before, a share in [0, 1], and who: "its training recorded"."""
+        self.untrained = False
+        """Whether random weights are meant."""
         self.body = shallow_copy(model).eval()
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.register_buffer("std", torch.tensor(transform.std, device=device), persistent=False)
@@ -137,6 +141,12 @@ class Classifier(nn.Module):
     def forward(self, x: Tensor) -> Features:
         """Features of normalised images ``x (B, 3, H, W)``, with the raw prediction and what heads say of them."""
         return seen(self.penultimate(x), self.head, self.heads)
+
+    def named(self, classes: Sequence[str]) -> Classifier:
+        """The same classifier with these class names. The original is unchanged."""
+        twin = copy.copy(self)
+        twin.classes = list(classes)
+        return twin
 
     @torch.no_grad()
     def rewrite_head(self, head: Head) -> None:

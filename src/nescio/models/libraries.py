@@ -28,6 +28,8 @@ class Architecture:
     ``class_names(network, pretrained)``: of other weights than the library's own it often cannot know them.
     ``load(network, state, told)``: put weights into it, which a message calls ``told``.
     ``heads``: how to make those that its name asks for, from the network with its weights and the device to do it on.
+    ``is_users``: it is made by a function that is no library's, so its weights may be random.
+    ``accuracy``: of the library's own weights, a share in [0, 1], and who says so.
     """
 
     name: str
@@ -37,6 +39,8 @@ class Architecture:
     class_names: Callable[[nn.Module, bool], list[str] | None] = lambda *_: None
     load: Callable[[nn.Module, dict[str, Tensor], str], None] = load_into
     heads: Mapping[str, Callable[[nn.Module, torch.device], nn.Module]] = field(default_factory=dict)
+    is_users: bool = False
+    accuracy: tuple[float, str] | None = None
 
 
 def architecture_of(model: str, names: Sequence[str] | None = None) -> Architecture:
@@ -196,7 +200,9 @@ def _torchvision(name: str) -> Architecture:
     def class_names(_: nn.Module, pretrained: bool) -> list[str] | None:
         return list(published.meta["categories"]) if pretrained else None
 
-    return Architecture(f"torchvision:{name}", build, transform, class_names=class_names)
+    said = published.meta.get("_metrics", {}).get("ImageNet-1K", {}).get("acc@1")
+    accuracy = None if said is None else (said / 100, "torchvision states for ImageNet's validation images")
+    return Architecture(f"torchvision:{name}", build, transform, class_names=class_names, accuracy=accuracy)
 
 
 def drop_auxiliary(network: nn.Module) -> None:
@@ -269,4 +275,4 @@ def made_by(factory: nn.Module | Callable[[], Any], name: str | None = None) -> 
             raise InputError(f"{told} returned {type(network).__name__}, not an nn.Module")
         return network
 
-    return Architecture(told, build, _timm_transform)
+    return Architecture(told, build, _timm_transform, is_users=not isinstance(factory, nn.Module))

@@ -32,6 +32,7 @@ def load_classifier(
     head: str | None = None,
     transform: str | Transform | None = None,
     device: str | torch.device = "auto",
+    untrained: bool = False,
 ) -> Classifier:
     """A classifier by name, with its weights and test transform.
 
@@ -47,16 +48,18 @@ def load_classifier(
             ``module.`` prefixes are removed), or a state dict; or a folder that ``nescio train`` wrote, whose transform
             and classes are taken too; None for the library's pretrained weights, which it may download. For torchvision
             these are the first published ones (``IMAGENET1K_V1``: those that the papers use); for open_clip ``weights``
-            may be their tag, and the first is meant without.
+            may be their tag, and the first is meant without. Your own function may bring its weights: it is called
+            twice, and must give the same ones.
         classes: number of classes, by default that of the weights; or their names in label order, which ``clip:`` asks
             for where the weights do not hold a head.
         head: name of the last linear layer, where it cannot be found.
         transform: options that replace the model's own, e.g. ``resize=256,crop=224,mean=half`` (``Transform.parse``).
         device: ``auto`` takes a GPU where there is one.
+        untrained: random weights are meant, which are refused otherwise.
 
     Raises:
-        InputError: the name is not known, the weights do not fit, there is no linear head, or a run's folder names
-            a network that is not a library's.
+        InputError: the name is not known, the weights do not fit or would be random, there is no linear head, or a
+            run's folder names a network that is not a library's.
     """
     opened = _opened(model, weights, classes, head)
     model, weights, run = _of_run(model, weights)
@@ -70,10 +73,7 @@ def load_classifier(
         names, classes = run.classes, classes or run.n_classes
     classes = classes if classes is None or isinstance(classes, int) else len(classes)
     architecture, weights = _resolved(model, weights, names)
-    if weights is None and not architecture.has_pretrained:
-        raise InputError(f"model '{architecture.name}' has no pretrained weights; give a file of them (--weights FILE)")
-    # pretrained weights bring their own classes: a head of another size would be a random one
-    network = architecture.build(None if weights is None else classes, weights is None)
+    network = _built(architecture, weights, classes, untrained=untrained)
     own = _chosen_transform(network, architecture, transform)
     heads: dict[str, Tensor] = {}
     if weights is not None:
@@ -84,8 +84,10 @@ def load_classifier(
     if isinstance(network, ZeroShot):
         network.text = None  # the heads hold all that it said
     if names is None and run is None:  # a run's are those of its training images, or none
-        names = architecture.class_names(network, weights is None)
+        names = architecture.class_names(network, weights is None and not untrained)
     classifier = Classifier(network, own, name=architecture.name, head=head, classes=names, heads=beside)
+    classifier.untrained = untrained
+    classifier.recorded = _recorded(run, weights) if run else None if weights or untrained else architecture.accuracy
     known = run.settings if run else {}
     classifier.opened = opened
     classifier.objective = run.objective if run else ""
@@ -128,6 +130,51 @@ def _of_run(model: Model, weights: Weights | None) -> tuple[Model, Weights | Non
 def _run_folder(given: object) -> Path | None:
     folder = Path(given).expanduser() if isinstance(given, str | Path) else None
     return folder if folder and (folder / RUN).is_file() else None
+
+
+def _built(architecture: Architecture, weights: Weights | None, classes: int | None, *, untrained: bool) -> nn.Module:
+    """The network, with its library's weights where none are given.
+
+    Raises:
+        InputError: its weights would be random, and nobody said that they are meant to be.
+    """
+    told = architecture.name
+    if untrained and weights is not None:
+        raise InputError(f"'{told}' is given weights, so it is not untrained; drop --weights or --untrained")
+    if weights is None and not untrained and not architecture.has_pretrained:
+        raise InputError(
+            f"model '{told}' has no pretrained weights; give a file of them (--weights FILE), or say that random ones "
+            "are meant (--untrained)"
+        )
+    pretrained = weights is None and not untrained
+    # pretrained weights bring their own classes: a head of another size would be a random one
+    network = architecture.build(None if pretrained else classes, pretrained)
+    if pretrained and architecture.is_users:
+        with torch.random.fork_rng():
+            again = architecture.build(None, True)
+        if not _same_weights(network, again):
+            raise InputError(
+                f"'{told}' gives other weights each time that it is called: they are random, and the network knows "
+                "nothing; give a file of trained ones (--weights FILE), or say that random ones are meant (--untrained)"
+            )
+    return network
+
+
+def _same_weights(one: nn.Module, other: nn.Module) -> bool:
+    mine, theirs = dict(one.named_parameters()), dict(other.named_parameters())
+    try:
+        return mine.keys() == theirs.keys() and all(torch.equal(t, theirs[k].to(t.device)) for k, t in mine.items())
+    except (RuntimeError, ValueError):  # a lazy layer has no weights yet
+        return False
+
+
+def _recorded(run: Run, weights: Weights | None) -> tuple[float, str] | None:
+    """The validation accuracy of the epoch that a run keeps, where the weights are those."""
+    if not isinstance(weights, str | Path) or not (Path(weights).name == WEIGHTS or _run_folder(weights)):
+        return None
+    kept = (run.selected or {}).get("kept")
+    share = kept.get("val_accuracy") if isinstance(kept, dict) else None
+    return (share, "its training recorded") if isinstance(share, float) and 0 <= share <= 1 else None
 
 
 def _usable(device: str | torch.device) -> torch.device:

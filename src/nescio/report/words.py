@@ -128,6 +128,7 @@ def command(manifest: dict[str, Any]) -> str:
         ["nescio", "bench"],
         *([["--suite", manifest.get("suite_file") or manifest["suite"]]] if "suite" in manifest else []),
         [word for option, value in opened.items() for word in (f"--{option}", value)],
+        *([["--untrained"]] if manifest["model"].get("untrained") else []),
         ["--transform", manifest["transform"]],
         *([f"--{r}", data[r].get("opened") or "IMAGES"] for r in ("train", "calibrate", "id") if r in data),
         *(["--ood", f"{name}={data[name].get('opened') or 'IMAGES'}"] for name in oods),

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from nescio.data.hashing import combine
+from nescio.data.labels import aligned, plain
 from nescio.data.sources import Source
 from nescio.errors import InputError, some
 from nescio.files import make_folder
@@ -22,6 +23,19 @@ from nescio.models.runs import RUN, Run
 from nescio.objectives import Objective
 
 log = logging.getLogger(__name__)
+
+
+def matched(val: Source, names: Sequence[str] | None) -> Source:
+    """The validation images with the class numbers of the training images, by name.
+
+    Raises:
+        InputError: the sets have other classes.
+    """
+    theirs = sorted(map(plain, val.classes or ()))
+    if names and theirs and theirs != sorted(map(plain, names)):
+        differing = some(sorted(set(names) ^ set(val.classes or ())))
+        raise InputError(f"the training and validation images disagree about the classes ({differing})")
+    return aligned(val, names)
 
 
 def check_sources(train: Source, val: Source, batch_size: int) -> int:
@@ -46,9 +60,6 @@ def check_sources(train: Source, val: Source, batch_size: int) -> int:
         raise InputError(f"no training image is of class {some(empty)}; every class needs some")
     if n < 2:
         raise InputError("all training images are of one class; a classifier needs two or more")
-    if names and val.classes and names != val.classes:
-        differing = some(sorted(set(names) ^ set(val.classes)) or ["their order"])
-        raise InputError(f"the training and validation images disagree about the classes ({differing})")
     if int(val.labels.max()) >= n:
         raise InputError(f"the validation images have labels up to {val.labels.max()}, the training images {n} classes")
     if train.identity == val.identity:
