@@ -354,7 +354,7 @@ def test_ctrl_c_keeps_what_is_done(here: Path, workers: int) -> None:
     environment = {**os.environ, "PYTHONPATH": str(TESTS)}
     process = subprocess.Popen(command, cwd=here, env=environment, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not list((here / "cache").glob("banks/*.partial/state.json")):
+    while time.monotonic() < deadline and not list((here / "cache").glob("banks/*.partial/manifest.json")):
         time.sleep(0.05)
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)

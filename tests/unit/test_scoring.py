@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import fsspec
@@ -211,7 +212,8 @@ def test_killed_at_any_moment_no_row_is_lost_or_repeated(
     while len(list(out.glob("part-*"))) < parts and process.is_alive():
         time.sleep(0.002)
     time.sleep(more)
-    os.kill(process.pid, signal.SIGKILL)
+    with suppress(ProcessLookupError):  # of the last part, some moments lie behind the end
+        os.kill(process.pid, signal.SIGKILL)
     process.join()
     before = {p.name: p.stat().st_mtime_ns for p in out.glob("part-*")}
     assert len(before) >= parts

@@ -193,7 +193,7 @@ class Loop:
     def _write_down(self) -> None:
         """What people read follows from the checkpoint, so that the two agree whenever training was killed."""
         self.run.selected = self.state.selected or None
-        self.run.made_with["seconds"] = round(monotonic() - self.begun, 1)
+        self.run.made_with["seconds"] = round(monotonic() - self.begun, 3)
         self.run.write(self.out)
         self.log.write(self.state.lines)
 
