@@ -31,7 +31,7 @@ from nescio.training.augment import AUGMENTS
 from nescio.training.images import Images
 from nescio.training.loop import Loop
 from nescio.training.stream import Stream
-from tiny_networks import batch_norm_net
+from tiny_networks import batch_norm_net, reopened
 
 QUICK = Recipe(2, 24, "adamw:lr=1e-2", "constant", "shift:by=0.125", ema=0.5)
 CPU = Hardware(device="cpu", workers=0)
@@ -76,7 +76,7 @@ def test_a_trained_classifier_is_judged_as_it_was_in_training(
     kept = json.loads((out / "run.json").read_text())["selected"]["kept"]
     detector = parse_objective(objective).detector
     results = nescio.bench(
-        load_classifier(str(out), device="cpu"), id=sets["val"], ood={"other": sets["train"]},
+        reopened(out), id=sets["val"], ood={"other": sets["train"]},
         detectors=["energy", detector], train=sets["train"], workers=0,
     )  # fmt: skip
     assert results.rows[0].id_accuracy == pytest.approx(kept["val_accuracy"])
@@ -101,7 +101,7 @@ def test_godins_file_of_weights_predicts_the_same_in_a_plain_network(
     folder_of: Callable[[str], Path], sets: dict[str, Path]
 ) -> None:
     out = folder_of("godin")
-    classifier = load_classifier(str(out), device="cpu")
+    classifier = reopened(out)
     plain = batch_norm_net().eval()
     plain.load_state_dict({k: t for k, t in load_file(out / "model.safetensors").items() if "nescio" not in k})
     x = torch.randn(20, 3, 16, 16)
@@ -122,10 +122,10 @@ def test_a_head_is_taken_over_where_it_fits(
     folder_of: Callable[[str], Path], sets: dict[str, Path], tmp_path: Path
 ) -> None:
     recipe = Recipe(1, 24, "sgd:lr=1e-9", "constant", "none")
-    init = load_classifier(str(folder_of("godin")), device="cpu").heads["godin"].linear.weight
+    init = reopened(folder_of("godin")).heads["godin"].linear.weight
     for objective, same in (("godin", True), ("godin:similarity=inner", False)):
         run(tmp_path / objective, sets, objective, init=str(folder_of("godin")), recipe=recipe)
-        made = load_classifier(str(tmp_path / objective), device="cpu").heads["godin"]
+        made = reopened(tmp_path / objective).heads["godin"]
         assert torch.allclose(made.linear.weight, init, atol=1e-5) == same
 
 
@@ -160,7 +160,7 @@ def test_the_command_takes_outliers(sets: dict[str, Path], tmp_path: Path, monke
 def test_outliers_that_are_tested_on_are_noticed(
     folder_of: Callable[[str], Path], sets: dict[str, Path], caplog
 ) -> None:
-    classifier = load_classifier(str(folder_of("oe")), device="cpu")
+    classifier = reopened(folder_of("oe"))
     with caplog.at_level("WARNING", "nescio"):
         nescio.bench(classifier, id=sets["val"], ood={"far": sets["outliers"]}, detectors=["msp"], workers=0)
     assert "trained with the images of 'far' as outliers" in caplog.text
@@ -214,7 +214,7 @@ def test_the_step_is_the_one_that_raises_the_score_most(classifier: Classifier) 
 def test_the_step_is_chosen_on_id_images_by_bench_and_fit(
     folder_of: Callable[[str], Path], sets: dict[str, Path], tmp_path: Path
 ) -> None:
-    classifier = load_classifier(str(folder_of("godin")), device="cpu")
+    classifier = reopened(folder_of("godin"))
     spec, ood = "perturbid+godin", {"other": sets["train"]}
     results = nescio.bench(classifier, id=sets["val"], ood=ood, detectors=[spec], train=sets["train"], workers=0)
     assert results.manifest["detectors"][spec]["settings"]["perturbid"]["step"] in [pytest.approx(s) for s in STEPS]

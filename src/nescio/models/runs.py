@@ -65,7 +65,7 @@ class Run:
         try:
             text = read_json(path)
             if not isinstance(text, dict) or text.pop("format", None) != FORMAT:
-                raise InputError(f"{path} is not of this version of nescio ({FORMAT})")
+                raise ValueError(f"it is not of this version of nescio ({FORMAT})")
             run = cls(**text)
             run.check()
         except FileNotFoundError:

@@ -25,7 +25,7 @@ from nescio.objectives import Objective
 log = logging.getLogger(__name__)
 
 
-def matched(val: Source, names: Sequence[str] | None) -> Source:
+def _matched(val: Source, names: Sequence[str] | None) -> Source:
     """The validation images with the class numbers of the training images, by name.
 
     Raises:
@@ -38,8 +38,8 @@ def matched(val: Source, names: Sequence[str] | None) -> Source:
     return aligned(val, names)
 
 
-def check_sources(train: Source, val: Source, batch_size: int) -> int:
-    """The number of classes of labelled training and validation images.
+def check_sources(train: Source, val: Source, batch_size: int) -> tuple[int, Source]:
+    """The number of classes; and the validation images with the training images' class numbers, by name.
 
     Raises:
         InputError: an image has no label, a class no image, there is one class only, the sets disagree, or there are
@@ -60,13 +60,14 @@ def check_sources(train: Source, val: Source, batch_size: int) -> int:
         raise InputError(f"no training image is of class {some(empty)}; every class needs some")
     if n < 2:
         raise InputError("all training images are of one class; a classifier needs two or more")
+    val = _matched(val, names)
     if int(val.labels.max()) >= n:
         raise InputError(f"the validation images have labels up to {val.labels.max()}, the training images {n} classes")
     if train.identity == val.identity:
         log.warning("the validation images are the training images: they tell nothing about new ones")
     if len(train) < batch_size:
         raise InputError(f"{len(train):,} training images do not fill a batch of {batch_size}; lower --batch-size")
-    return n
+    return n, val
 
 
 def check_objective(objective: Objective, sources: Mapping[str, Source], epochs: int) -> None:

@@ -17,7 +17,7 @@ from nescio.models.load import new_network
 from nescio.models.runs import STATE, WEIGHTS, Run
 from nescio.objectives import Objective, parse_objective
 from nescio.outputs import check_folder
-from nescio.training.checks import check_objective, check_same_run, check_sources, fingerprint, made_with, matched
+from nescio.training.checks import check_objective, check_same_run, check_sources, fingerprint, made_with
 from nescio.training.hardware import Hardware, make_fabric
 from nescio.training.images import Images, held_side
 from nescio.training.loop import Loop
@@ -54,7 +54,7 @@ def train(
         out: the folder.
         model: the architecture, as for ``load_classifier``.
         train: labelled training images.
-        val: labelled ID validation images with the same classes, matched by name where both have names.
+        val: labelled ID validation images with the same classes by name where both have names.
         objective: what is minimised, a spec string: ``ce``, ``ssod:gamma=0.95,alpha=1,balance=lwb``.
         outliers: images of no class, for an objective that learns from some (``oe``, ``ssod:outliers=1``).
         recipe: everything else about the optimisation; by default ``ssod``, the paper's.
@@ -76,8 +76,7 @@ def train(
     out, hardware, recipe = Path(out).expanduser(), hardware or Hardware(), recipe or Recipe.named("ssod")
     check_folder(out)
     sources = {"train": as_source(train), "val": as_source(val)}
-    sources["val"] = matched(sources["val"], sources["train"].classes)
-    n_classes = check_sources(sources["train"], sources["val"], recipe.batch_size)
+    n_classes, sources["val"] = check_sources(sources["train"], sources["val"], recipe.batch_size)
     watched = {name: as_source(source) for name, source in by_name(watch or {}, "watch").items()}
     goal = parse_objective(objective)
     if outliers is not None:
