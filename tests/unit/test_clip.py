@@ -372,7 +372,10 @@ def test_from_a_fit_to_verdicts_and_a_choice() -> None:
         ({"--classes": "empty.txt"}, "empty.txt is empty"),
         ({"--classes": "gap.txt"}, "line 2 of gap.txt is empty"),
         ({"--classes": "id/cat/0.png"}, "cannot be read as text"),
-        ({"--classes": "two.txt"}, "labels up to 2, but the model has 2 classes"),
+        (
+            {"--classes": "two.txt"},
+            "the id images and the model disagree about the classes: not among cat, dog: sea_lion",
+        ),
     ],
 )
 def test_what_cannot_be_used_is_said_in_a_line(

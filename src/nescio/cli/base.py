@@ -60,12 +60,16 @@ class Group(click.Group):
         return name, command, rest
 
 
+_ONE_OF_SEVERAL = {"--detector", "--model", "--suite", "--train", "--val", "--id", "--calibrate"}
+"""Options of which somebody may expect that each one given counts, as ``--ood`` does."""
+
+
 def _refuse_repeated(command: click.Command, ctx: click.Context, args: list[str]) -> None:
-    """Refuse an option that is given twice where one is taken: click takes the last without a word."""
+    """Refuse a detector, model or set that is given twice where one is taken: click takes the last without a word."""
     with suppress(click.UsageError):  # said when the command itself reads them
         _, _, order = command.make_parser(ctx).parse_args(list(args))
-        single = [p for p in order if isinstance(p, click.Option) and not (p.multiple or p.is_flag or p.count)]
-        twice = next((p.opts[0] for p in single if single.count(p) > 1), None)
+        single = [p.opts[0] for p in order if isinstance(p, click.Option) and not p.multiple]
+        twice = next((name for name in single if name in _ONE_OF_SEVERAL and single.count(name) > 1), None)
         if twice:
             raise InputError(f"{twice} is given more than once; {ctx.info_name} takes one")
 
