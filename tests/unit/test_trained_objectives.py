@@ -154,7 +154,10 @@ def test_the_command_takes_outliers(sets: dict[str, Path], tmp_path: Path, monke
     assert done.exit_code == 0, done.output
     stored = json.loads((tmp_path / "run/run.json").read_text())
     assert stored["settings"]["outliers"] == nescio.open_source(sets["outliers"]).identity
-    assert load_classifier("run", device="cpu").seen["outliers"] == stored["settings"]["outliers"]
+    assert (
+        load_classifier("tiny_networks:group_net", weights="run", device="cpu").seen["outliers"]
+        == stored["settings"]["outliers"]
+    )
 
 
 def test_outliers_that_are_tested_on_are_noticed(

@@ -24,7 +24,7 @@ _LARGEST = 1024
 _SHAPING = {
     *("drop_rate", "drop_block_rate", "drop_path_rate", "attn_drop_rate", "pos_drop_rate", "proj_drop_rate"),
     *("global_pool", "img_size", "patch_size", "window_size", "output_stride", "in_chans", "num_classes"),
-    *("class_token", "dynamic_img_size", "init_values"),
+    *("class_token", "dynamic_img_size", "init_values", "embed_dim", "depth", "num_heads", "mlp_ratio"),
 }
 """timm's options that shape a network. Others name files, folders or addresses (``checkpoint_path``, ``cache_dir``,
 ``pretrained_cfg``), or make something else of it (``features_only``, ``scriptable``)."""
