@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from nescio import ops
-from nescio.data.sources import Source, open_source
+from nescio.data.sources import Source, open_here
 from nescio.data.suites import AVERAGE
 from nescio.errors import InputError, nearest
 from nescio.files import make_folder, whole, write_whole
@@ -109,7 +109,7 @@ class Published:
 class Scored:
     """A data set with every detector's ``scores``, and the ``rows`` of its ``source`` that they belong to.
 
-    ``source`` is None where results were read from their files and the images are not where they were. ``pred`` is the
+    ``source`` is None where results were read from their files without the images. ``pred`` is the
     network's own prediction by row of the source, -1 where there is none; None where no plain pass was made.
     """
 
@@ -130,8 +130,9 @@ class Results:
     ood_sets: list[Scored]
     skipped: list[tuple[str, int, str, str]] = field(default_factory=list)
     """``(set, row, image, reason)`` of each image that could not be used."""
-    correct: npt.NDArray[np.bool_] | None = None
-    """Whether the classifier was right, by row of the ID set's source; None where no label is known."""
+    correct: npt.NDArray[np.int8] | None = None
+    """Whether the classifier was right (1), wrong (0), or the label unknown (-1), by row of the ID set's source; None
+    where no label is known."""
     published: dict[tuple[str, str], Published] = field(default_factory=dict)
     """By detector and OOD set, or ``average``."""
     sample: FeatureSample | None = None
@@ -265,12 +266,17 @@ class Results:
             if scored.pred is not None:
                 found[f"{s}/pred"] = scored.pred.astype(np.int32)
         if self.correct is not None:
-            found["correct"] = self.correct.astype(np.uint8)
+            found["correct"] = self.correct
         return found
 
     @classmethod
-    def load(cls, folder: str | Path) -> Results:
-        """Results from the files that ``save`` wrote, with the images where they still are what they were.
+    def load(cls, folder: str | Path, *, images: bool = False) -> Results:
+        """Results from the files that ``save`` wrote.
+
+        Args:
+            folder: where they are.
+            images: open the files and folders that they name, too, where these are on this machine and still hold the
+                same images. Results of somebody else name what they like: without it nothing but the folder is read.
 
         Raises:
             InputError: a file is missing, or not what ``save`` writes.
@@ -290,7 +296,7 @@ class Results:
             sets = [
                 Scored(
                     name,
-                    _reopened(name, content["manifest"]["data"][name]),
+                    _reopened(name, content["manifest"]["data"][name]) if images else None,
                     {d: tensors[f"{s}/{i}/rows"].astype(np.int64) for i, d in enumerate(detectors)},
                     {d: tensors[f"{s}/{i}/scores"] for i, d in enumerate(detectors)},
                     tensors[f"{s}/pred"].astype(np.int64) if f"{s}/pred" in tensors else None,
@@ -305,7 +311,7 @@ class Results:
             if isinstance(e, InputError):
                 raise
             raise InputError(f"{folder} does not hold results: {type(e).__name__}: {e}") from None
-        correct = tensors["correct"].astype(bool) if "correct" in tensors else None
+        correct = tensors["correct"].astype(np.int8) if "correct" in tensors else None
         return cls(rows, content["manifest"], sets[0], sets[1:], [], correct, published, sample)
 
 
@@ -359,11 +365,11 @@ def _reopened(name: str, data: dict[str, Any]) -> Source | None:
     if spec is None:
         return None
     try:
-        source = open_source(spec)
+        source = open_here(spec)
         if source.identity == data["identity"]:
             return source
         reason = f"{spec} holds other images now"
-    except InputError as e:
+    except (OSError, ValueError) as e:  # an InputError, too
         reason = str(e)
-    log.info("the images of '%s' cannot be shown: %s", name, reason)
+    log.warning("the images of '%s' cannot be shown: %s", name, reason)
     return None

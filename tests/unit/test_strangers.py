@@ -12,9 +12,12 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from click.testing import CliRunner
 from safetensors.torch import save_file
 
 from conftest import coloured
+from nescio.benchmark import bench
+from nescio.cli import main
 from nescio.data import Transform
 from nescio.data.suites import open_suite
 from nescio.deploy import Deployed, fit, load
@@ -25,6 +28,7 @@ from nescio.models import load_classifier
 from nescio.models.heads import restore_heads
 from nescio.models.trusted import trusted_architecture
 from nescio.models.weights import read_weights, strip_prefixes
+from nescio.results import Results
 
 NAMES = [
     *("os:abort", "builtins:exit", "marked:make", "marked.net:make", "./marked.py:make", "/srv/marked.py:make"),
@@ -229,3 +233,79 @@ def test_a_suite_of_anyone_is_read_or_refused(tmp_path: Path, text: str) -> None
     (tmp_path / "s.toml").write_text(text)
     with pytest.raises(InputError, match="is not a suite"):
         open_suite(str(tmp_path / "s.toml"))
+
+
+FETCHED = [
+    *("http://192.0.2.1/x.zip", "https://host.invalid/x/*.png", "s3://bucket/x", "gs://bucket/x.parquet", "hf://a/b/c"),
+    *("ftp://host.invalid/x.tar", "memory://x", "zip::http://host.invalid/x.zip", "github://a:b@main/x"),
+    *(
+        "torchvision:MNIST/test",
+        "torchvision:FakeData",
+        "noise:gaussian:n=9",
+        "file:///IMAGES",
+        "links:IMAGES",
+        "IMAGES/*",
+    ),
+    *("http://192.0.2.1/x.zip[:9]", "torchvision:MNIST/test[~9]", "//host.invalid/x", "IMAGES" + "[:3]" * 2000, "\0"),
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, deployed: Deployed) -> Path:
+    """A folder with results, and the images that these name beside them."""
+    root = tmp_path_factory.mktemp("results")
+    for i, name in enumerate(("id", "far")):
+        coloured(root, name, per_class=6, classes=4, seed=i, side=32)
+    places = {"id": str(root / "id[:15]"), "ood": {"far": str(root / "far")}}
+    found = bench(deployed.classifier, **places, detectors=["msp"], workers=0, progress=False)
+    found.save(root / "run")
+    return root
+
+
+def naming(run: Path, spec: str, target: Path) -> Path:
+    """A copy of the results that names this in place of their images."""
+    shutil.copytree(run / "run", target)
+    content = json.loads((target / "results.json").read_text())
+    for about in content["manifest"]["data"].values():
+        about["opened"] = spec.replace("IMAGES", str(run / "far"))
+    (target / "results.json").write_text(json.dumps(content))
+    return target
+
+
+@pytest.mark.parametrize("spec", FETCHED, ids=lambda spec: spec[:40])
+@pytest.mark.parametrize("images", [False, True])
+def test_what_results_name_is_never_fetched(run: Path, tmp_path: Path, spec: str, images: bool) -> None:
+    folder = naming(run, spec, tmp_path / "run")
+    _WATCH.seen, _WATCH.on = [], True
+    found = Results.load(folder, images=images)
+    _WATCH.on = False
+    assert all(s.source is None for s in (found.id_set, *found.ood_sets))
+    assert {event for event, _ in _WATCH.seen} <= {"open", "import"}
+    assert not [what for _, what in _WATCH.seen if str(run) in what]
+
+
+@pytest.mark.parametrize("command", ["report", "report --images", "compare --resamples 100"])
+def test_report_and_compare_ask_nobody(run: Path, tmp_path: Path, command: str) -> None:
+    folders = [
+        str(naming(run, spec, tmp_path / str(i))) for i, spec in enumerate((FETCHED[0], "torchvision:MNIST/test"))
+    ]
+    given = [*command.split(), *(folders if "compare" in command else folders[:1])]
+    _WATCH.seen, _WATCH.on = [], True
+    done = CliRunner().invoke(main, given)
+    _WATCH.on = False
+    assert done.exit_code == 0, done.output
+    assert not [event for event, _ in _WATCH.seen if event.startswith("socket.")]
+    assert not [what for _, what in _WATCH.seen if str(run) in what]
+
+
+def test_images_are_opened_on_request_alone(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run / "run", tmp_path / "run")
+    for more in ([], ["--images"]):
+        _WATCH.seen, _WATCH.on = [], True
+        assert CliRunner().invoke(main, ["report", str(tmp_path / "run"), *more]).exit_code == 0
+        _WATCH.on = False
+        assert any(str(run) in what for _, what in _WATCH.seen) is bool(more)
+        page = (tmp_path / "run/report.html").read_text()
+        assert ("<img" in page) is bool(more)
+        assert ("nescio report RUN --images" in page) is not bool(more)
+    assert Results.load(tmp_path / "run", images=True).id_set.source.name(14).endswith(".png")

@@ -197,13 +197,18 @@ def quickstart(obj: dict[str, Any], /, out: Path, epochs: int, bank_dtype: str, 
 @click.command()
 @click.argument("results", type=click.Path(path_type=Path))
 @out_option("Folder of the page.  [default: RESULTS]")
-def report(results: Path, out: Path | None) -> None:
+@click.option(
+    "--images",
+    is_flag=True,
+    help="Show images: open the files and folders that RESULTS name, as far as they are on this machine.",
+)
+def report(results: Path, out: Path | None, images: bool) -> None:
     """Write report.html and its figures again from the folder RESULTS that bench --out wrote."""
     from nescio.results import Results
 
     folder = out or results
     check_results(folder, report=True)
-    loaded = Results.load(results)
+    loaded = Results.load(results, images=images)
     make_folder(folder)
     clock = Clock()
     write_report_to(loaded, folder, clock)
