@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import random
 import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -21,14 +24,17 @@ from nescio.cli import main
 from nescio.data import Transform
 from nescio.data.suites import open_suite
 from nescio.deploy import Deployed, fit, load
+from nescio.deploy.file import describe
 from nescio.detector import Detector
 from nescio.errors import InputError
 from nescio.grammar import names_preset, search_space
 from nescio.models import load_classifier
 from nescio.models.heads import restore_heads
+from nescio.models.runs import Run
 from nescio.models.trusted import trusted_architecture
 from nescio.models.weights import read_weights, strip_prefixes
 from nescio.results import Results
+from nescio.tensors import read_tensors, seal
 
 NAMES = [
     *("os:abort", "builtins:exit", "marked:make", "marked.net:make", "./marked.py:make", "/srv/marked.py:make"),
@@ -268,6 +274,7 @@ def naming(run: Path, spec: str, target: Path) -> Path:
     content = json.loads((target / "results.json").read_text())
     for about in content["manifest"]["data"].values():
         about["opened"] = spec.replace("IMAGES", str(run / "far"))
+    del content["hash"]  # whoever changes it can write another
     (target / "results.json").write_text(json.dumps(content))
     return target
 
@@ -309,3 +316,78 @@ def test_images_are_opened_on_request_alone(run: Path, tmp_path: Path) -> None:
         assert ("<img" in page) is bool(more)
         assert ("nescio report RUN --images" in page) is not bool(more)
     assert Results.load(tmp_path / "run", images=True).id_set.source.name(14).endswith(".png")
+
+
+def flipped(data: bytes, rng: random.Random) -> bytes:
+    changed = bytearray(data)
+    for _ in range(rng.choice((1, 1, 2, 8))):
+        changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
+    return bytes(changed)[: rng.choice((len(data), len(data), rng.randrange(len(data))))]
+
+
+@pytest.mark.parametrize("kind", ["a.nescio", "results.json", "scores.safetensors", "features.safetensors", "run.json"])
+def test_flipped_bits_change_nothing_unnoticed(run: Path, tmp_path: Path, deployed: Deployed, kind: str) -> None:
+    """A hundred times each: what is read is the same, or refused with a reason."""
+    shutil.copytree(run / "run", tmp_path / "f")
+    deployed.save(tmp_path / "f/a.nescio")
+    Run("timm:test_resnet", 4, list("abcd"), "crop=32", "ce", {"train": "images"}).write(tmp_path / "f")
+
+    def read() -> str:
+        if kind == "a.nescio":
+            return json.dumps(describe(tmp_path / "f/a.nescio"), sort_keys=True)
+        if kind == "run.json":
+            return repr(Run.read(tmp_path / "f"))
+        found = Results.load(tmp_path / "f")
+        return f"{found.to_json()}{found.id_set.scores}{found.correct}{found.sample}"
+
+    path, rng, refused = tmp_path / "f" / kind, random.Random(0), 0  # noqa: S311 - mutations
+    whole, same = path.read_bytes(), read()
+    for _ in range(100):
+        path.write_bytes(flipped(whole, rng))
+        try:
+            assert read() == same
+        except InputError:
+            refused += 1
+    assert refused > 90
+
+
+ODD = [None, True, 0, -1, 10**18, 1e308, "", "x" * 5000, [], {}, [[]], [1, "x"], float("nan"), "http://192.0.2.1/x"]
+
+
+@pytest.mark.parametrize("kind", ["a.nescio", "results.json", "run.json"])
+def test_values_that_a_stranger_changed_end_in_no_traceback(
+    run: Path, tmp_path: Path, deployed: Deployed, kind: str
+) -> None:
+    """Each entry by something odd; the stranger writes the hash that belongs to it, or none."""
+    shutil.copytree(run / "run", tmp_path / "f")
+    deployed.save(tmp_path / "f/a.nescio")
+    Run("timm:test_resnet", 4, list("abcd"), "crop=32", "ce", {"train": "images"}).write(tmp_path / "f")
+    path, rng, refused = tmp_path / "f" / kind, random.Random(1), 0  # noqa: S311 - mutations
+    metadata, tensors = read_tensors(path) if kind == "a.nescio" else ({}, {})
+    whole = metadata["nescio"] if metadata else path.read_text()
+    for _ in range(100):
+        content = json.loads(whole)
+        del content["hash"]
+        at, key = rng.choice([place for place in places_in(content) if place[1] != "files"])
+        at[key] = rng.choice(ODD)
+        if kind == "a.nescio":
+            with contextlib.suppress(ValueError):  # NaN
+                content["hash"] = seal(tensors, content)
+            save_file(tensors, path, {"nescio": json.dumps(content)})
+        else:
+            path.write_text(json.dumps(content))
+        try:
+            if kind == "a.nescio":
+                load(path, device="cpu")
+            elif kind == "run.json":
+                Run.read(tmp_path / "f")
+            else:
+                Results.load(tmp_path / "f", images=True).to_csv()
+        except InputError:
+            refused += 1
+    assert refused > 20
+
+
+def places_in(value: object) -> list[tuple[Any, Any]]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [place for key, inner in items for place in [(value, key), *places_in(inner)]]
