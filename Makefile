@@ -4,11 +4,14 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 PYTHON ?= python3
 WORKERS ?= 3
+OLDEST := .venv-oldest
+# What a file of somebody else's may do.
+STRANGERS := $(addprefix tests/unit/test_,strangers.py reading.py detector_file.py deploy.py)
 
 # The tests start hundreds of processes; compiling every module anew in each would take longer than the tests.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help quickstart test lint lock study-cifar10 study-imagenet-sample study-ssod benchmark clean
+.PHONY: help quickstart test test-oldest lint lock study-cifar10 study-imagenet-sample study-ssod benchmark clean
 
 help:
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -29,6 +32,14 @@ quickstart: $(READY)  ## run the main job on embedded data: a table and quicksta
 test: $(READY)  ## lint, types, import arrows and every test
 	@$(MAKE) --no-print-directory lint
 	$(BIN)/pytest -n $(WORKERS) tests
+
+test-oldest: $(READY)  ## the security tests on the oldest versions that pyproject.toml allows
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(OLDEST)
+	$(BIN)/uv pip compile pyproject.toml --all-extras --group dev --resolution lowest-direct --python-version 3.11 \
+	    --no-header --no-annotate -o $(OLDEST)/oldest.txt --quiet
+	$(BIN)/uv pip install --quiet --python $(OLDEST)/bin/python -r $(OLDEST)/oldest.txt
+	$(BIN)/uv pip install --quiet --python $(OLDEST)/bin/python --no-deps --no-build-isolation -e .
+	$(OLDEST)/bin/pytest $(STRANGERS)
 
 lint: $(READY)  ## ruff, mypy and the import arrows
 	$(BIN)/ruff check .
@@ -55,4 +66,4 @@ benchmark: $(READY)  ## speed ratios (peer.py, imagenet_scale.py, training.py an
 	$(BIN)/python benchmarks/metrics.py
 
 clean:  ## remove what the targets made
-	rm -rf $(VENV) quickstart results
+	rm -rf $(VENV) $(OLDEST) quickstart results

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from nescio.data.hashing import combine
 from nescio.features import Columns, Features, Head
+from nescio.reading import read_json
 from nescio.text import as_written
 
 FORMAT = 4
@@ -203,7 +204,7 @@ def same_reaction(stored: Tensor, reaction: Tensor) -> bool:
 def read_manifest(path: Path) -> dict[str, Any]:
     """What a bank's folder says that it holds. Raises ``DamagedBank`` where it does not."""
     try:
-        manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        manifest: dict[str, Any] = read_json(path / MANIFEST)
         key = BankKey(**manifest["key"] | {"probes": tuple(manifest["key"]["probes"])})
         whole = isinstance(manifest["files"], dict) and isinstance(manifest["aux"], list) and manifest["batch_size"] > 0
     except Exception as e:  # noqa: BLE001 - as above

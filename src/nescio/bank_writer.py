@@ -39,6 +39,7 @@ from nescio.bank import (
 from nescio.errors import InputError, some
 from nescio.features import Head
 from nescio.files import alone, whole, write_whole, writing
+from nescio.reading import parse_json
 from nescio.text import cells
 
 log = logging.getLogger(__name__)
@@ -152,7 +153,7 @@ class BankWriter:
         """Open the partial bank. Raises where it is not one that this pass began."""
         manifest, head = read_manifest(self.partial), (self.partial / HEAD).read_bytes()
         self._manifest = self._describe(columns, manifest["batch_size"], head)
-        if manifest != json.loads(json.dumps(self._manifest)):
+        if manifest != parse_json(json.dumps(self._manifest)):
             raise DamagedBank("its manifest or its head has changed")
         if not same_reaction(load(head)["reaction"], reaction):
             raise DamagedBank("another network with the same weights wrote it")

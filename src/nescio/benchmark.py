@@ -144,7 +144,7 @@ def bench(
     opened = {"train": train, "calibrate": calibrate, "id": id, **ood}
     manifest = _manifest(classifier, fitted, sources, banks, opened)
     manifest |= _said_of(measured, warnings, extraction) | {"equal": equal, "resamples": resamples, **(about or {})}
-    labelled = correct if (id_source.labels >= 0).any() else None
+    labelled = np.where(id_source.labels >= 0, correct, -1).astype(np.int8) if (id_source.labels >= 0).any() else None
     plain = _plain(banks)
     sample = _sample(plain, list(test_sources), fitted.values())
     id_set, *ood_sets = (dataclasses.replace(s, pred=_predictions(plain.get(s.name))) for s in (id_set, *ood_sets))

@@ -9,7 +9,7 @@ import io
 import json
 import logging
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -17,22 +17,24 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from nescio import ops
-from nescio.data.sources import Source, open_source
+from nescio.data.sources import Source, open_here
 from nescio.data.suites import AVERAGE
 from nescio.errors import InputError, nearest
 from nescio.files import make_folder, whole, write_whole
 from nescio.outputs import write_table
+from nescio.reading import parse_json, plain, read_json
 from nescio.sample import FeatureSample
+from nescio.tensors import read_tensors, seal
 from nescio.text import cells
 
 SHARES = ("fpr95", "auroc", "aupr_in", "aupr_out", "aurc", "id_accuracy")
 """The columns that are shares in [0, 1] here and percent in every file and table."""
 FORMAT = "nescio-results/1"
 SCORES, FEATURES = "scores.safetensors", "features.safetensors"
+_HASH = "hash"
 _FOLLOWING = ("report.html", "results.md", "results.tex")
 """What is made of the results."""
 DRAWN = tuple(
@@ -109,7 +111,7 @@ class Published:
 class Scored:
     """A data set with every detector's ``scores``, and the ``rows`` of its ``source`` that they belong to.
 
-    ``source`` is None where results were read from their files and the images are not where they were. ``pred`` is the
+    ``source`` is None where results were read from their files without the images. ``pred`` is the
     network's own prediction by row of the source, -1 where there is none; None where no plain pass was made.
     """
 
@@ -130,8 +132,9 @@ class Results:
     ood_sets: list[Scored]
     skipped: list[tuple[str, int, str, str]] = field(default_factory=list)
     """``(set, row, image, reason)`` of each image that could not be used."""
-    correct: npt.NDArray[np.bool_] | None = None
-    """Whether the classifier was right, by row of the ID set's source; None where no label is known."""
+    correct: npt.NDArray[np.int8] | None = None
+    """Whether the classifier was right (1), wrong (0), or the label unknown (-1), by row of the ID set's source; None
+    where no label is known."""
     published: dict[tuple[str, str], Published] = field(default_factory=dict)
     """By detector and OOD set, or ``average``."""
     sample: FeatureSample | None = None
@@ -181,7 +184,7 @@ class Results:
         return dataclasses.replace(
             self,
             rows=[_row(r.printable()) for r in self.rows],
-            manifest=json.loads(json.dumps(self.manifest)),
+            manifest=parse_json(json.dumps(plain(self.manifest))),
             published={key: Published.read(p.printable(), p.where) for key, p in self.published.items()},
         )
 
@@ -214,7 +217,7 @@ class Results:
         return {f"published_{m}": percent for m, percent in published.printable().items()}
 
     def to_json(self, files: Mapping[str, str] | None = None) -> str:
-        """Manifest, rows, averages and published values; metrics in percent; and the hashes of other ``files``."""
+        """Manifest, rows, averages and published values; in percent; the hashes of ``files`` and of all this."""
         averages = [
             {"detector": d} | {m: round(self.average(d, m) * 100, 4) for m in ("fpr95", "auroc", "aupr_in", "aupr_out")}
             for d in self.detectors
@@ -223,7 +226,8 @@ class Results:
             {"detector": d, "ood": o, **p.printable(), "where": p.where} for (d, o), p in self.published.items()
         ]
         content = {"manifest": self.manifest, "rows": [r.printable() for r in self.rows], "average": averages}
-        content |= {"published": published, "files": dict(files or {})}
+        content = plain(content | {"published": published, "files": dict(files or {})})
+        content[_HASH] = seal({}, content)
         return json.dumps(content, indent=1, ensure_ascii=False)
 
     def save(self, folder: str | Path) -> None:
@@ -265,48 +269,93 @@ class Results:
             if scored.pred is not None:
                 found[f"{s}/pred"] = scored.pred.astype(np.int32)
         if self.correct is not None:
-            found["correct"] = self.correct.astype(np.uint8)
+            found["correct"] = self.correct
         return found
 
     @classmethod
-    def load(cls, folder: str | Path) -> Results:
-        """Results from the files that ``save`` wrote, with the images where they still are what they were.
+    def load(cls, folder: str | Path, *, images: bool = False) -> Results:
+        """Results from the files that ``save`` wrote.
+
+        Args:
+            folder: where they are.
+            images: open the files and folders that they name, too, where these are on this machine and still hold the
+                same images. Results of somebody else name what they like: without it nothing but the folder is read.
 
         Raises:
             InputError: a file is missing, or not what ``save`` writes.
         """
         folder = Path(folder)
         try:
-            content = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-            if "rows" in content and "files" not in content:
-                raise InputError(f"{folder} is of an earlier version; run nescio bench --out {folder} again")
-            _check_together(folder, content["files"])
-            with safe_open(folder / SCORES, framework="np") as file:
-                if (file.metadata() or {}).get("format") != FORMAT:
-                    raise InputError(f"{folder / SCORES} is of another version; run nescio bench --out {folder} again")
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+            content, tensors = _read(folder)
             rows = [_row(r) for r in content["rows"]]
             detectors = list(dict.fromkeys(r.detector for r in rows))
             sets = [
                 Scored(
                     name,
-                    _reopened(name, content["manifest"]["data"][name]),
+                    _reopened(name, content["manifest"]["data"][name]) if images else None,
                     {d: tensors[f"{s}/{i}/rows"].astype(np.int64) for i, d in enumerate(detectors)},
                     {d: tensors[f"{s}/{i}/scores"] for i, d in enumerate(detectors)},
                     tensors[f"{s}/pred"].astype(np.int64) if f"{s}/pred" in tensors else None,
                 )
                 for s, name in enumerate(["id", *dict.fromkeys(r.ood for r in rows)])
             ]
+            correct = tensors["correct"].astype(np.int8) if "correct" in tensors else None
+            _check(content["manifest"], rows, sets, correct)
             sample = FeatureSample.load(folder / FEATURES)
             published = {(p["detector"], p["ood"]): Published.read(p, p["where"]) for p in content["published"]}
         except FileNotFoundError as e:
             raise InputError(f"no results in {folder}: {Path(e.filename or SCORES).name} is missing") from None
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, IndexError) as e:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError) as e:
             if isinstance(e, InputError):
                 raise
             raise InputError(f"{folder} does not hold results: {type(e).__name__}: {e}") from None
-        correct = tensors["correct"].astype(bool) if "correct" in tensors else None
         return cls(rows, content["manifest"], sets[0], sets[1:], [], correct, published, sample)
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
+    """What ``results.json`` and the scores beside it hold, once their hashes have been held against them."""
+    content = read_json(folder / "results.json")
+    if "rows" in content and "files" not in content:
+        raise InputError(f"{folder} is of an earlier version; run nescio bench --out {folder} again")
+    stored = content.pop(_HASH, None)  # the first files have none
+    if stored is not None and stored != seal({}, content):
+        raise ValueError("results.json has changed since it was written: it does not match its hash")
+    _check_together(folder, content["files"])
+    metadata, tensors = read_tensors(folder / SCORES)
+    if metadata.get("format") != FORMAT:
+        raise InputError(f"{folder / SCORES} is of another version; run nescio bench --out {folder} again")
+    return content, {name: t.numpy() for name, t in tensors.items()}
+
+
+def _check(
+    manifest: dict[str, Any], rows: Sequence[Row], sets: Sequence[Scored], correct: npt.NDArray[np.int8] | None
+) -> None:
+    """Refuse results that contradict themselves. Raises ValueError, KeyError, TypeError."""
+    ood_sets = sets[1:]
+    detectors = list(dict.fromkeys(r.detector for r in rows))
+    if not rows or sorted((r.detector, r.ood) for r in rows) != sorted(
+        (d, s.name) for d in detectors for s in ood_sets
+    ):
+        raise ValueError("its rows are not one for each detector and OOD set")
+    for scored in sets:
+        images = manifest["data"][scored.name]["images"]
+        for d in detectors:
+            scores, at = scored.scores[d], scored.rows[d]
+            if not len(scores) or scores.shape != at.shape or scores.ndim != 1 or scores.dtype.kind != "f":
+                raise ValueError(f"the scores of '{scored.name}' do not fit its rows")
+            if np.isnan(scores).any() or at.min() < 0 or at.max() >= images:
+                raise ValueError(f"'{scored.name}' has scores that are no numbers, or of images that it lacks")
+        if scored.pred is not None and scored.pred.shape != (images,):
+            raise ValueError(f"'{scored.name}' has {images} images, and other predictions")
+    if correct is not None and correct.shape != (manifest["data"]["id"]["images"],):
+        raise ValueError("what the classifier got right does not fit the ID images")
+    names = manifest["model"].get("classes")
+    if not (names is None or (isinstance(names, list) and all(isinstance(n, str) for n in names))):
+        raise ValueError("its class names are no list of names")
+    known = {s.name for s in ood_sets}
+    groups = manifest.get("groups", {})
+    if not all(members and known.issuperset(members) for members in groups.values()):
+        raise ValueError("its groups are not of its OOD sets")
 
 
 def judged(
@@ -345,9 +394,17 @@ def drop_figures(folder: Path, keep: Collection[str] = ()) -> None:
             path.unlink(missing_ok=True)
 
 
+_KINDS: dict[str, type[Any]] = {"detector": str, "ood": str, "own_pass": str, "n_id": int, "n_ood": int}
+"""Of a row's entries; the others are numbers."""
+
+
 def _row(printed: dict[str, Any]) -> Row:
     """The row that ``printable`` made these entries of."""
     values = {f.name: printed[f.name] for f in fields(Row) if f.name in printed}
+    for name, value in values.items():
+        kind = _KINDS.get(name, (int, float))
+        if not (isinstance(value, kind) or (value is None and name in SHARES)) or isinstance(value, bool):
+            raise TypeError(f"'{name}' is {value!r:.40}")
     for name in SHARES:
         values[name] = float("nan") if values[name] is None else values[name] / 100
     bounds = [k.removesuffix("_low") for k in printed if k.endswith("_low")]
@@ -359,11 +416,11 @@ def _reopened(name: str, data: dict[str, Any]) -> Source | None:
     if spec is None:
         return None
     try:
-        source = open_source(spec)
+        source = open_here(spec)
         if source.identity == data["identity"]:
             return source
         reason = f"{spec} holds other images now"
-    except InputError as e:
+    except (OSError, ValueError) as e:  # an InputError, too
         reason = str(e)
-    log.info("the images of '%s' cannot be shown: %s", name, reason)
+    log.warning("the images of '%s' cannot be shown: %s", name, reason)
     return None

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
@@ -21,7 +20,9 @@ from nescio.detector import Detector
 from nescio.errors import InputError
 from nescio.files import whole
 from nescio.modulate.ls import LogitSmoothing
+from nescio.reading import parse_json
 from nescio.score.cosine import Cosine
+from nescio.tensors import read_tensors
 
 FORMAT = "nescio-features/1"
 PER_SET = 300
@@ -105,17 +106,16 @@ class FeatureSample:
         if not path.is_file():
             return None
         try:
-            with safe_open(path, framework="np") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != FORMAT:
-                    raise InputError(f"{path} is of another version; run nescio bench again, or delete it")
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-            told = json.loads(metadata["about"])
+            metadata, read = read_tensors(path)
+            if metadata.get("format") != FORMAT:
+                raise InputError(f"{path} is of another version; run nescio bench again, or delete it")
+            tensors = {name: t.numpy() for name, t in read.items()}
+            told = parse_json(metadata["about"])
             names = told.pop("sets")
             sets = {name: SetSample(**_under(f"{s}/", tensors)) for s, name in enumerate(names)}
             drawn = _under("activation/", tensors)
             return cls(sets, Activation(**told, **drawn) if drawn else None)
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as e:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
             if isinstance(e, InputError):
                 raise
             raise InputError(

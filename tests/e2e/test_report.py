@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 
 from conftest import TINY_TRANSFORM, picture, tiny_net
@@ -21,7 +22,7 @@ from nescio import metrics
 from nescio.benchmark import bench
 from nescio.data import open_source
 from nescio.models import Classifier
-from nescio.report import data, page, pictures, words, write_report
+from nescio.report import curves, data, page, pictures, words, write_report
 from nescio.results import DRAWN, Published, Results, Row, Scored
 
 SETS = ("far", "near")
@@ -146,7 +147,7 @@ def test_near_and_far_sets_have_averages_of_their_own(results: Results, tmp_path
 
 def test_page_and_figures_come_out_the_same_from_the_files(results: Results, report: Path, tmp_path: Path) -> None:
     results.save(tmp_path)
-    loaded = Results.load(tmp_path)
+    loaded = Results.load(tmp_path, images=True)
     kept, again = results.as_kept(), loaded.as_kept()
     assert (again.rows, again.manifest, again.published) == (kept.rows, kept.manifest, kept.published)
     assert (
@@ -171,17 +172,28 @@ def test_results_without_features_or_images_still_make_a_page(results: Results, 
     written(results, tmp_path)
     assert (tmp_path / "figures/cosine.pdf").is_file()
     (tmp_path / "features.safetensors").unlink()  # as an earlier version left it
-    content = json.loads((tmp_path / "results.json").read_text())
-    for about in content["manifest"]["data"].values():
-        about["opened"] = None
-    (tmp_path / "results.json").write_text(json.dumps(content))
     shown = written(Results.load(tmp_path), tmp_path)
     assert "hold no features" in shown.words
-    assert "images are not where they were" in shown.words
+    assert "nescio report RUN --images" in shown.words
     assert not shown.values("img", "src")
     assert {p.stem for p in (tmp_path / "figures").iterdir()} == {"scores", "roc", "risk-coverage"}
     results.save(tmp_path)
     assert not list(tmp_path.rglob("*.pdf"))  # they showed what was there before
+
+
+def test_images_without_a_label_are_no_errors(results: Results, tmp_path: Path) -> None:
+    """Neither with the images at hand nor without them."""
+    correct = np.arange(len(results.correct), dtype=np.int8) % 3 - 1
+    mixed = dataclasses.replace(results, correct=correct)
+    mixed.save(tmp_path)
+    ends = []
+    for found in (mixed, Results.load(tmp_path)):
+        ax = Figure().subplots()
+        curves.risk_coverage(found, ["msp"]).panels[0].draw(ax)
+        ends.append(ax.lines[0].get_ydata()[-1])
+    assert np.array_equal(Results.load(tmp_path).correct, correct)
+    labelled = correct[results.id_set.rows["msp"]]
+    assert ends == [pytest.approx((labelled == 0).sum() / (labelled >= 0).sum() * 100)] * 2
 
 
 def test_without_scikit_learn_the_map_is_of_principal_components(

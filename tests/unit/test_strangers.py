@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import random
 import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 import torch
+from click.testing import CliRunner
 from safetensors.torch import save_file
 
 from conftest import coloured
+from nescio.benchmark import bench
+from nescio.cli import main
 from nescio.data import Transform
 from nescio.data.suites import open_suite
 from nescio.deploy import Deployed, fit, load
+from nescio.deploy.file import describe
 from nescio.detector import Detector
 from nescio.errors import InputError
 from nescio.grammar import names_preset, search_space
 from nescio.models import load_classifier
 from nescio.models.heads import restore_heads
+from nescio.models.runs import Run
 from nescio.models.trusted import trusted_architecture
 from nescio.models.weights import read_weights, strip_prefixes
+from nescio.results import Results
+from nescio.tensors import read_tensors, seal
 
 NAMES = [
     *("os:abort", "builtins:exit", "marked:make", "marked.net:make", "./marked.py:make", "/srv/marked.py:make"),
@@ -229,3 +239,155 @@ def test_a_suite_of_anyone_is_read_or_refused(tmp_path: Path, text: str) -> None
     (tmp_path / "s.toml").write_text(text)
     with pytest.raises(InputError, match="is not a suite"):
         open_suite(str(tmp_path / "s.toml"))
+
+
+FETCHED = [
+    *("http://192.0.2.1/x.zip", "https://host.invalid/x/*.png", "s3://bucket/x", "gs://bucket/x.parquet", "hf://a/b/c"),
+    *("ftp://host.invalid/x.tar", "memory://x", "zip::http://host.invalid/x.zip", "github://a:b@main/x"),
+    *(
+        "torchvision:MNIST/test",
+        "torchvision:FakeData",
+        "noise:gaussian:n=9",
+        "file:///IMAGES",
+        "links:IMAGES",
+        "IMAGES/*",
+    ),
+    *("http://192.0.2.1/x.zip[:9]", "torchvision:MNIST/test[~9]", "//host.invalid/x", "IMAGES" + "[:3]" * 2000, "\0"),
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, deployed: Deployed) -> Path:
+    """A folder with results, and the images that these name beside them."""
+    root = tmp_path_factory.mktemp("results")
+    for i, name in enumerate(("id", "far")):
+        coloured(root, name, per_class=6, classes=4, seed=i, side=32)
+    places = {"id": str(root / "id[:15]"), "ood": {"far": str(root / "far")}}
+    found = bench(deployed.classifier, **places, detectors=["msp"], workers=0, progress=False)
+    found.save(root / "run")
+    return root
+
+
+def naming(run: Path, spec: str, target: Path) -> Path:
+    """A copy of the results that names this in place of their images."""
+    shutil.copytree(run / "run", target)
+    content = json.loads((target / "results.json").read_text())
+    for about in content["manifest"]["data"].values():
+        about["opened"] = spec.replace("IMAGES", str(run / "far"))
+    del content["hash"]  # whoever changes it can write another
+    (target / "results.json").write_text(json.dumps(content))
+    return target
+
+
+@pytest.mark.parametrize("spec", FETCHED, ids=lambda spec: spec[:40])
+@pytest.mark.parametrize("images", [False, True])
+def test_what_results_name_is_never_fetched(run: Path, tmp_path: Path, spec: str, images: bool) -> None:
+    folder = naming(run, spec, tmp_path / "run")
+    _WATCH.seen, _WATCH.on = [], True
+    found = Results.load(folder, images=images)
+    _WATCH.on = False
+    assert all(s.source is None for s in (found.id_set, *found.ood_sets))
+    assert {event for event, _ in _WATCH.seen} <= {"open", "import"}
+    assert not [what for _, what in _WATCH.seen if str(run) in what]
+
+
+@pytest.mark.parametrize("command", ["report", "report --images", "compare --resamples 100"])
+def test_report_and_compare_ask_nobody(run: Path, tmp_path: Path, command: str) -> None:
+    folders = [
+        str(naming(run, spec, tmp_path / str(i))) for i, spec in enumerate((FETCHED[0], "torchvision:MNIST/test"))
+    ]
+    given = [*command.split(), *(folders if "compare" in command else folders[:1])]
+    _WATCH.seen, _WATCH.on = [], True
+    done = CliRunner().invoke(main, given)
+    _WATCH.on = False
+    assert done.exit_code == 0, done.output
+    assert not [event for event, _ in _WATCH.seen if event.startswith("socket.")]
+    assert not [what for _, what in _WATCH.seen if str(run) in what]
+
+
+def test_images_are_opened_on_request_alone(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run / "run", tmp_path / "run")
+    for more in ([], ["--images"]):
+        _WATCH.seen, _WATCH.on = [], True
+        assert CliRunner().invoke(main, ["report", str(tmp_path / "run"), *more]).exit_code == 0
+        _WATCH.on = False
+        assert any(str(run) in what for _, what in _WATCH.seen) is bool(more)
+        page = (tmp_path / "run/report.html").read_text()
+        assert ("<img" in page) is bool(more)
+        assert ("nescio report RUN --images" in page) is not bool(more)
+    assert Results.load(tmp_path / "run", images=True).id_set.source.name(14).endswith(".png")
+
+
+def flipped(data: bytes, rng: random.Random) -> bytes:
+    changed = bytearray(data)
+    for _ in range(rng.choice((1, 1, 2, 8))):
+        changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
+    return bytes(changed)[: rng.choice((len(data), len(data), rng.randrange(len(data))))]
+
+
+@pytest.mark.parametrize("kind", ["a.nescio", "results.json", "scores.safetensors", "features.safetensors", "run.json"])
+def test_flipped_bits_change_nothing_unnoticed(run: Path, tmp_path: Path, deployed: Deployed, kind: str) -> None:
+    """A hundred times each: what is read is the same, or refused with a reason."""
+    shutil.copytree(run / "run", tmp_path / "f")
+    deployed.save(tmp_path / "f/a.nescio")
+    Run("timm:test_resnet", 4, list("abcd"), "crop=32", "ce", {"train": "images"}).write(tmp_path / "f")
+
+    def read() -> str:
+        if kind == "a.nescio":
+            return json.dumps(describe(tmp_path / "f/a.nescio"), sort_keys=True)
+        if kind == "run.json":
+            return repr(Run.read(tmp_path / "f"))
+        found = Results.load(tmp_path / "f")
+        return f"{found.to_json()}{found.id_set.scores}{found.correct}{found.sample}"
+
+    path, rng, refused = tmp_path / "f" / kind, random.Random(0), 0  # noqa: S311 - mutations
+    whole, same = path.read_bytes(), read()
+    for _ in range(100):
+        path.write_bytes(flipped(whole, rng))
+        try:
+            assert read() == same
+        except InputError:
+            refused += 1
+    assert refused > 90
+
+
+ODD = [None, True, 0, -1, 10**18, 1e308, "", "x" * 5000, [], {}, [[]], [1, "x"], float("nan"), "http://192.0.2.1/x"]
+
+
+@pytest.mark.parametrize("kind", ["a.nescio", "results.json", "run.json"])
+def test_values_that_a_stranger_changed_end_in_no_traceback(
+    run: Path, tmp_path: Path, deployed: Deployed, kind: str
+) -> None:
+    """Each entry by something odd; the stranger writes the hash that belongs to it, or none."""
+    shutil.copytree(run / "run", tmp_path / "f")
+    deployed.save(tmp_path / "f/a.nescio")
+    Run("timm:test_resnet", 4, list("abcd"), "crop=32", "ce", {"train": "images"}).write(tmp_path / "f")
+    path, rng, refused = tmp_path / "f" / kind, random.Random(1), 0  # noqa: S311 - mutations
+    metadata, tensors = read_tensors(path) if kind == "a.nescio" else ({}, {})
+    whole = metadata["nescio"] if metadata else path.read_text()
+    for _ in range(100):
+        content = json.loads(whole)
+        del content["hash"]
+        at, key = rng.choice([place for place in places_in(content) if place[1] != "files"])
+        at[key] = rng.choice(ODD)
+        if kind == "a.nescio":
+            with contextlib.suppress(ValueError):  # NaN
+                content["hash"] = seal(tensors, content)
+            save_file(tensors, path, {"nescio": json.dumps(content)})
+        else:
+            path.write_text(json.dumps(content))
+        try:
+            if kind == "a.nescio":
+                describe(path)
+            elif kind == "run.json":
+                Run.read(tmp_path / "f")
+            else:
+                Results.load(tmp_path / "f", images=True).to_csv()
+        except InputError:
+            refused += 1
+    assert refused > 20
+
+
+def places_in(value: object) -> list[tuple[Any, Any]]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [place for key, inner in items for place in [(value, key), *places_in(inner)]]

@@ -197,16 +197,29 @@ def quickstart(obj: dict[str, Any], /, out: Path, epochs: int, bank_dtype: str, 
 @click.command()
 @click.argument("results", type=click.Path(path_type=Path))
 @out_option("Folder of the page.  [default: RESULTS]")
-def report(results: Path, out: Path | None) -> None:
+@click.option(
+    "--images",
+    is_flag=True,
+    help="Show images: open the files and folders that RESULTS name, as far as they are on this machine.",
+)
+def report(results: Path, out: Path | None, images: bool) -> None:
     """Write report.html and its figures again from the folder RESULTS that bench --out wrote."""
+    from jinja2 import UndefinedError
+
     from nescio.results import Results
 
     folder = out or results
     check_results(folder, report=True)
-    loaded = Results.load(results)
+    loaded = Results.load(results, images=images)
     make_folder(folder)
     clock = Clock()
-    write_report_to(loaded, folder, clock)
+    try:
+        write_report_to(loaded, folder, clock)
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, UndefinedError) as e:
+        if isinstance(e, InputError):
+            raise
+        told = results / "results.json"  # its manifest, which a page reads all of
+        raise InputError(f"{told} lacks what a page needs ({type(e).__name__}: {e}); run nescio bench again") from None
     console().print(f"wrote {folder / 'report.html'} in {clock.total():.1f} s")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -50,6 +50,8 @@ _DRAW = re.compile(r"(?P<base>.+)\[~(?P<count>\d+)\]")
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 _SPLITS = {"train", "test", "val", "validation"}
 _LINKS = "links:"
+_MOST_CUTS = 8
+"""Brackets behind one name."""
 _UNLABELLED = -1
 
 
@@ -272,18 +274,44 @@ def open_source(spec: str | Path) -> Source:
     Raises:
         InputError: there is nothing there, it holds no images, or its kind is not known.
     """
-    text = str(spec)
-    if match := _SLICE.fullmatch(text):
-        base = open_source(match["base"])
-        start, stop = int(match["start"] or 0), int(match["stop"] or len(base))
-        rows = range(len(base))[start:stop]
+    return _open_cut(str(spec), _open_named)
+
+
+def open_here(spec: str) -> Source:
+    """Open a file or folder of this machine, with what ``[…]`` at its end takes of it; nothing else.
+
+    For names that a file of anyone holds: nobody is asked, nothing is fetched, no links out of a folder are followed.
+
+    Raises:
+        InputError: as ``open_source``; or it is no such name.
+    """
+    return _open_cut(spec, _open_file_or_folder)
+
+
+def _open_cut(text: str, opened: Callable[[str], Source]) -> Source:
+    """What ``opened`` gives for the name, cut as the brackets behind it say, from the first to the last."""
+    name, cuts = text, []
+    while match := _SLICE.fullmatch(name) or _DRAW.fullmatch(name):
+        name = match["base"]
+        cuts.append((match, name))
+        if len(cuts) > _MOST_CUTS:
+            raise InputError(f"'{text[:100]}…' cuts a set of images more than {_MOST_CUTS} times")
+    source = opened(name)
+    for match, base in reversed(cuts):
+        cut = match.groupdict()
+        if "count" in cut:
+            source = draw(source, int(cut["count"]))
+            continue
+        start, stop = int(cut["start"] or 0), int(cut["stop"] or len(source))
+        rows = range(len(source))[start:stop]
         if not rows:
-            raise InputError(f"'{text}' takes no images: {match['base']} has {len(base):,}")
-        _warn_of_lost_classes(base, rows, text, match["base"])
-        return Rows(base, rows)
-    if match := _DRAW.fullmatch(text):
-        base = open_source(match["base"])
-        return draw(base, int(match["count"]))
+            raise InputError(f"'{match[0]}' takes no images: {base} has {len(source):,}")
+        _warn_of_lost_classes(source, rows, match[0], base)
+        source = Rows(source, rows)
+    return source
+
+
+def _open_named(text: str) -> Source:
     if text.startswith("noise:"):
         from nescio.data.noise import NoiseSource
 
@@ -296,7 +324,7 @@ def open_source(spec: str | Path) -> Source:
         from nescio.data.remote import local_path, open_remote
 
         here = local_path(text)
-        return open_remote(text) if here is None else open_source(here)
+        return open_remote(text) if here is None else _open_named(here)
     out = text.startswith(_LINKS)
     text = text.removeprefix(_LINKS)
     try:
@@ -304,6 +332,24 @@ def open_source(spec: str | Path) -> Source:
         source = _open_glob(text, out=out) if not path.exists() and glob.has_magic(text) else _open_path(path, out=out)
     except (OSError, RuntimeError) as e:
         raise InputError(f"{text} cannot be opened: {e}") from None
+    return _with_images(source, text)
+
+
+def _open_file_or_folder(text: str) -> Source:
+    path = Path(text)
+    try:
+        # two strokes name another machine on Windows
+        if text.startswith(("//", "\\\\")) or not path.exists():
+            raise InputError(f"{text[:200]} is no file or folder of this machine")
+        source = _open_path(path)
+    except (OSError, RuntimeError, ValueError) as e:
+        if isinstance(e, InputError):
+            raise
+        raise InputError(f"{text[:200]} cannot be opened: {e}") from None
+    return _with_images(source, text)
+
+
+def _with_images(source: Source, text: str) -> Source:
     if len(source) == 0:
         raise InputError(f"{text} holds no images")
     return source

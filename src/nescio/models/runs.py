@@ -14,9 +14,11 @@ from nescio.errors import InputError
 from nescio.files import write_whole
 from nescio.models.classifier import Classifier
 from nescio.models.weights import read_weights
-from nescio.reading import read_json
+from nescio.reading import plain, read_json
+from nescio.tensors import seal
 
 FORMAT = "nescio-run/1"
+_HASH = "hash"
 RUN, WEIGHTS, STATE = "run.json", "model.safetensors", "last.safetensors"
 HEAD_PREFIX = "nescio.heads."
 """Before the names of tensors that are not the library network's own, in a file of weights."""
@@ -66,6 +68,9 @@ class Run:
             text = read_json(path)
             if not isinstance(text, dict) or text.pop("format", None) != FORMAT:
                 raise ValueError(f"it is not of this version of nescio ({FORMAT})")
+            stored = text.pop(_HASH, None)  # the first files have none
+            if stored is not None and stored != seal({}, text):
+                raise ValueError("some of it has changed since it was written: it does not match its hash")
             run = cls(**text)
             run.check()
         except FileNotFoundError:
@@ -90,7 +95,9 @@ class Run:
 
     def write(self, folder: Path) -> None:
         """Write ``run.json``, whole."""
-        write_whole(folder / RUN, json.dumps({"format": FORMAT, **vars(self)}, indent=1, ensure_ascii=False) + "\n")
+        about = plain(vars(self))
+        about = {"format": FORMAT, **about, _HASH: seal({}, about)}
+        write_whole(folder / RUN, json.dumps(about, indent=1, ensure_ascii=False) + "\n")
 
     def weights(self, folder: Path) -> dict[str, Tensor]:
         """The selected weights, with the heads under ``HEAD_PREFIX``."""

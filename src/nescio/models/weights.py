@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from nescio.errors import InputError, some
+from nescio.tensors import read_tensors
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "state_dict_ema", "ema")
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
@@ -29,11 +28,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     _refuse_others(path)
     try:
         if path.suffix == ".safetensors":
-            state: Any = load_file(path)
+            state: Any = read_tensors(path)[1]
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except SafetensorError as e:
-        raise InputError(f"{path} is not a readable safetensors file: {e}") from None
+    except ValueError as e:
+        kind = "safetensors file" if path.suffix == ".safetensors" else "checkpoint"
+        raise InputError(f"{path} is not a readable {kind}: {e}") from None
     except pickle.UnpicklingError:
         raise InputError(
             f"{path} holds Python objects, which are not loaded because they could run code; save its state_dict alone"

@@ -81,13 +81,13 @@ def risk_coverage(results: Results, detectors: Sequence[str]) -> Plate | None:
     """The classifier's errors among the ID images that a detector is surest of; None where no label is known."""
     if results.correct is None:
         return None
-    correct, source = results.correct, results.id_set.source
+    correct = results.correct
 
     def draw(ax: Any) -> None:
         for detector, (colour, dash) in zip(detectors, LINES, strict=False):
             rows = results.id_set.rows[detector]
-            known = np.ones(len(rows), dtype=bool) if source is None else source.labels[rows] >= 0
-            coverage, risk = metrics.risk_coverage(results.id_set.scores[detector][known], correct[rows][known])
+            known = correct[rows] >= 0
+            coverage, risk = metrics.risk_coverage(results.id_set.scores[detector][known], correct[rows][known] == 1)
             at = np.unique(np.linspace(0, len(risk) - 1, _POINTS).astype(int))
             ax.plot(coverage[at], risk[at] * 100, color=colour, linestyle=dash, linewidth=1.2)
         ax.set(xlabel="coverage: share of ID images kept", ylabel="errors among them, %", xlim=(0, 1))

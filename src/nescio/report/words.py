@@ -42,8 +42,7 @@ def ranked(results: Results) -> list[str]:
 
 def class_names(results: Results) -> list[str]:
     """The names of the classifier's classes in the order of the labels; empty where they are not known."""
-    source = results.id_set.source
-    return results.manifest["model"].get("classes") or (source.classes if source else None) or []
+    return results.manifest["model"].get("classes") or []
 
 
 def class_name(index: int, names: Sequence[str]) -> str:

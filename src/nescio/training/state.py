@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -17,6 +16,8 @@ from nescio.errors import InputError
 from nescio.files import whole
 from nescio.models.classifier import Classifier
 from nescio.models.runs import HEAD_PREFIX
+from nescio.reading import parse_json
+from nescio.tensors import read_tensors
 
 
 @dataclass
@@ -122,10 +123,9 @@ class State:
             InputError: the file is damaged, or another run's.
         """
         try:
-            with safe_open(path, "pt") as file:
-                numbers = json.loads(file.metadata()["nescio"])
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e:
+            metadata, tensors = read_tensors(path)
+            numbers = parse_json(metadata["nescio"], finite=False)
+        except (OSError, KeyError, ValueError) as e:
             raise InputError(f"{path} cannot be read as a checkpoint: {e}") from None
         if numbers.get("settings") != self.settings:
             raise InputError(f"{path} is the checkpoint of another run; move it away, or name another folder")
