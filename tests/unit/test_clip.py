@@ -298,8 +298,10 @@ def test_a_file_needs_neither_tokens_nor_downloads(
     again = load(tmp_path / "hash.nescio", weights=weights, device="cpu")  # the head is made of the names in the file
     assert again([picture(5)])[0].score == pytest.approx(expected[0].score)
     assert released == []
-    with pytest.raises(InputError, match="another model's weights"):
+    with pytest.raises(InputError, match=r"no weights file laion; .* you name, too: --model clip:tiny-clip"):
         load(tmp_path / "hash.nescio", weights="laion", device="cpu")
+    with pytest.raises(InputError, match="another model's weights"):
+        load(tmp_path / "hash.nescio", model="clip:tiny-clip", weights="laion", device="cpu")
 
 
 def test_it_is_exported_as_one_graph(weights: Path, make_folder: Callable[..., Path], tmp_path: Path) -> None:

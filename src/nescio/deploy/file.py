@@ -28,6 +28,7 @@ from nescio.extraction import pass_of
 from nescio.files import whole
 from nescio.framework import ProxyCalibrator
 from nescio.models import Classifier, load_classifier
+from nescio.models.clip import PREFIX
 from nescio.models.runs import HEAD_PREFIX, MOST_CLASSES, is_names, state_of
 from nescio.models.trusted import trusted_architecture
 from nescio.reading import parse_json, plain
@@ -263,6 +264,10 @@ def _classifier(
         made = model or trusted_architecture(name, classes)
     except InputError as e:
         raise InputError(f"{e}; if you trust it, name the network yourself (model=, --model)") from None
+    if model is None and weights is not None and name.startswith(PREFIX) and not Path(weights).exists():
+        raise InputError(
+            f"no weights file {weights}; released weights are fetched for a network that you name, too: --model {name}"
+        )
     if given is None:
         raise InputError("it holds no weights, but their hash alone; give them (weights=, --weights FILE)")
     classifier = load_classifier(

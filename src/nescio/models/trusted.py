@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from nescio.errors import InputError
 from nescio.models.cifar import CIFAR_MODELS
+from nescio.models.clip import PREFIX, Spec, library
 from nescio.models.libraries import QUICKSTART, Architecture, architecture_of, literals
 
 LONGEST = 2000
@@ -50,13 +51,17 @@ def trusted_architecture(model: Any, names: Sequence[str] | None = None) -> Arch
         made, why = None, str(e) if ":" in model else _NOT_KNOWN
     if made is None:
         raise InputError(f"its network is '{str(model)[:100]}': {why}")
-    return dataclasses.replace(made, load=functools.partial(_with_head, made.load)) if model[:5] == "clip:" else made
+    hub = model.startswith(PREFIX) and _of_hub(model.removeprefix(PREFIX), "hf_tokenizer_name")
+    return dataclasses.replace(made, load=functools.partial(_with_head, made.load)) if hub else made
 
 
 def _with_head(load: Callable[..., None], network: nn.Module, state: dict[str, Tensor], told: str) -> None:
-    """Else a tokenizer would be asked for, perhaps of a hub, to make the head."""
+    """Else the head would be made of the classes' names, with a tokenizer that comes from a hub."""
     if "fc.weight" not in state:
-        raise InputError(f"{told}: these are open_clip's own weights; name the network again (--model clip:…)")
+        raise InputError(
+            f"{told}: these are open_clip's own weights, and this network's tokenizer comes from Hugging Face's hub; "
+            "name the network again (--model clip:…)"
+        )
     load(network, state, told)
 
 
@@ -64,16 +69,16 @@ def _untrusted(model: Any) -> str | None:
     """Why a name in a file is not used as it is; None where it may be."""
     if not isinstance(model, str) or not 0 < len(model) <= LONGEST:
         return f"this is not a name of up to {LONGEST:,} letters"
-    library, colon, rest = model.partition(":")
+    family, colon, rest = model.partition(":")
     if model == QUICKSTART or model in CIFAR_MODELS:
         return None
-    if not colon or library == "torchvision":
+    if not colon or family == "torchvision":
         return None if _PLAIN.fullmatch(rest if colon else model) else _NOT_KNOWN
-    if library == "timm":
+    if family == "timm":
         return _of_timm(rest)
-    if library == "clip":
-        return _of_clip(rest)
-    if library == "hf":
+    if family == "clip":
+        return "its text tower comes from Hugging Face's hub" if _of_hub(rest, "hf_model_name") else None
+    if family == "hf":
         return "Hugging Face's hub, or a folder, would be asked what it is"
     return "this is code from outside nescio, and a file must not say which code is run"
 
@@ -98,10 +103,7 @@ def _is_plain(value: Any) -> bool:
     return value is None or (isinstance(value, bool | int | float) and 0 <= value <= _LARGEST)
 
 
-def _of_clip(text: str) -> str | None:
-    from nescio.models.clip import Spec, library
-
+def _of_hub(text: str, key: str) -> bool:
+    """Whether a CLIP network takes a part of this name in its configuration from Hugging Face's hub."""
     config = library().get_model_config(Spec.parse(text).arch)
-    if any(isinstance(part, dict) and part.get("hf_model_name") for part in config.values()):
-        return "its text tower comes from Hugging Face's hub"
-    return None
+    return any(isinstance(part, dict) and part.get(key) for part in config.values())
