@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import socket
+import sys
 import threading
 import time
 from collections import Counter
@@ -439,13 +440,15 @@ def test_a_batch_that_fails_is_told_to_its_clients_alone() -> None:
 
 
 class Hangs(Transform):
-    """Decoding that never ends, or ends the process, by the size of the image."""
+    """Decoding that never ends, ends the process, or wants all memory, by the size of the image."""
 
     def geometry(self, image: Image.Image) -> Tensor:
         if image.width == 2:
             time.sleep(100)
         if image.width == 3:
             os.kill(os.getpid(), signal.SIGKILL)
+        if image.width == 6 and sys.platform == "linux":
+            bytearray(8 << 30)
         return super().geometry(image)
 
 
@@ -453,12 +456,14 @@ def test_a_decoder_that_hangs_or_dies_is_replaced(caplog: pytest.LogCaptureFixtu
     async def each() -> list[Any]:
         decoders = Decoders(Hangs(4), processes=1, most=1000, seconds=1.0)
         await decoders.start()
-        raws = [encoded(Image.new("RGB", (width, 8))) for width in (4, 2, 3, 5)]
+        raws = [encoded(Image.new("RGB", (width, 8))) for width in (4, 2, 3, 6, 5)]
         found = [await asyncio.gather(decoders(raw), return_exceptions=True) for raw in raws]
         await decoders.close()
         return found
 
-    (fine,), (hung,), (died,), (again,) = asyncio.run(each())
+    (fine,), (hung,), (died,), (large,), (again,) = asyncio.run(each())
+    if sys.platform == "linux":  # elsewhere a process has no such limit
+        assert str(large) == "it takes more memory than a decoder has"
     assert isinstance(hung, BadImage)
     assert str(hung) == "it takes longer than 1 s to decode"
     assert str(died) == "the decoder broke down on it"

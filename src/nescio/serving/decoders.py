@@ -23,6 +23,7 @@ from torch import Tensor
 
 from nescio.data.decode import decode
 from nescio.data.transforms import Transform
+from nescio.data.workers import MEMORY, limit_memory
 from nescio.errors import BadImage, TooLarge, UnknownFormat
 from nescio.serving.fair import FairQueue
 from nescio.serving.seldom import Seldom
@@ -248,6 +249,7 @@ def _white(side: int) -> bytes:
 def _serve(link: socket.socket, transform: Transform, most: int) -> None:
     """Answer until the service hangs up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the service, which finishes what it has begun
+    limit_memory(MEMORY)
     with link, link.makefile("rb") as asked:
         while head := asked.read(4):
             answer = _answer(asked.read(int.from_bytes(head)), transform, most)
