@@ -483,8 +483,12 @@ def test_report_is_written_again_from_the_files(here: Path) -> None:
     assert bench("--report", out="r").exit_code == 0
     first = Path("r/report.html").read_text()
     Path("r/report.html").unlink()
-    assert nescio("report", "r").exit_code == 0
+    assert nescio("report", "r", "--images").exit_code == 0
     assert Path("r/report.html").read_text() == first
+    assert nescio("report", "r").exit_code == 0  # opens nothing outside of the folder
+    again = Path("r/report.html").read_text()
+    assert "This page was written without the images." in again
+    assert again.partition('id="features"')[2].partition("</section>")[0] in first  # figures need none
     assert nescio("report", "nowhere").exit_code == 2
 
 

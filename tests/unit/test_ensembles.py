@@ -97,7 +97,7 @@ def test_presets_may_be_members_and_follow_an_input_stage() -> None:
         ("mean", r"mean\(energy,knn\)"),
         ("meen(energy,knn)", "did you mean 'mean'"),
         ("mean(energy,fm)", "no score stage"),
-        ("mean(energy,knn", "cannot read"),
+        ("mean(energy,knn", "a closing bracket is missing"),
         ("mean(energy,knn)+energy", "2 score stages"),
         ("fmls+energy", "unknown stage 'fmls'"),
         ("ls+mean(ls+energy,knn)", "stands behind 'ls'.*twice"),

@@ -70,7 +70,10 @@ class Run:
                 raise ValueError(f"it is not of this version of nescio ({FORMAT})")
             stored = text.pop(_HASH, None)  # the first files have none
             if stored is not None and stored != seal({}, text):
-                raise ValueError("some of it has changed since it was written: it does not match its hash")
+                raise ValueError(
+                    "it has changed since it was written: it does not match its hash. Undo the change; if it is yours, "
+                    "take the entry 'hash' out"
+                )
             run = cls(**text)
             run.check()
         except FileNotFoundError:
