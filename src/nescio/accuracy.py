@@ -124,7 +124,7 @@ def _check_order(labels: Labels, pred: Labels, names: Sequence[str], title: str)
         f"the labels of the {title} images are in another order than the classes of the model: it is right for "
         f"{(labels == pred).mean():.1%} of them, and would be for {(meant == pred).mean():.1%} with {len(moved)} "
         f"classes renumbered; write the class names in the order of the model's outputs into a file, one a line, and "
-        f"give it (--classes FILE){said}; or say that its weights are random (--untrained)"
+        f"give it (--classes FILE){said} (of a network with random weights, say so: --untrained)"
     )
 
 

@@ -133,7 +133,7 @@ class Calibration:
         Raises:
             InputError: a share is none, a score is NaN, or there are too few images for the guarantee.
         """
-        _check_shares(accept, confidence)
+        check_shares(accept, confidence)
         values = np.asarray(scores, dtype=np.float64)
         if values.ndim != 1 or np.isnan(values).any():
             raise InputError(f"expected calibration scores of shape (n,) without NaN, got shape {values.shape}")
@@ -162,7 +162,7 @@ class Calibration:
         Raises:
             InputError: a share, a score, a rank, the groups of classes or the tallies do not follow from each other.
         """
-        _check_shares(self.accept, self.confidence)
+        check_shares(self.accept, self.confidence)
         for g in self.groups:
             if g.scores.dtype != np.float64 or g.scores.ndim != 1 or not np.isfinite(g.scores).all():
                 raise InputError("calibration scores are not finite float64 numbers (n,)")
@@ -257,7 +257,8 @@ class Calibration:
         )
 
 
-def _check_shares(accept: object, confidence: object) -> None:
+def check_shares(accept: object, confidence: object) -> None:
+    """Refuse shares that no calibration can be made for. Raises InputError."""
     for name, share in (("accept", accept), ("confidence", confidence)):
         if share is None and name == "confidence":
             continue

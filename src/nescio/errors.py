@@ -37,7 +37,7 @@ def check_share(name: str, value: float, *, below_one: bool = False) -> float:
     """A share, quantile or probability: within [0, 1] (or [0, 1)), with a hint when percent were meant."""
     if 0 <= value < 1 or (value == 1 and not below_one):
         return value
-    hint = f"; did you mean {name}={value / 100:g}?" if 1 < value <= 100 else ""
+    hint = f"; did you mean {name}={value / 100:g}?" if 2 <= value <= 100 else ""
     raise InputError(f"{name}={value:g} is not a share in [0, 1{')' if below_one else ']'}{hint}")
 
 

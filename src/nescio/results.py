@@ -308,7 +308,10 @@ class Results:
         except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError) as e:
             if isinstance(e, InputError):
                 raise
-            raise InputError(f"{folder} does not hold results: {type(e).__name__}: {e}") from None
+            raise InputError(
+                f"{folder} does not hold results, or damaged ones ({type(e).__name__}: {e}); run nescio bench --out "
+                f"{folder} again"
+            ) from None
         return cls(rows, content["manifest"], sets[0], sets[1:], [], correct, published, sample)
 
 

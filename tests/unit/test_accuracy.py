@@ -138,7 +138,7 @@ def test_a_few_of_the_classes_are_found_by_name(make: Callable[..., Path]) -> No
 
 def test_labels_in_another_order_are_refused_with_the_way_out(make: Callable[..., Path]) -> None:
     with pytest.raises(
-        InputError, match=r"id images are in another order.*--classes FILE.*order is red, green, blue; or"
+        InputError, match=r"id images are in another order.*--classes FILE.*order is red, green, blue \(of a network"
     ) as e:
         run(colours(), make)  # folders are sorted: blue, green, red
     assert "right for 33.3% of them, and would be for 100.0% with 2 classes renumbered" in str(e.value)

@@ -119,3 +119,8 @@ def test_a_row_that_is_not_there_is_named_with_the_nearest(tmp_path: Path) -> No
             call("enrgy", "far")
         with pytest.raises(InputError, match=r"no OOD set 'near' in these results; known: far|did you mean 'far'"):
             call("energy", "near")
+
+
+def test_a_classifier_of_a_name_is_refused() -> None:
+    with pytest.raises(InputError, match=r"made of an nn\.Module and a nescio\.Transform, got str and Transform"):
+        Classifier("resnet18", TINY_TRANSFORM)

@@ -166,7 +166,7 @@ def test_the_user_may_name_what_the_file_may_not(bundle: Path, deployed: Deploye
     (bundle / "mine_too.py").write_text(
         "import timm\ndef make():\n    return timm.create_model('test_resnet', num_classes=4)\n"
     )
-    with pytest.raises(InputError, match=r"'mine_too:make'.*--model MODULE:FACTORY --weights \S*own"):
+    with pytest.raises(InputError, match=r"'mine_too:make'.*--model NAME --weights \S*own"):
         load_classifier("own")
     path = list(sys.path)
     found = load_classifier("mine_too:make", weights="own", device="cpu")

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from nescio.accuracy import measure, with_classes
-from nescio.conformal import Calibration
+from nescio.conformal import Calibration, check_shares
 from nescio.data.overlap import MOST_SHARED, shared_images
 from nescio.data.sources import AnySource, Rows, Source, as_source
 from nescio.deploy.deployed import Deployed
@@ -66,6 +66,7 @@ def fit(
         InputError: an input does not fit the others, or the images are too few for the guarantee.
     """
     classifier = as_classifier(classifier)
+    check_shares(accept, confidence)
     fitted = Detector.parse(detector, classifier.name, classifier.head.n_classes)
     check_model(fitted, classifier)
     if why := fitted.unexportable():

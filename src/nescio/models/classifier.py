@@ -63,6 +63,7 @@ class Classifier(nn.Module):
         heads: Mapping[str, nn.Module] | None = None,
     ) -> None:
         super().__init__()
+        _check_parts(model, transform)
         self.name = name or type(model).__name__
         self.transform = transform
         self.classes = classes
@@ -304,6 +305,14 @@ def shallow_copy(module: nn.Module, memo: dict[nn.Module, nn.Module] | None = No
         for name, child in vars(module)["_modules"].items():
             twin.add_module(name, child if child is None else shallow_copy(child, memo))
     return memo[module]
+
+
+def _check_parts(model: object, transform: object) -> None:
+    if not isinstance(model, nn.Module) or not isinstance(transform, Transform):
+        raise InputError(
+            f"a classifier is made of an nn.Module and a nescio.Transform, got {type(model).__name__} and "
+            f"{type(transform).__name__}; by name it is loaded: nescio.load_classifier(NAME)"
+        )
 
 
 def _tensor_of(output: Any, name: str) -> Tensor:

@@ -122,7 +122,7 @@ def _of_run(model: Model, weights: Weights | None) -> tuple[Model, Weights | Non
         architecture = trusted_architecture(run.model, run.classes)
     except InputError as e:
         raise InputError(
-            f"{folder}: {e}; if you trust it, name the network yourself: --model MODULE:FACTORY --weights {folder}"
+            f"{folder}: {e}; if you trust it, name the network yourself: --model NAME --weights {folder}"
         ) from None
     return architecture, weights or folder / WEIGHTS, run
 
