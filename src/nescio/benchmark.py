@@ -208,8 +208,8 @@ def _without_training(needy: Sequence[str], given: Sequence[str]) -> str:
         return f"detector '{needy[0]}' is fitted on training images; give them (--train) or drop it"
     others = " ".join(f"--detector {d}" for d in given if d not in needy)
     return (
-        f"no detector was named, and of those taken then {', '.join(needy)} are fitted on training images; give them "
-        f"(--train), or name detectors that need none: {others}"
+        f"no detector was named, and some of the default ones ({', '.join(needy)}) are fitted on training images; give "
+        f"them (--train), or name detectors that need none: {others}"
     )
 
 

@@ -219,7 +219,7 @@ def specs_of(given: str | Iterable[str]) -> list[str]:
     specs: list[Any] = list(given) if several else [given]
     for spec in specs:
         if not isinstance(spec, str):
-            hint = f"; of this detector it is {spec!r}" if isinstance(spec, Detector) else ""
+            hint = f"; this detector's is {spec!r}" if isinstance(spec, Detector) else ""
             raise InputError(f"expected a detector as a spec string, e.g. 'fmls', got {type(spec).__name__}{hint}")
     return specs
 

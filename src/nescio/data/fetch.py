@@ -177,7 +177,7 @@ def _append(response: Any, partial: Path, done: int, name: str, *, progress: boo
 
 
 def _opened(address: str, headers: dict[str, str]) -> Any:
-    request = urllib.request.Request(address, headers=headers)  # noqa: S310
+    request = urllib.request.Request(address, headers=headers)  # noqa: S310 - as below
     return urllib.request.urlopen(request, timeout=_TIMEOUT)  # noqa: S310 - addresses come from the data file
 
 

@@ -226,7 +226,7 @@ def _checked(about: dict[str, Any], tensors: Mapping[str, Tensor]) -> Calibratio
 
 def _check_weights(model: dict[str, Any], state: Mapping[str, Tensor]) -> None:
     if model["embedded"] is not bool(state):
-        raise InputError("whether it holds the network's weights, it says wrongly")
+        raise InputError("it says wrongly whether it holds the network's weights")
     if not state:
         return
     if weights_hash(state) != model["weights"]:

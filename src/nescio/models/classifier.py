@@ -311,7 +311,7 @@ def _check_parts(model: object, transform: object) -> None:
     if not isinstance(model, nn.Module) or not isinstance(transform, Transform):
         raise InputError(
             f"a classifier is made of an nn.Module and a nescio.Transform, got {type(model).__name__} and "
-            f"{type(transform).__name__}; by name it is loaded: nescio.load_classifier(NAME)"
+            f"{type(transform).__name__}; to load one by its name, call nescio.load_classifier(NAME)"
         )
 
 
