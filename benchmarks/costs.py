@@ -1,4 +1,4 @@
-"""What each stage costs, for ``nescio methods``: rewrites ``src/nescio/costs.csv``.
+"""What each stage costs, for ``nescio methods``: rewrites ``src/nescio/methods/costs.csv``.
 
 On the CIFAR-10 DenseNet's features (50,000 training, 10,000 test, 342 wide; the banks are made first where they are
 missing): seconds to fit, microseconds to score an image, the least of three, of the detector with this stage alone, and
@@ -21,12 +21,12 @@ import torch
 from torch import nn
 
 from nescio import Detector, TrainingData, extract, load_classifier, open_source
-from nescio.catalogue import COSTS
-from nescio.detector import fit_all, score_all
-from nescio.extraction import PLAIN, Pass, pass_of
+from nescio.core.detector import fit_all, score_all
+from nescio.core.ensemble import Ensemble
+from nescio.core.stage import REGISTRY, InputStage
+from nescio.methods.catalogue import COSTS
 from nescio.models import Classifier
-from nescio.score.ensemble import Ensemble
-from nescio.stage import REGISTRY, InputStage
+from nescio.run.extraction import PLAIN, Pass, pass_of
 
 SPECS = {name: f"{name}(energy,knn)" for name in ("mean", "max", "fisher")} | {"mcdropout": "mcdropout+entropy"}
 ENDS = {"score": "", "shape": "+energy", "modulate": "+energy", "input": "+msp"}
@@ -67,7 +67,7 @@ def main() -> None:
                 row["network"] = f"{network_seconds(classifier, PLAIN, detector, images) / plain:.1f}"
         rows.append(row)
         print(row, flush=True)
-    path = Path(__file__).parents[1] / "src/nescio" / COSTS
+    path = Path(__file__).parents[1] / "src/nescio/methods" / COSTS
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         writer.writeheader()

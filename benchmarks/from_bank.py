@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from nescio import Detector, bench, extract, load_classifier, open_source
-from nescio.grammar import all_specs
+from nescio.core.spec import all_specs
 from one_pass import DETECTORS
 
 SETS = ("textures", "mnist", "scenes")

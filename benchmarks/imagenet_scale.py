@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nescio.bank import Bank, BankKey
-from nescio.bank_writer import BankWriter
-from nescio.detector import BLOCK, Detector, fit_all, score_all
-from nescio.features import Features, Head, TrainingData
+from nescio.core.detector import BLOCK, Detector, fit_all, score_all
+from nescio.core.features import Features, Head, TrainingData
+from nescio.run.bank import Bank, BankKey
+from nescio.run.bank_writer import BankWriter
 
 N, L, C, N_ID, N_OOD, ROWS = 1_281_167, 2048, 1000, 50_000, 10_000, 8192
 

@@ -7,7 +7,7 @@ import time
 import numpy as np
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from nescio import metrics
+from nescio.evaluation import metrics
 
 
 def main() -> None:

@@ -22,9 +22,9 @@ from torchvision.transforms import v2
 
 from nescio import bench, load_classifier, open_source
 from nescio.data.decode import decode
-from nescio.data.sources import Source
-from nescio.models.cifar import densenet_bc_100_12
+from nescio.data.source import Source
 from nescio.models.weights import read_weights
+from nescio.models.zoo.cifar import densenet_bc_100_12
 
 DETECTORS = (
     "msp",

@@ -25,8 +25,8 @@ import torch
 from torchvision.models import resnet18
 
 from nescio import Classifier, Deployed, Detector, Features, TrainingData, Transform, export
-from nescio.conformal import Calibration
-from nescio.deploy.precision import PRECISIONS
+from nescio.calibration.conformal import Calibration
+from nescio.deploy.lower import PRECISIONS
 
 SIDE, CLASSES, WIDTH = 224, 1000, 512
 BATCHES = (1, 32)

@@ -25,7 +25,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 from nescio import bench, load_classifier, open_source
 from nescio.data.decode import decode
-from nescio.data.sources import Source
+from nescio.data.source import Source
 from nescio.models import Classifier
 from one_pass import TRANSFORM
 

@@ -25,10 +25,10 @@ from torch.utils.data import DataLoader
 
 from nescio import fit, load_classifier, open_source, score_images
 from nescio.data.decode import Raw, decode
-from nescio.data.sources import Rows, Source
+from nescio.data.source import Rows, Source
 from nescio.deploy import Deployed
-from nescio.models.cifar import densenet_bc_100_12
 from nescio.models.weights import read_weights
+from nescio.models.zoo.cifar import densenet_bc_100_12
 from one_pass import TRANSFORM, Images
 
 BATCH = 32

@@ -24,12 +24,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from nescio.data.datasets import DatasetSource
-from nescio.data.transforms import Transform
+from nescio.data.formats.torch import DatasetSource
+from nescio.data.transform import Transform
+from nescio.methods.trained import parse_objective
 from nescio.models import Classifier
 from nescio.models.load import new_network
 from nescio.models.runs import Run
-from nescio.objectives import parse_objective
 from nescio.training.hardware import Hardware, make_fabric
 from nescio.training.images import Images
 from nescio.training.loop import Loop

@@ -7,9 +7,9 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from nescio.methods.trained import View
+from nescio.methods.trained.ssod import SSOD, sample, true_class_confidence
 from nescio.models import Classifier
-from nescio.objectives import View
-from nescio.objectives.ssod import SSOD, sample, true_class_confidence
 
 
 class Correct(SSOD, name="ssod-correct"):

@@ -17,9 +17,9 @@ import os
 from pathlib import Path
 
 from nescio import bench, load_classifier
-from nescio.detector import Detector
-from nescio.grammar import all_specs
-from nescio.results import Results
+from nescio.core.detector import Detector
+from nescio.core.spec import all_specs
+from nescio.evaluation.results import Results
 
 SETS = ("textures", "scenes", "mnist", "tiny-imagenet-scenes", "cifar100")
 MORE = (

@@ -14,8 +14,8 @@ import sys
 import numpy as np
 
 import nescio
-from nescio.conformal import Calibration
-from nescio.deploy.drift import Drift
+from nescio.calibration.conformal import Calibration
+from nescio.calibration.drift import Drift
 
 STREAMS, BEFORE, LENGTH = 100, 1000, 4000
 DETECTORS = ("fmls", "msp", "knn")

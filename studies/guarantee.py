@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 
 import nescio
-from nescio.conformal import threshold_rank
-from nescio.detector import score_all
-from nescio.files import write_whole
-from nescio.grammar import all_specs
+from nescio.calibration.conformal import threshold_rank
+from nescio.core.detector import score_all
+from nescio.core.files import write_whole
+from nescio.core.spec import all_specs
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from studies.recommend import densenet

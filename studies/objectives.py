@@ -27,8 +27,8 @@ from typing import Any
 import torch
 
 import nescio
-from nescio.files import write_whole
-from nescio.objectives import parse_objective
+from nescio.core.files import write_whole
+from nescio.methods.trained import parse_objective
 from nescio.training import Hardware, Recipe, train
 
 ROOT = Path(__file__).parents[1]

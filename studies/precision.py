@@ -21,13 +21,13 @@ import onnxruntime
 import torch
 
 import nescio
-from nescio.data.batches import read_batches
-from nescio.data.sources import draw, open_source
+from nescio.data.loader import read_batches
+from nescio.data.source import draw, open_source
 from nescio.deploy.graph import END, Judge
-from nescio.deploy.onnx_graph import _graph
-from nescio.deploy.precision import FP32, PRECISIONS, cut_network, lowered
+from nescio.deploy.lower import FP32, PRECISIONS, cut_network, lowered
+from nescio.deploy.onnx import _graph
 from nescio.deploy.recalibration import RANGES
-from nescio.metrics import auroc
+from nescio.evaluation.metrics import auroc
 
 DETECTORS = ("fmls", "msp", "knn")
 NETWORKS = {

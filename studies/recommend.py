@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import nescio
-from nescio.files import write_whole
-from nescio.proxies import PROXIES
-from nescio.tuning import Choice, recommend, tune
+from nescio.core.files import write_whole
+from nescio.evaluation.proxies import PROXIES
+from nescio.evaluation.select import Choice, recommend, tune
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from studies.ssod import CIFAR10, ROOT, SHARED, TINY, WORK, data, load, run

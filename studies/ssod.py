@@ -29,12 +29,12 @@ from typing import Any
 import torch
 
 import nescio
-from nescio.data.batches import read_batches
-from nescio.explanation import patch_maps
-from nescio.files import write_whole
+from nescio.core.files import write_whole
+from nescio.data.loader import read_batches
+from nescio.explanation.maps import patch_maps
+from nescio.methods.trained.ssod import sample, true_class_confidence
 from nescio.models import Classifier, load_classifier
 from nescio.models.heads import OODHead
-from nescio.objectives.ssod import sample, true_class_confidence
 from nescio.training import Hardware, Recipe, train
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

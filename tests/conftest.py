@@ -19,8 +19,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
+from nescio.core.features import Columns, Features, Head, TrainingData
 from nescio.data import Transform
-from nescio.features import Columns, Features, Head, TrainingData
 from nescio.models import Classifier
 
 if "PYTEST_XDIST_WORKER" in os.environ:

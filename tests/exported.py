@@ -9,10 +9,10 @@ import onnxruntime
 import torch
 from torch import nn
 
-from nescio.deploy import onnx_graph
-from nescio.detector import Detector
+from nescio.core.detector import Detector
+from nescio.core.stage import Chain
+from nescio.deploy import onnx
 from nescio.models import Classifier
-from nescio.stage import Chain
 
 
 class Scores(nn.Module):
@@ -35,6 +35,6 @@ def in_onnx_runtime(
     names = ["logits", *detectors]
     together = Scores(classifier, list(detectors.values())).eval()
     example = torch.randn(3, 3, classifier.transform.crop, classifier.transform.crop)
-    proto = onnx_graph._converted(together, names, example, classifier.name)
+    proto = onnx._converted(together, names, example, classifier.name)
     session = onnxruntime.InferenceSession(proto.SerializeToString())
     return lambda x: dict(zip(names, session.run(None, {"image": x.numpy()}), strict=True))

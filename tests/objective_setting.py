@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from nescio.data import Transform
+from nescio.methods.objective import TrainingNetwork
+from nescio.methods.trained import View, parse_objective
+from nescio.methods.trained.vos import VOS
 from nescio.models import Classifier
-from nescio.objectives import View, parse_objective
-from nescio.objectives.base import TrainingNetwork
-from nescio.objectives.vos import VOS
 from tiny_networks import GroupNet
 
 X = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))

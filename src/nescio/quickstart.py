@@ -8,13 +8,13 @@ from typing import Any
 from timm.models.resnet import BasicBlock, ResNet
 from torch import nn
 
-from nescio.benchmark import bench
 from nescio.data import Transform, open_source
 from nescio.data.embedded import SIDE, write_embedded
-from nescio.data.sources import Rows
+from nescio.data.source import Rows
+from nescio.evaluation.bench import bench
+from nescio.evaluation.results import Results
 from nescio.models import load_classifier
 from nescio.models.runs import RUN
-from nescio.results import Results
 from nescio.training import Hardware, Recipe, train
 
 TRANSFORM = Transform(crop=SIDE, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))

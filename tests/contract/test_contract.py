@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from conftest import random_features, training
-from nescio.detector import Detector
-from nescio.errors import InputError
-from nescio.features import Features, Head
-from nescio.stage import PLACES, REGISTRY
+from nescio.core.detector import Detector
+from nescio.core.errors import InputError
+from nescio.core.features import Features, Head
+from nescio.core.stage import PLACES, REGISTRY
 
 REQUIRED = {name: f"{name}(energy,fm+knn:k=3)" for name in ("mean", "max", "fisher")}
 OTHER = {  # another value for each option, and options it needs beside it

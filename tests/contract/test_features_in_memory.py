@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from conftest import random_features, training
-from nescio.detector import Detector
-from nescio.errors import InputError
-from nescio.features import Columns, Features, Head, TrainingData
-from nescio.grammar import all_specs
+from nescio.core.detector import Detector
+from nescio.core.errors import InputError
+from nescio.core.features import Columns, Features, Head, TrainingData
+from nescio.core.spec import all_specs
 
 SPECS = [*all_specs(), "mean(energy,fm+knn:k=3)", "max(energy,gram)", "fisher(energy,mahalanobis)"]
 F, NEW = random_features(), random_features(n=40, seed=5)

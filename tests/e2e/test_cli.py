@@ -18,10 +18,11 @@ from safetensors.torch import save_file
 
 from again import run_again
 from conftest import TinyNet, encoded, picture
-from nescio import catalogue, extraction
 from nescio.cli import main
-from nescio.results import Results
-from nescio.stage import PLACES, REGISTRY, InputStage
+from nescio.core.stage import PLACES, REGISTRY, InputStage
+from nescio.evaluation.results import Results
+from nescio.methods import catalogue
+from nescio.run import extraction
 
 TESTS = Path(__file__).parents[1]
 

@@ -18,12 +18,12 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from conftest import TINY_TRANSFORM, picture, tiny_net
-from nescio import metrics
-from nescio.benchmark import bench
 from nescio.data import open_source
+from nescio.evaluation import metrics
+from nescio.evaluation.bench import bench
+from nescio.evaluation.results import DRAWN, Published, Results, Row, Scored
 from nescio.models import Classifier
 from nescio.report import curves, data, page, pictures, words, write_report
-from nescio.results import DRAWN, Published, Results, Row, Scored
 
 SETS = ("far", "near")
 DETECTORS = ("msp", "energy", "fm:p=0.5+ls+energy", "ssod")

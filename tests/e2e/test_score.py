@@ -23,8 +23,8 @@ from safetensors.torch import save_file
 
 from conftest import TINY_TRANSFORM, encoded, picture, tiny_net
 from nescio.cli import main
+from nescio.core.errors import InputError
 from nescio.deploy import Deployed, ScoringDone, fit, load, score_images, scoring
-from nescio.errors import InputError
 from nescio.models import Classifier
 
 TESTS = Path(__file__).parents[1]
@@ -115,7 +115,7 @@ def test_the_network_of_a_file_is_named_by_the_user(deployed: Deployed) -> None:
 
 
 def test_a_proxy_adds_p_id(deployed: Deployed) -> None:
-    from nescio.framework import ProxyCalibrator
+    from nescio.calibration.posterior import ProxyCalibrator
 
     ood = torch.linspace(0, 1, 20)
     deployed.calibrator = ProxyCalibrator.fit(ood + 1, ood, proxy="noise")

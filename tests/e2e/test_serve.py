@@ -23,7 +23,7 @@ import nescio
 from conftest import encoded
 from fuzz import Siege, fuzz
 from nescio.data import open_source
-from nescio.data.sources import Rows
+from nescio.data.source import Rows
 from serving import service
 
 CALIBRATION = 60

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nescio import bench, load_classifier
-from nescio.results import Results
+from nescio.evaluation.results import Results
 
 with (Path(__file__).parent / "cifar10_slice.csv").open(newline="") as file:
     REFERENCE = {row.pop("detector"): {k: float(v) for k, v in row.items()} for row in csv.DictReader(file)}

@@ -14,11 +14,11 @@ import torch
 from conftest import training
 from exported import in_onnx_runtime
 from nescio import Classifier, Deployed, Detector, export, load_classifier, open_source
-from nescio.conformal import Calibration
-from nescio.data.given import pictures
-from nescio.extraction import servable
-from nescio.features import Features
-from nescio.grammar import all_specs
+from nescio.calibration.conformal import Calibration
+from nescio.core.features import Features
+from nescio.core.spec import all_specs
+from nescio.data.coerce import pictures
+from nescio.run.extraction import servable
 
 pytestmark = pytest.mark.usefixtures("unrecorded")
 

@@ -15,11 +15,11 @@ import torch
 from scipy.stats import spearmanr
 
 from conftest import training
-from nescio.detector import Detector
-from nescio.features import Columns, Features, Head, TrainingData
-from nescio.score.gram import Gram
-from nescio.shape.rankfeat import RankFeat
-from nescio.stage import Maps
+from nescio.core.detector import Detector
+from nescio.core.features import Columns, Features, Head, TrainingData
+from nescio.core.stage import Maps
+from nescio.methods.score.gram import Gram
+from nescio.methods.shape.rankfeat import RankFeat
 
 
 def load(name: str) -> dict[str, np.ndarray]:

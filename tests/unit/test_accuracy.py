@@ -16,16 +16,16 @@ from torch import nn
 
 from conftest import TinyNet, tiny_net
 from nescio import bench, extract, fit, load_classifier, tune
-from nescio.accuracy import FEWEST, Accuracy, measure, moved_classes
-from nescio.bank import Bank
 from nescio.cli import main
+from nescio.core.errors import InputError
+from nescio.core.features import Head
 from nescio.data import Transform, open_source
 from nescio.data.labels import Relabelled, aligned, renumbering
 from nescio.deploy import describe
-from nescio.errors import InputError
-from nescio.features import Head
+from nescio.evaluation.accuracy import FEWEST, Accuracy, measure, moved_classes
 from nescio.models import Classifier
-from nescio.models.libraries import architecture_of
+from nescio.models.zoo.libraries import architecture_of
+from nescio.run.bank import Bank
 
 OPTIONS = {"workers": 0, "progress": False}
 COLOURS = ("red", "green", "blue")

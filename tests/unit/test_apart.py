@@ -11,8 +11,8 @@ from test_accuracy import OPTIONS, colours, make
 
 from nescio import bench, fit
 from nescio.cli import main
+from nescio.core.errors import InputError
 from nescio.data import open_source
-from nescio.errors import InputError
 
 __all__ = ["make"]  # a fixture
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from conftest import Pictures, read_only, small_disk
-from nescio.bank import Bank, DamagedBank
-from nescio.errors import InputError
-from nescio.extraction import extract
+from nescio.core.errors import InputError
+from nescio.core.stage import Maps
 from nescio.models import Classifier
-from nescio.stage import Maps
+from nescio.run.bank import Bank, DamagedBank
+from nescio.run.extraction import extract
 
 FILES = (
     "checks.npy",

@@ -7,8 +7,8 @@ import pytest
 from scipy.optimize import minimize_scalar
 from scipy.stats import norm
 
-from nescio.calibration import Costs, operating_point
-from nescio.errors import InputError
+from nescio.calibration.cost import Costs, operating_point
+from nescio.core.errors import InputError
 
 
 def test_a_threshold_by_hand() -> None:

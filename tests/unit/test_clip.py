@@ -17,15 +17,15 @@ from scipy.special import softmax
 import nescio
 from conftest import picture
 from nescio.cli import main
+from nescio.core.errors import InputError
+from nescio.core.features import Features, Head, TrainingData
+from nescio.core.stage import REGISTRY
 from nescio.deploy import load
-from nescio.errors import InputError
-from nescio.extraction import extract, servable
-from nescio.features import Features, Head, TrainingData
 from nescio.models import Classifier, load_classifier
-from nescio.models.clip import captions
 from nescio.models.load import new_network
-from nescio.models.negatives import chosen
-from nescio.stage import REGISTRY
+from nescio.models.zoo.clip import captions
+from nescio.models.zoo.negatives import chosen
+from nescio.run.extraction import extract, servable
 
 open_clip = pytest.importorskip("open_clip", reason="needs the extra nescio[clip]")
 

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from conftest import TINY_TRANSFORM, coloured, small_disk, tiny_net
-from nescio.benchmark import bench
-from nescio.comparison import compare
-from nescio.data.suites import AVERAGE
-from nescio.errors import InputError
+from nescio.core.errors import InputError
+from nescio.evaluation.bench import bench
+from nescio.evaluation.compare import compare
+from nescio.evaluation.results import Published, Results
+from nescio.evaluation.suites.suite import AVERAGE
+from nescio.evaluation.tables import latex, lines, markdown
 from nescio.models import Classifier
-from nescio.results import Published, Results
-from nescio.tables import latex, lines, markdown
 
 DETECTORS = ["msp", "fm:p=0.5+energy"]
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nescio.conformal import Calibration, _beta_cdf, images_needed, threshold_rank
-from nescio.errors import InputError
+from nescio.calibration.conformal import Calibration, _beta_cdf, images_needed, threshold_rank
+from nescio.core.errors import InputError
 
 
 def tail(n: int, x: Fraction, k: int) -> float:

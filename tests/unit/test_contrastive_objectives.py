@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
-from nescio.detector import Detector
-from nescio.errors import InputError
-from nescio.extraction import pass_of
-from nescio.objectives import View, parse_objective
+from nescio.core.detector import Detector
+from nescio.core.errors import InputError
+from nescio.methods.trained import View, parse_objective
+from nescio.run.extraction import pass_of
 from objective_setting import Setting, X, Y
 
 HALVES = [(torch.cat([X[i::2], X[i::2].flip(3)]).double(), Y[i::2].repeat(2)) for i in (0, 1)]

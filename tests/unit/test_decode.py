@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from conftest import encoded, picture
+from nescio.core.errors import BadImage
 from nescio.data import decode as decoding
 from nescio.data.decode import decode
-from nescio.errors import BadImage
 
 
 def rgb(image: Image.Image) -> np.ndarray:

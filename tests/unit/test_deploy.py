@@ -16,16 +16,16 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from conftest import TINY_TRANSFORM, coloured, encoded, picture, tiny_net
+from nescio.core.detector import Detector
+from nescio.core.errors import InputError
+from nescio.core.tensors import seal
 from nescio.data import open_source
 from nescio.data.overlap import shared_images
-from nescio.data.sources import Rows
+from nescio.data.source import Rows
 from nescio.deploy import Deployed, describe, fit, load
 from nescio.deploy.file import weights_hash
-from nescio.detector import Detector
-from nescio.errors import InputError
 from nescio.models import Classifier, load_classifier
 from nescio.models.runs import state_of
-from nescio.tensors import seal
 
 OPTIONS = {"workers": 0, "progress": False}
 FMLS = "fm:p=0.5+react:q=0.9+ls+energy"

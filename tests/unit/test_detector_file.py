@@ -8,8 +8,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from conftest import random_features, training
-from nescio.detector import Detector, fit_all
-from nescio.errors import InputError
+from nescio.core.detector import Detector, fit_all
+from nescio.core.errors import InputError
 
 
 def test_files_that_are_not_detectors_are_refused(tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from nescio.conformal import Calibration
-from nescio.deploy.drift import Drift
-from nescio.errors import InputError
+from nescio.calibration.conformal import Calibration
+from nescio.calibration.drift import Drift
+from nescio.core.errors import InputError
 
 ZEROS = np.zeros(10_000, np.int64)
 

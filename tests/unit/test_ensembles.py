@@ -8,10 +8,10 @@ import torch
 from scipy.stats import rankdata
 
 from conftest import random_features, training
-from nescio.detector import Detector
-from nescio.errors import InputError
-from nescio.features import TrainingData
-from nescio.fitting import held_out
+from nescio.core.detector import Detector
+from nescio.core.errors import InputError
+from nescio.core.features import TrainingData
+from nescio.core.fitting import held_out
 
 F, HELD, NEW = random_features(), random_features(n=90, seed=7), random_features(n=60, seed=8)
 DATA = TrainingData(F.head, training(F).chunks, training(HELD).chunks)

@@ -11,9 +11,9 @@ from PIL import Image
 
 import nescio
 from conftest import picture
+from nescio.core.errors import InputError
 from nescio.data import Transform, open_source
-from nescio.errors import InputError
-from nescio.explanation import explain, patch_maps
+from nescio.explanation.maps import explain, patch_maps
 from nescio.models import Classifier
 from nescio.models.heads import OODHead
 from tiny_networks import GroupNet
@@ -106,7 +106,7 @@ def test_what_cannot_be_drawn(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be written"):
         explain(models, source, tmp_path / "file/maps.png")
     with pytest.raises(InputError, match="25 images do not fit in one picture"):
-        explain(models, nescio.data.sources.Rows(source, [0] * 25), tmp_path / "m.png")
+        explain(models, nescio.data.source.Rows(source, [0] * 25), tmp_path / "m.png")
     (photos / "bad.png").write_bytes(b"")
     with pytest.raises(InputError, match=r"bad.png cannot be read: zero bytes"):
         explain(models, open_source(photos), tmp_path / "m.png")

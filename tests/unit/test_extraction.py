@@ -16,13 +16,13 @@ import torch
 from PIL import Image
 
 from conftest import TINY_TRANSFORM, Pictures, encoded, picture, tiny_net
-from nescio.bank import FORMAT, Bank, BankKey
-from nescio.bank_writer import BankWriter
+from nescio.core.errors import BadImage, InputError
 from nescio.data import Source, open_source
 from nescio.data.decode import decode
-from nescio.errors import BadImage, InputError
-from nescio.extraction import Pass, extract
 from nescio.models import Classifier
+from nescio.run.bank import FORMAT, Bank, BankKey
+from nescio.run.bank_writer import BankWriter
+from nescio.run.extraction import Pass, extract
 
 
 def expected(classifier: Classifier, source: Source, rows: Iterator[int]) -> torch.Tensor:

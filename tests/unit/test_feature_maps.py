@@ -11,16 +11,16 @@ from torch import nn
 import nescio
 from conftest import coloured
 from copied_networks import NETWORKS, DenseNet, Mean, ResNet
-from nescio import proxies, tuning
+from nescio.core.errors import InputError
 from nescio.data import Transform, open_source
-from nescio.data.sources import Source
-from nescio.errors import InputError
-from nescio.explanation import patch_maps
+from nescio.data.source import Source
+from nescio.evaluation import proxies, select
+from nescio.evaluation.select import recommend, tune
+from nescio.explanation.maps import patch_maps
+from nescio.methods.objective import TrainingNetwork
+from nescio.methods.trained import View, parse_objective
 from nescio.models import Classifier
 from nescio.models.split import Split
-from nescio.objectives import View, parse_objective
-from nescio.objectives.base import TrainingNetwork
-from nescio.tuning import recommend, tune
 
 T = Transform(crop=16)
 QUICK: dict[str, Any] = {"workers": 0, "progress": False}
@@ -88,7 +88,7 @@ def test_recommend_judges_by_the_background_and_tune_what_reads_maps(
 ) -> None:
     _, classifier = made(network)
     monkeypatch.setattr(proxies, "LEAST", 1)
-    monkeypatch.setattr(tuning, "all_specs", lambda: ["energy", "msp", "gram"])
+    monkeypatch.setattr(select, "all_specs", lambda: ["energy", "msp", "gram"])
     choice = recommend(classifier, val=images["unlabelled"], train=images["train"], **QUICK)
     assert "background" in choice.proxies
     assert {c.detector for c in choice.candidates} == {"energy", "msp"}  # the background is no map that gram could read
@@ -127,7 +127,7 @@ def test_a_proxy_that_fails_is_a_line_whatever_it_was(
         raise RuntimeError("Given input size: (342x1x1).\nmore of it")
 
     monkeypatch.setattr(Split, "behind_pool", broken)
-    monkeypatch.setattr(tuning, "all_specs", lambda: ["energy", "gram"])
+    monkeypatch.setattr(select, "all_specs", lambda: ["energy", "gram"])
     caplog.set_level("INFO", logger="nescio")
     choice = recommend(classifier, val=images["val"], train=images["train"], **QUICK)
     assert "background" not in choice.proxies
@@ -148,11 +148,11 @@ def test_a_proxy_that_fails_on_its_images_is_a_line_too(
             raise ZeroDivisionError
         return proxy_features(proxy, *_, **__)
 
-    proxy_features = tuning.proxy_features
-    monkeypatch.setattr(tuning, "proxy_features", broken)
+    proxy_features = select.proxy_features
+    monkeypatch.setattr(select, "proxy_features", broken)
     caplog.set_level("INFO", logger="nescio")
     assert tune(classifier, "energy", val=images["val"], **QUICK).proxies == ("tiles",)
     assert sum("ZeroDivisionError" in line for line in caplog.messages) == 5
-    monkeypatch.setattr(tuning, "proxy_features", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(select, "proxy_features", lambda *_, **__: 1 / 0)
     with pytest.raises(InputError, match="no proxy can be had"):
         tune(classifier, "energy", val=images["val"], **QUICK)

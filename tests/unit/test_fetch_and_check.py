@@ -19,11 +19,11 @@ import pytest
 from PIL import Image
 
 from conftest import encoded, picture
+from nescio.core.errors import InputError
 from nescio.data import open_source
-from nescio.data.check import check_sets, warnings
-from nescio.data.fetch import fetch
-from nescio.data.sets import DataSet, Split
-from nescio.errors import InputError
+from nescio.evaluation.suites.check import check_sets, warnings
+from nescio.evaluation.suites.fetch import fetch
+from nescio.evaluation.suites.sets import DataSet, Split
 
 
 def archive(images: int = 3) -> bytes:

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from conftest import read_only, small_disk
-from nescio.errors import InputError
-from nescio.files import make_folder, whole, write_whole
+from nescio.core.errors import InputError
+from nescio.core.files import make_folder, whole, write_whole
 from nescio.training.state import save_tensors
 
 
@@ -54,7 +54,7 @@ def test_an_error_of_a_network_is_not_one_of_the_disk(tmp_path: Path) -> None:
 
 def test_leftovers_of_killed_writers_go_and_those_of_living_ones_stay(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from nescio.files import whole\n"
+        "import os, sys; from pathlib import Path; from nescio.core.files import whole\n"
         "with whole(Path(sys.argv[1])): os.kill(os.getpid(), 9)"
     )
     killed = subprocess.run([sys.executable, "-c", code, tmp_path / "a.png"], check=False)

@@ -14,14 +14,14 @@ from scipy.special import log_softmax
 
 import nescio
 from conftest import coloured
+from nescio.core.errors import InputError
 from nescio.data import Transform
-from nescio.errors import InputError
+from nescio.methods.objective import TrainingNetwork
+from nescio.methods.trained import View, parse_objective
 from nescio.models import Classifier, load_classifier
-from nescio.models.clip import captions
 from nescio.models.load import new_network
-from nescio.models.zeroshot import ZeroShot
-from nescio.objectives import View, parse_objective
-from nescio.objectives.base import TrainingNetwork
+from nescio.models.zoo.clip import captions
+from nescio.models.zoo.zeroshot import ZeroShot
 from nescio.training import Hardware, Recipe, recipes, train
 
 QUICK = Recipe(2, 20, "adamw:lr=1e-3", "cosine", "none")

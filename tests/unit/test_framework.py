@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nescio.errors import InputError
-from nescio.framework import ProxyCalibrator, binary_posterior, hard_factor, posterior
+from nescio.calibration.posterior import ProxyCalibrator, binary_posterior, hard_factor, posterior
+from nescio.core.errors import InputError
 
 
 def test_posterior_is_equation_7() -> None:

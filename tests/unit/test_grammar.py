@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from nescio import Classifier, Transform
-from nescio.detector import Detector
-from nescio.errors import InputError
-from nescio.extraction import servable
-from nescio.grammar import presets, search_space, settings_for, sweep
+from nescio.core.detector import Detector
+from nescio.core.errors import InputError
+from nescio.core.spec import presets, search_space, settings_for, sweep
+from nescio.run.extraction import servable
 
 SHARES = st.floats(0, 1, exclude_max=True, allow_subnormal=False)
 POSITIVE = st.floats(1e-6, 1e22)

@@ -14,7 +14,7 @@ import pytest
 from conftest import read_only
 from nescio.data import hashing
 from nescio.data.hashing import hash_files
-from nescio.data.places import stamp
+from nescio.data.storage import stamp
 
 
 @pytest.fixture

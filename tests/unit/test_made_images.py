@@ -11,11 +11,11 @@ import torch
 from scipy.stats import kstest
 
 from conftest import TINY_TRANSFORM
+from nescio.core.errors import InputError
 from nescio.data import Transform, open_source
-from nescio.data.changed import CHANGES, Changed
+from nescio.data.corruptions import CHANGES, Changed
 from nescio.data.decode import decode
-from nescio.data.noise import Gaussian, NoiseSource
-from nescio.errors import InputError
+from nescio.data.formats.synthetic import Gaussian, NoiseSource
 
 
 def test_noise_is_normal_for_the_network_and_the_same_every_time() -> None:

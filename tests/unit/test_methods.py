@@ -13,11 +13,11 @@ from scipy.special import logsumexp, softmax
 from scipy.stats import multivariate_normal
 
 from conftest import random_features, tiny_net, training
-from nescio.detector import Detector
-from nescio.errors import InputError
-from nescio.extraction import pass_of
-from nescio.features import Features, Head, TrainingData
+from nescio.core.detector import Detector
+from nescio.core.errors import InputError
+from nescio.core.features import Features, Head, TrainingData
 from nescio.models import Classifier
+from nescio.run.extraction import pass_of
 
 F = random_features()
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-from nescio import metrics
-from nescio.errors import InputError
+from nescio.core.errors import InputError
+from nescio.evaluation import metrics
 
 SCORES = st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=40)
 

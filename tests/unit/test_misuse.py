@@ -12,11 +12,11 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 import nescio
 from conftest import TINY_TRANSFORM, Pictures, picture, tiny_net
-from nescio.data.sources import as_source
-from nescio.detector import Detector
-from nescio.errors import InputError
-from nescio.extraction import extract
+from nescio.core.detector import Detector
+from nescio.core.errors import InputError
+from nescio.data.source import as_source
 from nescio.models import Classifier
+from nescio.run.extraction import extract
 
 
 class Images(Dataset):

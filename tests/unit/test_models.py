@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from conftest import TINY_TRANSFORM, TinyNet, tiny_net
+from nescio.core.errors import InputError
 from nescio.data import Transform
-from nescio.errors import InputError
 from nescio.models import Classifier, load_classifier
-from nescio.models.cifar import CIFAR_MODELS, CIFAR_TRANSFORM
+from nescio.models.zoo.cifar import CIFAR_MODELS, CIFAR_TRANSFORM
 
 SMALL = Transform(crop=64)
 LIBRARY = {

@@ -10,16 +10,16 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from nescio.core.detector import Detector
+from nescio.core.errors import InputError
+from nescio.core.features import Columns, Features
 from nescio.data import Transform
-from nescio.detector import Detector
-from nescio.errors import InputError
-from nescio.features import Columns, Features
+from nescio.methods.trained import View, parse_objective
+from nescio.methods.trained.mos import kmeans, read_groups
+from nescio.methods.trained.oe import from_uniform
+from nescio.methods.trained.ssod import true_class_confidence
 from nescio.models import Classifier
 from nescio.models.classifier import seen
-from nescio.objectives import View, parse_objective
-from nescio.objectives.mos import kmeans, read_groups
-from nescio.objectives.oe import from_uniform
-from nescio.objectives.ssod import true_class_confidence
 from objective_setting import OUTLIERS, Setting, X, Y, loss_of_logits, moved
 from tiny_networks import GroupNet
 

@@ -10,13 +10,13 @@ import torchvision
 from torch import nn
 from torch.nn import functional
 
+from nescio.core.errors import InputError
 from nescio.data import Transform
-from nescio.errors import InputError
+from nescio.methods.objective import TrainingNetwork
+from nescio.methods.trained import View, parse_objective
+from nescio.methods.trained.ssod import resample, true_class_confidence
 from nescio.models import Classifier
 from nescio.models.heads import OODHead
-from nescio.objectives import View, parse_objective
-from nescio.objectives.base import TrainingNetwork
-from nescio.objectives.ssod import resample, true_class_confidence
 from tiny_networks import BatchNormNet, GroupNet
 
 X = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))

@@ -22,20 +22,21 @@ import nescio
 import tiny_networks
 from conftest import training
 from exported import in_onnx_runtime
+from nescio.calibration.conformal import Calibration
+from nescio.calibration.posterior import ProxyCalibrator
 from nescio.cli import main
-from nescio.conformal import Calibration
+from nescio.core.detector import Detector
+from nescio.core.errors import InputError
+from nescio.core.features import TrainingData
+from nescio.core.spec import all_specs, expand
+from nescio.core.stage import REGISTRY
 from nescio.data import Transform
-from nescio.deploy import Deployed, export, onnx_graph
+from nescio.deploy import Deployed, export
+from nescio.deploy import onnx as onnx_graph
 from nescio.deploy.graph import OUTPUTS, Judge
-from nescio.detector import Detector
-from nescio.errors import InputError
-from nescio.features import TrainingData
-from nescio.framework import ProxyCalibrator
-from nescio.grammar import all_specs, expand
+from nescio.methods.shape import line
 from nescio.models import Classifier
 from nescio.models.heads import BoundaryHead, DividingHead, EnergyHead, GroupHead, NegativeHead, OODHead, TurnedHead
-from nescio.shape import line
-from nescio.stage import REGISTRY
 
 CLASSES, WIDTH, SIDE = 5, 16, 16
 OWN_PASS, NO_SVD, FAISS = "a pass of its own", "takes the eigenvectors", "searches by FAISS"

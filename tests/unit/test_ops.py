@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from nescio import ops
+from nescio.core import numerics
 
 FLOATS = st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=False)
 
@@ -16,7 +16,7 @@ FLOATS = st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=False)
 @given(hnp.arrays(np.float32, st.integers(1, 60), elements=FLOATS), st.floats(0, 1), st.integers(1, 7))
 def test_quantile_equals_numpy_for_any_chunking(values: np.ndarray, q: float, chunk: int) -> None:
     x = torch.from_numpy(values)
-    got, top = ops.quantiles(lambda: x.split(chunk), [q, 1.0])
+    got, top = numerics.quantiles(lambda: x.split(chunk), [q, 1.0])
     assert top == values.max()
     assert got == pytest.approx(float(np.quantile(values.astype(np.float64), q)), rel=1e-6, abs=1e-30)
 
@@ -24,20 +24,20 @@ def test_quantile_equals_numpy_for_any_chunking(values: np.ndarray, q: float, ch
 def test_quantile_of_many_values_with_ties_and_both_signs() -> None:
     x = torch.randn(50_000, generator=torch.Generator().manual_seed(0)).relu() - 0.1
     for q in (0.0, 0.3, 0.9, 0.98, 1.0):
-        (got,) = ops.quantiles(lambda: x.view(100, 500).split(7), [q])
+        (got,) = numerics.quantiles(lambda: x.view(100, 500).split(7), [q])
         assert got == pytest.approx(float(np.quantile(x.numpy(), q)), rel=1e-6)
 
 
 def test_quantile_refuses_nothing_and_nan() -> None:
     with pytest.raises(ValueError, match="no values"):
-        ops.quantiles(list, [0.5])
+        numerics.quantiles(list, [0.5])
     with pytest.raises(ValueError, match="not finite"):
-        ops.quantiles(lambda: [torch.tensor([1.0, float("nan")])], [0.5])
+        numerics.quantiles(lambda: [torch.tensor([1.0, float("nan")])], [0.5])
 
 
 def test_class_means_stream_and_count() -> None:
     h, y = torch.randn(90, 4), torch.arange(90) % 3
-    means, counts = ops.class_means(zip(h.split(17), y.split(17), strict=True), 4)
+    means, counts = numerics.class_means(zip(h.split(17), y.split(17), strict=True), 4)
     assert counts.tolist() == [30, 30, 30, 0]
     for c in range(3):
         torch.testing.assert_close(means[c], h[y == c].double().mean(0))
@@ -47,4 +47,4 @@ def test_class_means_stream_and_count() -> None:
 def test_cosine_by_hand_and_of_zero() -> None:
     a = torch.tensor([[1.0, 0.0], [3.0, 4.0], [0.0, 0.0], [-1.0, 0.0]])
     b = torch.tensor([[1.0, 1.0], [3.0, 4.0], [1.0, 0.0], [1.0, 0.0]])
-    torch.testing.assert_close(ops.cosine(a, b), torch.tensor([2**-0.5, 1.0, 0.0, -1.0]))
+    torch.testing.assert_close(numerics.cosine(a, b), torch.tensor([2**-0.5, 1.0, 0.0, -1.0]))

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from conftest import random_features, training
-from nescio.detector import Detector
-from nescio.errors import InputError
-from nescio.stage import REGISTRY
+from nescio.core.detector import Detector
+from nescio.core.errors import InputError
+from nescio.core.stage import REGISTRY
 
 F = random_features()
 HEAD = """
@@ -22,7 +22,7 @@ import typing
 from typing import Annotated, Optional, TYPE_CHECKING, Union
 import torch
 from torch import Tensor
-from nescio.stage import Stage
+from nescio.core.stage import Stage
 """
 STAGE = """
 class Centred(Stage, name="centred", place="score"):

@@ -11,14 +11,14 @@ from test_extraction import Pictures
 from torch import nn
 
 from conftest import TINY_TRANSFORM, tiny_net, training
+from nescio.core.detector import Detector, score_all
+from nescio.core.errors import InputError
+from nescio.core.features import Features, TrainingData
 from nescio.data import Transform
-from nescio.detector import Detector, score_all
-from nescio.errors import InputError
-from nescio.extraction import check_model, extract, pass_of, training_pass
-from nescio.features import Features, TrainingData
+from nescio.methods.score.gram import Gram
 from nescio.models import Classifier
-from nescio.models.cifar import densenet_bc_100_12, resnet18_cifar
-from nescio.score.gram import Gram
+from nescio.models.zoo.cifar import densenet_bc_100_12, resnet18_cifar
+from nescio.run.extraction import check_model, extract, pass_of, training_pass
 
 X = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(3))
 

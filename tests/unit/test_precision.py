@@ -19,21 +19,22 @@ from torch import nn
 
 import tiny_networks
 from conftest import Pictures, training
+from nescio.calibration.conformal import Calibration
+from nescio.calibration.posterior import ProxyCalibrator
 from nescio.cli import main
-from nescio.conformal import Calibration
+from nescio.core.detector import Detector
+from nescio.core.errors import InputError
+from nescio.core.features import TrainingData
 from nescio.data import Transform
-from nescio.deploy import Deployed, export, onnx_graph, recalibration
+from nescio.deploy import Deployed, export, recalibration
+from nescio.deploy import onnx as onnx_graph
 from nescio.deploy.graph import END, OUTPUTS, Judge
-from nescio.deploy.precision import cut_network, put_back
+from nescio.deploy.lower import cut_network, put_back
 from nescio.deploy.recalibration import Images
-from nescio.detector import Detector
-from nescio.errors import InputError
-from nescio.features import TrainingData
-from nescio.framework import ProxyCalibrator
-from nescio.metrics import auroc
+from nescio.evaluation.metrics import auroc
+from nescio.evaluation.proxies import proxy_source
 from nescio.models import Classifier
 from nescio.models.heads import OODHead
-from nescio.proxies import proxy_source
 
 SIDE, CLASSES = 16, 3
 pytestmark = pytest.mark.usefixtures("unrecorded")

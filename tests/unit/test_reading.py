@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from nescio import reading
+from nescio.core import reading
 
 
 @pytest.mark.parametrize("value", [None, 3, -(2**63), 0.1, 1e300, "ü", [], {}, {"a": [{"b": None}, True]}])

@@ -16,11 +16,11 @@ import fsspec
 import pytest
 
 from conftest import TINY_TRANSFORM, encoded, picture
-from nescio.data import open_source, places
-from nescio.data.batches import read_batches
+from nescio.core.errors import InputError
+from nescio.data import open_source, storage
 from nescio.data.decode import decode
-from nescio.data.parquet import write_parquet
-from nescio.errors import InputError
+from nescio.data.formats.parquet import write_parquet
+from nescio.data.loader import read_batches
 
 
 def pixels(source: object) -> list[bytes]:
@@ -116,7 +116,7 @@ def test_what_cannot_be_opened_is_said(memory: str, url: str, told: str) -> None
 def test_a_store_is_asked_again_before_the_run_stops(
     memory: str, monkeypatch: pytest.MonkeyPatch, failures: int, works: bool
 ) -> None:
-    monkeypatch.setattr(places, "_WAITS", (0, 0))
+    monkeypatch.setattr(storage, "_WAITS", (0, 0))
     left = [failures]
     system = type(fsspec.filesystem("memory"))
     answer = system.cat_file
@@ -167,7 +167,7 @@ def test_a_web_server_reads_as_the_folder_does(server: http.server.ThreadingHTTP
 def test_an_image_that_is_gone_is_one_bad_image_a_server_that_is_gone_stops_the_run(
     server: http.server.ThreadingHTTPServer, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(places, "_WAITS", (0, 0))
+    monkeypatch.setattr(storage, "_WAITS", (0, 0))
     source = open_source(f"http://127.0.0.1:{server.server_port}/")
     (folder / "a/1.png").unlink()
     (batch,) = read_batches(source, TINY_TRANSFORM, 0, 10, 0)

@@ -6,9 +6,9 @@ import io
 import pytest
 from rich.console import Console
 
+from nescio.evaluation.results import Results, Row, Scored
+from nescio.evaluation.tables import terminal
 from nescio.report.ranges import along
-from nescio.results import Results, Row, Scored
-from nescio.tables import terminal
 
 SETS = [f"set{i}" for i in range(7)]
 

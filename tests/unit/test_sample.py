@@ -9,15 +9,15 @@ import torch
 from torch import nn
 
 from conftest import TINY_TRANSFORM, tiny_net
-from nescio import sample as sampling
-from nescio.bank import Bank
-from nescio.benchmark import bench
+from nescio.core.detector import Detector
+from nescio.core.errors import InputError
 from nescio.data import open_source
-from nescio.detector import Detector
-from nescio.errors import InputError
-from nescio.extraction import extract
+from nescio.evaluation import sample as sampling
+from nescio.evaluation.bench import bench
+from nescio.evaluation.sample import FeatureSample, SetSample, sample_features
 from nescio.models import Classifier
-from nescio.sample import FeatureSample, SetSample, sample_features
+from nescio.run.bank import Bank
+from nescio.run.extraction import extract
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_cosines_and_activation_are_those_of_a_direct_computation(banks: dict[st
     labels = torch.from_numpy(banks["id"].labels)
     centres = torch.stack([h[labels == c].mean(0) for c in range(4)])
     detector = Detector.parse("fm+ls+energy")
-    from nescio.features import TrainingData
+    from nescio.core.features import TrainingData
 
     detector.fit(TrainingData(banks["id"].head, banks["id"].chunks))
     sample = sample_features(banks, [Detector.parse("msp"), detector])

@@ -22,15 +22,15 @@ import torch
 from filelock import FileLock
 
 from conftest import TINY_TRANSFORM, Pictures, TinyNet, encoded, picture, tiny_net
+from nescio.calibration.posterior import ProxyCalibrator
+from nescio.core.errors import InputError
 from nescio.data import Source, open_source
 from nescio.data.decode import decode
 from nescio.data.workers import KILLED
 from nescio.deploy import Deployed, fit, load, score_images
 from nescio.deploy.file import fingerprint
-from nescio.deploy.parts import Tally
 from nescio.deploy.rows import NOT_FINITE
-from nescio.errors import InputError
-from nescio.framework import ProxyCalibrator
+from nescio.deploy.shards import Tally
 from nescio.models import Classifier
 
 COLUMNS = ["path", "label", "probability", "score", "p_value", "accepted", "error"]

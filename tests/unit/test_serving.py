@@ -28,9 +28,9 @@ from torch import Tensor
 
 from conftest import TINY_TRANSFORM, coloured, encoded, picture, tiny_net
 from nescio.cli import main
+from nescio.core.errors import BadImage, InputError
 from nescio.data import Transform
 from nescio.deploy import Deployed, fit
-from nescio.errors import BadImage, InputError
 from nescio.models import Classifier
 from nescio.serving import Limits, create_app, serve
 from nescio.serving.batcher import Batcher

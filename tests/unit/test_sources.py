@@ -19,11 +19,11 @@ from torch.utils.data import TensorDataset
 from torchvision.datasets import FakeData
 
 from conftest import encoded, picture
+from nescio.core.errors import BadImage, InputError
 from nescio.data import Source, open_source
-from nescio.data.datasets import DatasetSource
 from nescio.data.decode import decode
+from nescio.data.formats.torch import DatasetSource
 from nescio.data.hashing import hash_files
-from nescio.errors import BadImage, InputError
 
 
 def pixels(source: Source) -> list[bytes]:
@@ -223,7 +223,7 @@ def test_large_row_groups_are_read_in_parts_in_any_order(
 ) -> None:
     images = [encoded(picture(i)) for i in range(30)]
     pq.write_table(pa.table({"image": images}), tmp_path / "a.parquet", row_group_size=20, **written)
-    monkeypatch.setattr("nescio.data.parquet._AT_ONCE", 2000)
+    monkeypatch.setattr("nescio.data.formats.parquet._AT_ONCE", 2000)
     source = open_source(tmp_path / "a.parquet")
     order = np.random.default_rng(0).permutation(30).tolist()
     for rows in (range(30), order, reversed(range(30))):

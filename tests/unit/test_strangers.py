@@ -19,22 +19,22 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 
 from conftest import coloured
-from nescio.benchmark import bench
 from nescio.cli import main
+from nescio.core.detector import Detector
+from nescio.core.errors import InputError
+from nescio.core.spec import names_preset, search_space
+from nescio.core.tensors import read_tensors, seal
 from nescio.data import Transform
-from nescio.data.suites import open_suite
 from nescio.deploy import Deployed, fit, load
 from nescio.deploy.file import describe
-from nescio.detector import Detector
-from nescio.errors import InputError
-from nescio.grammar import names_preset, search_space
+from nescio.evaluation.bench import bench
+from nescio.evaluation.results import Results
+from nescio.evaluation.suites.suite import open_suite
 from nescio.models import load_classifier
 from nescio.models.heads import restore_heads
 from nescio.models.runs import Run
 from nescio.models.trusted import trusted_architecture
 from nescio.models.weights import read_weights, strip_prefixes
-from nescio.results import Results
-from nescio.tensors import read_tensors, seal
 
 NAMES = [
     *("os:abort", "builtins:exit", "marked:make", "marked.net:make", "./marked.py:make", "/srv/marked.py:make"),

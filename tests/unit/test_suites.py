@@ -13,12 +13,12 @@ import pytest
 from click.testing import CliRunner
 
 from nescio.cli import main
-from nescio.data.sets import known_set, known_sets
-from nescio.data.suites import AVERAGE, PublishedRow, open_suite, suites
-from nescio.detector import Detector
-from nescio.errors import InputError
-from nescio.objectives import parse_objective
-from nescio.published import beside, commands
+from nescio.core.detector import Detector
+from nescio.core.errors import InputError
+from nescio.evaluation.suites.published import beside, commands
+from nescio.evaluation.suites.sets import known_set, known_sets
+from nescio.evaluation.suites.suite import AVERAGE, PublishedRow, open_suite, suites
+from nescio.methods.trained import parse_objective
 from nescio.training import Recipe
 
 ROWS = [(name, row) for name, suite in suites().items() for row in suite.published]

@@ -17,15 +17,15 @@ from torch.nn import functional
 import nescio
 from conftest import coloured
 from nescio.cli import main
+from nescio.core.detector import Detector
+from nescio.core.errors import InputError
+from nescio.core.features import TrainingData
+from nescio.core.options import parse_named
 from nescio.data import Transform
-from nescio.detector import Detector
-from nescio.errors import InputError
-from nescio.extraction import pass_of
-from nescio.features import TrainingData
-from nescio.input.perturb import STEPS
+from nescio.methods.input.perturb import STEPS
+from nescio.methods.trained import parse_objective
 from nescio.models import Classifier, load_classifier
-from nescio.objectives import parse_objective
-from nescio.options import parse_named
+from nescio.run.extraction import pass_of
 from nescio.training import Hardware, Interrupted, Recipe, train
 from nescio.training.augment import AUGMENTS
 from nescio.training.images import Images

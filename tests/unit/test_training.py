@@ -17,13 +17,13 @@ from safetensors.torch import load_file, save_file
 
 import nescio
 from conftest import coloured
-from nescio import metrics
+from nescio.core.errors import InputError
+from nescio.core.options import parse_named
 from nescio.data import Transform, open_source
-from nescio.data.changed import shuffle_tiles
-from nescio.errors import InputError
+from nescio.data.corruptions import shuffle_tiles
+from nescio.evaluation import metrics
 from nescio.models import load_classifier
 from nescio.models.runs import Run
-from nescio.options import parse_named
 from nescio.training import Hardware, Interrupted, Recipe, recipes, train
 from nescio.training.augment import AUGMENTS
 from nescio.training.images import Images, held_side
@@ -394,7 +394,7 @@ def test_files_agree_wherever_it_was_killed(
     killed_at: str, sets: dict[str, Path], unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The process dies just before one of the four files of the second epoch is in place."""
-    from nescio import files
+    from nescio.core import files
 
     whole, seen = files.whole, []
 

@@ -9,18 +9,18 @@ import pytest
 import torch
 
 from conftest import TINY_TRANSFORM, coloured, tiny_net
-from nescio import metrics, proxies
+from nescio.core.detector import Detector
+from nescio.core.errors import InputError
+from nescio.core.features import TrainingData
+from nescio.core.spec import search_space
+from nescio.core.stage import Maps
 from nescio.data import open_source
-from nescio.data.sources import Source
-from nescio.detector import Detector
-from nescio.errors import InputError
-from nescio.extraction import extract
-from nescio.features import TrainingData
-from nescio.grammar import search_space
+from nescio.data.source import Source
+from nescio.evaluation import metrics, proxies
+from nescio.evaluation.proxies import PROXIES, background_probe, proxy_features, proxy_source
+from nescio.evaluation.select import recommend, tune
 from nescio.models import Classifier
-from nescio.proxies import PROXIES, background_probe, proxy_features, proxy_source
-from nescio.stage import Maps
-from nescio.tuning import recommend, tune
+from nescio.run.extraction import extract
 
 
 @pytest.mark.parametrize(
@@ -134,10 +134,10 @@ def test_too_few_images_with_a_background_say_so(classifier: Classifier, tmp_pat
 
 
 def test_one_pass_serves_every_candidate(classifier: Classifier, val: Source, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nescio import tuning
+    from nescio.evaluation import select
 
     passes = []
-    monkeypatch.setattr(tuning, "extract", lambda *a, **k: passes.append(k["title"]) or extract(*a, **k))
+    monkeypatch.setattr(select, "extract", lambda *a, **k: passes.append(k["title"]) or extract(*a, **k))
     choice = tune(
         classifier,
         "fm:p=0.1..0.9+react:q=0.5..0.9+energy",
@@ -180,9 +180,9 @@ def test_recommend_goes_on_without_a_detector_that_fails(
 def test_what_cannot_be_chosen_by_is_refused_before_any_image_is_read(
     val: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nescio import tuning
+    from nescio.evaluation import select
 
-    monkeypatch.setattr(tuning, "extract", lambda *_, **__: pytest.fail("read images"))
+    monkeypatch.setattr(select, "extract", lambda *_, **__: pytest.fail("read images"))
     network = tiny_net()
     network.pool = torch.nn.AdaptiveMaxPool2d(1)
     by_maximum = Classifier(network, TINY_TRANSFORM)

@@ -24,14 +24,14 @@ import torch
 from PIL import Image
 
 from conftest import TINY_TRANSFORM, Pictures, encoded, picture
+from nescio.core.errors import InputError
 from nescio.data import open_source
-from nescio.data.batches import read_batches
-from nescio.data.check import check_sets
 from nescio.data.decode import NO_MEMORY
+from nescio.data.loader import read_batches
 from nescio.data.workers import KILLED, in_order
-from nescio.errors import InputError
-from nescio.extraction import extract
+from nescio.evaluation.suites.check import check_sets
 from nescio.models import Classifier
+from nescio.run.extraction import extract
 from nescio.training import Hardware
 from nescio.training.images import Images, held_side
 
@@ -288,7 +288,7 @@ def test_what_unpacks_without_end_is_refused(tmp_path: Path, monkeypatch: pytest
     with tarfile.open(tmp_path / "set.tar.gz", "w:gz") as archive:
         archive.addfile(member, io.BytesIO(bytes(member.size)))
     assert len(open_source(tmp_path / "set.tar.gz")) == 1
-    monkeypatch.setattr("nescio.data.archives._UNPACKED", 10_000_000)
+    monkeypatch.setattr("nescio.data.formats.archive._UNPACKED", 10_000_000)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
     with pytest.raises(InputError, match="unpacks to more than 20 times its size"):

@@ -14,7 +14,7 @@ from nescio.cli.deploy import export, fit, score, show
 from nescio.cli.serve import serve
 from nescio.cli.train import explain, train
 from nescio.cli.tune import recommend, tune
-from nescio.progress import Line
+from nescio.core.progress import Line
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -47,7 +47,7 @@ def methods(name: str | None) -> None:
     score an image, and the network's time per image in plain passes where it is not one: what a detector with a pass of
     its own costs beside its seconds and µs. ONNX: whether nescio export takes it.
     """
-    from nescio import catalogue
+    from nescio.methods import catalogue
 
     if name is not None:
         click.echo(catalogue.describe(name))

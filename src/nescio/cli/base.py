@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nescio.errors import InputError, check_at_least, nearest
-from nescio.files import OF_THE_DISK
-from nescio.outputs import check_out, is_table
-from nescio.progress import Clock, Screen
-from nescio.text import printable
+from nescio.core.errors import InputError, check_at_least, nearest
+from nescio.core.files import OF_THE_DISK
+from nescio.core.outputs import check_out, is_table
+from nescio.core.progress import Clock, Screen
+from nescio.core.text import printable
 
 if TYPE_CHECKING:
+    from nescio.evaluation.results import Results
     from nescio.models import Classifier
-    from nescio.results import Results
 
 EXIT_BAD_INPUT = 2
 
@@ -146,7 +146,7 @@ def open_classifier(model: str, options: Mapping[str, Any], sets: Iterable[str |
 
     loading = {k: options[k] for k in MODEL}
     if model.startswith("clip:") and loading["classes"] is None:
-        from nescio.data.sources import open_source
+        from nescio.data.source import open_source
 
         loading["classes"] = next((names for spec in sets if spec and (names := open_source(spec).classes)), None)
     classifier = load_classifier(model, **loading)
@@ -171,7 +171,7 @@ extraction_options = taking(
 
 def present(results: Results, out: Path | None, *, report: bool, clock: Clock | None = None) -> None:
     """Print the tables, write the files to ``out``, and say where the time went."""
-    from nescio import tables
+    from nescio.evaluation import tables
 
     screen, clock, results = console(), clock or Clock(), results.as_kept()
     for table in tables.terminal(results, screen.width):
@@ -216,7 +216,7 @@ def use_cache(folder: Path | None) -> None:
 
 
 def out_option(text: str, **more: Any) -> Callable[..., Any]:
-    """``-o``, ``--out``: where results go. The command checks it before its work (``nescio.outputs``)."""
+    """``-o``, ``--out``: where results go. The command checks it before its work (``nescio.core.outputs``)."""
     return click.option("-o", "--out", type=click.Path(path_type=Path), help=text, **more)
 
 

@@ -22,12 +22,12 @@ from nescio.cli.base import (
     use_cache,
     write_report_to,
 )
-from nescio.errors import InputError
-from nescio.files import make_folder
-from nescio.progress import Clock
+from nescio.core.errors import InputError
+from nescio.core.files import make_folder
+from nescio.core.progress import Clock
 
 if TYPE_CHECKING:
-    from nescio.data.suites import Suite
+    from nescio.evaluation.suites.suite import Suite
     from nescio.models import Classifier
 
 
@@ -103,8 +103,8 @@ def bench(obj: dict[str, Any], /, **options: Any) -> None:
 
 
 def _bench(options: dict[str, Any], oods: dict[str, str], common: dict[str, Any]) -> Any:
-    from nescio.benchmark import DEFAULT_DETECTORS
-    from nescio.benchmark import bench as run
+    from nescio.evaluation.bench import DEFAULT_DETECTORS
+    from nescio.evaluation.bench import bench as run
 
     missing = [f"--{name.rstrip('_')}" for name in ("model", "id_", "ood") if not options[name]]
     if missing:
@@ -127,7 +127,7 @@ def _expanded(
     given: Sequence[str], options: dict[str, Any], classifier: Classifier
 ) -> tuple[list[str], dict[str, list[str]]]:
     """The detectors that ranges and a sweep stand for, and which range stood for which."""
-    from nescio.grammar import search_space, sweep
+    from nescio.core.spec import search_space, sweep
 
     given = [*(sweep(options["sweep"], classifier.name, classifier.head.n_classes) if options["sweep"] else ()), *given]
     spaces = {spec: search_space(spec) for spec in given}
@@ -136,9 +136,9 @@ def _expanded(
 
 
 def _bench_suite(options: dict[str, Any], oods: dict[str, str], common: dict[str, Any]) -> Any:
-    from nescio.data.suites import open_suite
+    from nescio.evaluation.suites.published import bench_suite
+    from nescio.evaluation.suites.suite import open_suite
     from nescio.models.runs import RUN
-    from nescio.published import bench_suite
 
     suite = open_suite(options["suite"])
     model = options["model"] or _own_model(suite)
@@ -206,7 +206,7 @@ def report(results: Path, out: Path | None, images: bool) -> None:
     """Write report.html and its figures again from the folder RESULTS that bench --out wrote."""
     from jinja2 import UndefinedError
 
-    from nescio.results import Results
+    from nescio.evaluation.results import Results
 
     folder = out or results
     check_results(folder, report=True)
@@ -252,9 +252,9 @@ def compare(
 
     Worse is an FPR95 that rose, or an AUROC that fell, by more than --tolerance and beyond its 95 % interval.
     """
-    from nescio.comparison import compare as run
-    from nescio.comparison import tables
-    from nescio.results import Results
+    from nescio.evaluation.compare import compare as run
+    from nescio.evaluation.compare import tables
+    from nescio.evaluation.results import Results
 
     if new is None and not between:
         raise InputError("give the folder of a second run, or two detectors of this one (--between msp fmls)")

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import click
 
 from nescio.cli.base import console, named, taking
-from nescio.errors import InputError, some
+from nescio.core.errors import InputError, some
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from nescio.data.check import Checked
-    from nescio.data.suites import Model, Need, Suite
+    from nescio.evaluation.suites.check import Checked
+    from nescio.evaluation.suites.suite import Model, Need, Suite
 
 _root = taking(
     click.option(
@@ -43,7 +43,7 @@ def list_(suite: str | None, data_root: Path, *, published: bool, errata: bool) 
     from rich.table import Table
     from rich.text import Text
 
-    from nescio.data.suites import open_suite
+    from nescio.evaluation.suites.suite import open_suite
 
     if suite is None:
         if published or errata:
@@ -82,7 +82,7 @@ def _list_suites() -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    from nescio.data.suites import suites
+    from nescio.evaluation.suites.suite import suites
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name in ("suite", "ID", "OOD", "models"):
@@ -93,8 +93,8 @@ def _list_suites() -> None:
 
 
 def _rows(suite: Suite, root: Path) -> Iterator[str]:
-    from nescio.data.suites import AVERAGE
-    from nescio.published import PAPERS, commands
+    from nescio.evaluation.suites.published import PAPERS, commands
+    from nescio.evaluation.suites.suite import AVERAGE
 
     yield "HELD_OUT stands for labelled ID images that are not trained on, FILE for weights of yours"
     titles, before = {m.name: m.title or m.name for m in suite.models}, None
@@ -141,9 +141,9 @@ def fetch(obj: dict[str, bool], names: tuple[str, ...], data_root: Path) -> None
 
     Goes on where it stopped, checks what comes, and leaves what is there.
     """
-    from nescio.data.fetch import fetch as run
-    from nescio.data.sets import known_set
-    from nescio.data.suites import open_suite, suites
+    from nescio.evaluation.suites.fetch import fetch as run
+    from nescio.evaluation.suites.sets import known_set
+    from nescio.evaluation.suites.suite import open_suite, suites
 
     wanted: list[tuple[str, str]] = []
     for name in names:
@@ -191,9 +191,9 @@ def check(
 
     What gives them away is not on the images: another size, shape, file format or compression than the ID images'.
     """
-    from nescio.data.check import check_sets, warnings
-    from nescio.data.sources import open_source
-    from nescio.data.suites import open_suite
+    from nescio.data.source import open_source
+    from nescio.evaluation.suites.check import check_sets, warnings
+    from nescio.evaluation.suites.suite import open_suite
 
     oods = named(ood)
     if {"id", "train"} & set(oods):

@@ -17,9 +17,9 @@ from nescio.cli.base import (
     taking,
     use_cache,
 )
-from nescio.errors import InputError
-from nescio.files import make_folder
-from nescio.outputs import check_file, check_out, is_table
+from nescio.core.errors import InputError
+from nescio.core.files import make_folder
+from nescio.core.outputs import check_file, check_out, is_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -224,8 +224,8 @@ def _print_verdicts(deployed: Deployed, images: tuple[str, ...], batch_size: int
     from rich.table import Table
     from rich.text import Text
 
-    from nescio.data.batches import spans
-    from nescio.data.sources import open_sources
+    from nescio.data.loader import spans
+    from nescio.data.source import open_sources
     from nescio.deploy.rows import verdict_rows
     from nescio.deploy.scoring import named_files
 
@@ -258,7 +258,7 @@ def _add_accuracy(table: Table, found: Any) -> None:
     """Rows on what the classifier knows, which the promise does not say."""
     from rich.text import Text
 
-    from nescio.accuracy import Accuracy
+    from nescio.evaluation.accuracy import Accuracy
 
     try:
         accuracy = Accuracy(**found)

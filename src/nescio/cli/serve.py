@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from nescio.cli.deploy import network_options
-from nescio.errors import InputError
+from nescio.core.errors import InputError
 
 
 @click.command()

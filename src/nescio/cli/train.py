@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from nescio.cli.base import console, named, out_option, transform_option
-from nescio.errors import InputError
-from nescio.outputs import check_file
+from nescio.core.errors import InputError
+from nescio.core.outputs import check_file
 
 OBJECTIVES = (
     "ce, ssod, logitnorm, godin, mos, vos, bal, conf, supcon, csi, cider, oe or flyp; options: ssod:gamma=0.95,alpha=1."
@@ -108,8 +108,8 @@ def explain(images: tuple[str, ...], model: tuple[str, ...], out: Path, **option
 
     IMAGES are files, or sets as for bench: SET[:12] for its first 12.
     """
-    from nescio.data.sources import open_source
-    from nescio.explanation import explain as run
+    from nescio.data.source import open_source
+    from nescio.explanation.maps import explain as run
     from nescio.models import load_classifier
 
     check_file(out, (".png", ".svg"))

@@ -18,11 +18,11 @@ from nescio.cli.base import (
     taking,
     use_cache,
 )
-from nescio.errors import some
-from nescio.outputs import TABLES, check_file, write_table
+from nescio.core.errors import some
+from nescio.core.outputs import TABLES, check_file, write_table
 
 if TYPE_CHECKING:
-    from nescio.tuning import Choice
+    from nescio.evaluation.select import Choice
 
 _options = taking(
     click.option("--model", required=True, help="As for bench."),
@@ -63,7 +63,7 @@ def tune(obj: dict[str, Any], /, space: tuple[str, ...], **options: Any) -> None
     nescio tune 'fm:p=0.1..0.9+react:q=0.8..0.995+ls+energy' --model … --train … --val …
     A range is 9 values (LOW..HIGH/20: 20 of them); 10|50|200 is those three. One pass of the network serves them all.
     """  # noqa: D301 - click reads the backslashes
-    from nescio.tuning import tune as run
+    from nescio.evaluation.select import tune as run
 
     _present(run, obj, options, space=space)
 
@@ -72,15 +72,15 @@ def tune(obj: dict[str, Any], /, space: tuple[str, ...], **options: Any) -> None
 @_options
 def recommend(obj: dict[str, Any], /, **options: Any) -> None:
     """Choose among all methods and presets, with their default settings, without OOD images."""
-    from nescio.tuning import recommend as run
+    from nescio.evaluation.select import recommend as run
 
     _present(run, obj, options)
 
 
 def _present(run: Any, obj: dict[str, Any], options: dict[str, Any], **more: Any) -> None:
-    from nescio.calibration import Costs
-    from nescio.data.sources import open_source
-    from nescio.detector import Detector
+    from nescio.calibration.cost import Costs
+    from nescio.core.detector import Detector
+    from nescio.data.source import open_source
 
     out: Path | None = options["out"]
     if out is not None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from nescio.errors import BadImage, TooLarge, UnknownFormat
+from nescio.core.errors import BadImage, TooLarge, UnknownFormat
 
 MAX_PIXELS = 100_000_000
 """Larger images are recorded as bad: a decompression bomb, or a scan that no classifier was trained for."""

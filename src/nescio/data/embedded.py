@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from nescio.data.parquet import write_parquet
-from nescio.errors import InputError
-from nescio.files import make_folder, whole
+from nescio.core.errors import InputError
+from nescio.core.files import make_folder, whole
+from nescio.data.formats.parquet import write_parquet
 
 SIDE = 32
 _GLYPHS = "AEFGHJKMNPRTUVWXY&@#%?$€ΔΨΩλξЖЯ"

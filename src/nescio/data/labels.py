@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nescio.core.errors import InputError, some
 from nescio.data.decode import Raw
 from nescio.data.hashing import combine
-from nescio.data.sources import Source
-from nescio.errors import InputError, some
+from nescio.data.source import Source
 
 _BETWEEN_WORDS = re.compile(r"[\s_-]+")
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from nescio.core.errors import BadImage
+from nescio.core.files import whole
 from nescio.data.hashing import cache_root, hash_files
-from nescio.data.sources import Source
-from nescio.errors import BadImage
-from nescio.files import whole
+from nescio.data.source import Source
 
 MOST_SHARED = 0.5
 """Share of a set's images that may turn out to be another's by accident; more is a mistake of the user's."""

@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from nescio.errors import BadImage, InputError
+from nescio.core.errors import BadImage, InputError
 
 Result_co = TypeVar("Result_co", covariant=True)
 

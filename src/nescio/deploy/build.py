@@ -13,19 +13,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from nescio.accuracy import measure, with_classes
-from nescio.conformal import Calibration, check_shares
+from nescio.calibration.conformal import Calibration, check_shares
+from nescio.calibration.posterior import ProxyCalibrator
+from nescio.core.detector import Detector, score_all
+from nescio.core.errors import InputError, check_choice
+from nescio.core.features import TrainingData
 from nescio.data.overlap import MOST_SHARED, shared_images
-from nescio.data.sources import AnySource, Rows, Source, as_source
+from nescio.data.source import AnySource, Rows, Source, as_source
 from nescio.deploy.deployed import Deployed
-from nescio.detector import Detector, score_all
-from nescio.errors import InputError, check_choice
-from nescio.extraction import PLAIN, check_model, choose_on, extract, pass_of, training_pass
-from nescio.features import TrainingData
-from nescio.framework import ProxyCalibrator
+from nescio.evaluation.accuracy import measure, with_classes
+from nescio.evaluation.proxies import BACKGROUND, PROXIES, proxy_source
 from nescio.models import Classifier
 from nescio.models.coerce import as_classifier
-from nescio.proxies import BACKGROUND, PROXIES, proxy_source
+from nescio.run.extraction import PLAIN, check_model, choose_on, extract, pass_of, training_pass
 
 log = logging.getLogger(__name__)
 

@@ -16,17 +16,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from nescio.conformal import Calibration
-from nescio.data.given import Given, pictures
-from nescio.detector import Detector
-from nescio.errors import InputError
-from nescio.extraction import CPU_BATCH, GPU_BATCH, Pass, pass_of
-from nescio.features import Features
-from nescio.framework import ProxyCalibrator
+from nescio.calibration.conformal import Calibration
+from nescio.calibration.posterior import ProxyCalibrator
+from nescio.core.detector import Detector
+from nescio.core.errors import InputError
+from nescio.core.features import Features
+from nescio.core.stage import Network
+from nescio.data.coerce import Given, pictures
+from nescio.methods.score.ssod import SSOD
 from nescio.models import Classifier
 from nescio.models.heads import decide
-from nescio.score.ssod import SSOD
-from nescio.stage import Network
+from nescio.run.extraction import CPU_BATCH, GPU_BATCH, Pass, pass_of
 
 OOD_HEAD = "ood"
 UNDECIDED = 0.5
@@ -108,7 +108,7 @@ class Deployed:
         """A verdict for each image.
 
         Args:
-            images: a path, a PIL image, an array, a tensor, or several of these; see ``nescio.data.given.Given``.
+            images: a path, a PIL image, an array, a tensor, or several of these; see ``nescio.data.coerce.Given``.
             batch_size: images per step; 32 on a CPU, 256 on a GPU by default.
 
         Raises:

@@ -18,21 +18,21 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from nescio.conformal import Calibration, ClassTally, Group
+from nescio.calibration.conformal import Calibration, ClassTally, Group
+from nescio.calibration.posterior import ProxyCalibrator
+from nescio.core.detector import Detector
+from nescio.core.errors import InputError
+from nescio.core.files import whole
+from nescio.core.reading import parse_json, plain
+from nescio.core.tensors import hash_tensors, read_tensors, seal
 from nescio.data.hashing import combine
-from nescio.data.transforms import Transform
+from nescio.data.transform import Transform
 from nescio.deploy.deployed import Deployed
-from nescio.detector import Detector
-from nescio.errors import InputError
-from nescio.extraction import pass_of
-from nescio.files import whole
-from nescio.framework import ProxyCalibrator
 from nescio.models import Classifier, load_classifier
-from nescio.models.clip import PREFIX
 from nescio.models.runs import HEAD_PREFIX, MOST_CLASSES, is_names, state_of
 from nescio.models.trusted import trusted_architecture
-from nescio.reading import parse_json, plain
-from nescio.tensors import hash_tensors, read_tensors, seal
+from nescio.models.zoo.clip import PREFIX
+from nescio.run.extraction import pass_of
 
 FORMAT = 2
 """Raised when a file of this version could not be read by an earlier one. The first had no hash over everything."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from nescio.conformal import Calibration
+from nescio.calibration.conformal import Calibration
+from nescio.core.features import Features
+from nescio.core.stage import Chain
 from nescio.deploy.deployed import OOD_HEAD, Deployed
-from nescio.features import Features
+from nescio.methods.score.ssod import SSOD
 from nescio.models.heads import decide
-from nescio.score.ssod import SSOD
-from nescio.stage import Chain
 
 OUTPUTS = {
     "logits": "float32 (batch, C): the classifier's own; the largest is the label",

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nescio.errors import InputError
+from nescio.core.errors import InputError
 
 if TYPE_CHECKING:
     from nescio.deploy.scoring import Job

@@ -16,18 +16,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from nescio import ops
-from nescio.conformal import Calibration
-from nescio.data.sources import AnySource, Rows, Source, as_source, by_name, draw
+from nescio.calibration.conformal import Calibration
+from nescio.calibration.posterior import ProxyCalibrator
+from nescio.core import numerics
+from nescio.core.errors import InputError
+from nescio.core.progress import progress_bar
+from nescio.data.source import AnySource, Rows, Source, as_source, by_name, draw
 from nescio.deploy.deployed import Deployed
 from nescio.deploy.graph import BEGIN, END
-from nescio.deploy.precision import INT8, cut_network, lowered, put_back
+from nescio.deploy.lower import INT8, cut_network, lowered, put_back
 from nescio.deploy.side_by_side import Compared, Reader, sessions
-from nescio.errors import InputError
-from nescio.framework import ProxyCalibrator
-from nescio.metrics import auroc
-from nescio.progress import progress_bar
-from nescio.proxies import BACKGROUND, PROXIES, proxy_source
+from nescio.evaluation.metrics import auroc
+from nescio.evaluation.proxies import BACKGROUND, PROXIES, proxy_source
 
 RANGES, MOST_FOR_RANGES = 64, 0.2
 """Images that the ranges of int8 are taken from, and the share of the calibration images that they may be."""
@@ -108,7 +108,7 @@ class Images:
             )
         ranges = None
         if precision == INT8:
-            chosen = ops.drawn(len(held), max(1, min(RANGES, int(MOST_FOR_RANGES * len(held))))).tolist()
+            chosen = numerics.drawn(len(held), max(1, min(RANGES, int(MOST_FOR_RANGES * len(held))))).tolist()
             left = sorted(set(range(len(held))) - set(chosen))
             held, ranges = Rows(held, left), Rows(held, chosen)
         if ood:

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from nescio.data.batches import Batch, read_spans
-from nescio.data.sources import Source
+from nescio.data.loader import Batch, read_spans
+from nescio.data.source import Source
 from nescio.deploy.deployed import Deployed
 
 NOT_FINITE = "the network's features of it are not finite"

@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import nescio
-from nescio.data.batches import spans
-from nescio.data.remote import local_path
-from nescio.data.sources import AnySource, Source, open_sources
+from nescio.core.errors import InputError, check_at_least, check_choice
+from nescio.core.outputs import check_out, is_table, table_writer
+from nescio.core.progress import progress_bar
+from nescio.data.formats.remote import local_path
+from nescio.data.loader import spans
+from nescio.data.source import AnySource, Source, open_sources
 from nescio.deploy.deployed import Deployed
 from nescio.deploy.file import fingerprint
-from nescio.deploy.parts import ScoreFolder, Tally
 from nescio.deploy.rows import schema, text, verdict_rows
-from nescio.errors import InputError, check_at_least, check_choice
-from nescio.outputs import check_out, is_table, table_writer
-from nescio.progress import progress_bar
+from nescio.deploy.shards import ScoreFolder, Tally
 
 log = logging.getLogger(__name__)
 

@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from nescio.data.batches import read_batches
-from nescio.data.sources import Source
-from nescio.data.transforms import Transform
-from nescio.errors import InputError
-from nescio.extraction import CPU_BATCH
+from nescio.core.errors import InputError
+from nescio.data.loader import read_batches
+from nescio.data.source import Source
+from nescio.data.transform import Transform
+from nescio.run.extraction import CPU_BATCH
 
 if TYPE_CHECKING:
     from rich.progress import Progress

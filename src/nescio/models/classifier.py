@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nescio.data.transforms import Transform
-from nescio.errors import InputError, nearest, some
-from nescio.features import Columns, Features, Head
+from nescio.core.errors import InputError, nearest, some
+from nescio.core.features import Columns, Features, Head
+from nescio.core.stage import Maps, Network, Probe
+from nescio.data.transform import Transform
 from nescio.models.heads import decide, read
 from nescio.models.split import Split, Taps, split_backbone, tap
 from nescio.models.tracing import fold_batch_norms
-from nescio.stage import Maps, Network, Probe
 
 _TOLERANCE = 1e-3
 """Largest difference between the head's logits and the model's, relative to the logits' scale, that is rounding."""

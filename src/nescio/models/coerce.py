@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from nescio.errors import InputError
+from nescio.core.errors import InputError
 from nescio.models.classifier import Classifier
 
 

@@ -9,9 +9,9 @@ from typing import ClassVar, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from nescio.errors import InputError
-from nescio.features import Head
-from nescio.ops import TURNS
+from nescio.core.errors import InputError
+from nescio.core.features import Head
+from nescio.core.numerics import TURNS
 
 HEADS: dict[str, type[SavedHead]] = {}
 SIMILARITIES = ("cosine", "inner", "euclid")

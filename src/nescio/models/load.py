@@ -9,16 +9,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from nescio.data.transforms import Transform
-from nescio.errors import InputError
+from nescio.core.errors import InputError
+from nescio.data.transform import Transform
 from nescio.models.classifier import Classifier
-from nescio.models.clip import PREFIX, tagged
 from nescio.models.heads import restore_heads
-from nescio.models.libraries import Architecture, architecture_of, drop_auxiliary, made_by
 from nescio.models.runs import RUN, WEIGHTS, Run, split_heads
 from nescio.models.trusted import trusted_architecture
 from nescio.models.weights import read_weights, strip_prefixes
-from nescio.models.zeroshot import ZeroShot
+from nescio.models.zoo.clip import PREFIX, tagged
+from nescio.models.zoo.libraries import Architecture, architecture_of, drop_auxiliary, made_by
+from nescio.models.zoo.zeroshot import ZeroShot
 
 Weights = str | Path | Mapping[str, Tensor]
 Model = str | Architecture | Callable[[], nn.Module]

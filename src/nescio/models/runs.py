@@ -9,13 +9,13 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from nescio.data.transforms import Transform
-from nescio.errors import InputError
-from nescio.files import write_whole
+from nescio.core.errors import InputError
+from nescio.core.files import write_whole
+from nescio.core.reading import plain, read_json
+from nescio.core.tensors import seal
+from nescio.data.transform import Transform
 from nescio.models.classifier import Classifier
 from nescio.models.weights import read_weights
-from nescio.reading import plain, read_json
-from nescio.tensors import seal
 
 FORMAT = "nescio-run/1"
 _HASH = "hash"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from nescio.errors import InputError
+from nescio.core.errors import InputError
 from nescio.models.tracing import bottlenecks, cut, inputs, shape, traced_on
 
 _MOST_STEPS = 3

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse
 from torch.fx.passes.shape_prop import ShapeProp
 
-from nescio.errors import InputError
+from nescio.core.errors import InputError
 
 _WHOLE = "nescio.whole"
 """Under which an operation's meta keeps a result that is no tensor, such as a size."""

@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nescio.errors import InputError
-from nescio.models.cifar import CIFAR_MODELS
-from nescio.models.clip import PREFIX, Spec, library
-from nescio.models.libraries import QUICKSTART, Architecture, architecture_of, literals
+from nescio.core.errors import InputError
+from nescio.models.zoo.cifar import CIFAR_MODELS
+from nescio.models.zoo.clip import PREFIX, Spec, library
+from nescio.models.zoo.libraries import QUICKSTART, Architecture, architecture_of, literals
 
 LONGEST = 2000
 """Letters of a name, prompts included."""

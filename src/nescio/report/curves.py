@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nescio import metrics
+from nescio.evaluation import metrics
+from nescio.evaluation.results import Results
 from nescio.report.data import bin_edges, counts, is_even
 from nescio.report.figures import ID_COLOUR, INK, LINES, OOD_COLOUR, Key, Panel, Plate
 from nescio.report.words import percent
-from nescio.results import Results
 
 MOST_CURVES = len(LINES)
 _POINTS = 201

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nescio import metrics
+from nescio.evaluation import metrics
+from nescio.evaluation.results import Results
 from nescio.report import words
-from nescio.results import Results
 
 BINS = 48
 CROWDED = 0.5

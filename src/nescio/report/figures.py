@@ -14,7 +14,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from nescio.files import make_folder, whole
+from nescio.core.files import make_folder, whole
 
 ID_COLOUR, OOD_COLOUR = "#2a7fb8", "#d9722b"
 Dash = Literal["-", "--"]

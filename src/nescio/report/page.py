@@ -9,12 +9,12 @@ from typing import Any
 
 import jinja2
 
-from nescio import tables
-from nescio.files import whole
+from nescio.core.files import whole
+from nescio.evaluation import tables
+from nescio.evaluation.results import Results, drop_figures
+from nescio.evaluation.sample import PER_SET
 from nescio.report import curves, data, patches, pictures, ranges, space, table, words
 from nescio.report.figures import Plate, page_colour
-from nescio.results import Results, drop_figures
-from nescio.sample import PER_SET
 
 LIMIT = 4_800_000
 """Bytes that the page may have; the pictures take what the rest leaves."""

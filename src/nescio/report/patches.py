@@ -14,13 +14,13 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from nescio.core.errors import BadImage
 from nescio.data.decode import decode
-from nescio.data.sources import Source
-from nescio.data.transforms import Transform
-from nescio.errors import BadImage
+from nescio.data.source import Source
+from nescio.data.transform import Transform
+from nescio.evaluation.results import Results
 from nescio.report.figures import Panel, Plate
 from nescio.report.pictures import SIDE, address, short_name
-from nescio.results import Results
 
 SHOWN = 6
 """Images of each set."""

@@ -11,12 +11,12 @@ from pathlib import PurePath
 import numpy as np
 from PIL import Image
 
-from nescio import metrics
+from nescio.core.errors import BadImage
 from nescio.data.decode import decode
-from nescio.data.sources import Source
-from nescio.errors import BadImage
+from nescio.data.source import Source
+from nescio.evaluation import metrics
+from nescio.evaluation.results import Results, Scored
 from nescio.report import words
-from nescio.results import Results, Scored
 
 SHOWN = 8
 """Images of each set for each detector."""

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from nescio.evaluation.results import Results
 from nescio.report.figures import LINES, Key, Panel, Plate
-from nescio.results import Results
 
 _APART = 0.045
 """Share of the axis that a line of text takes."""

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nescio import metrics
+from nescio.evaluation import metrics
+from nescio.evaluation.sample import Activation, FeatureSample
 from nescio.report.curves import ID_AND_OOD, draw_histograms
 from nescio.report.figures import ID_COLOUR, INK, OOD_COLOUR, Key, Panel, Plate
-from nescio.sample import Activation, FeatureSample
 
 Floats = npt.NDArray[np.float64]
 

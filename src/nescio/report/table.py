@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from nescio import tables
-from nescio.data.suites import AVERAGE
-from nescio.grammar import names_preset
-from nescio.results import Results
+from nescio.core.spec import names_preset
+from nescio.evaluation import tables
+from nescio.evaluation.results import Results
+from nescio.evaluation.suites.suite import AVERAGE
 
 METRICS = ("fpr95", "auroc")
 

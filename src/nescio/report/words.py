@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup, escape
 
-from nescio.data.suites import AVERAGE
-from nescio.results import Results
+from nescio.evaluation.results import Results
+from nescio.evaluation.suites.suite import AVERAGE
 
 
 @dataclass(frozen=True)

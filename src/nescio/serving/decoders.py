@@ -21,10 +21,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from nescio.core.errors import BadImage, TooLarge, UnknownFormat
 from nescio.data.decode import decode
-from nescio.data.transforms import Transform
+from nescio.data.transform import Transform
 from nescio.data.workers import MEMORY, limit_memory
-from nescio.errors import BadImage, TooLarge, UnknownFormat
 from nescio.serving.fair import FairQueue
 from nescio.serving.seldom import Seldom
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nescio import ops
+from nescio.core import numerics
+from nescio.core.errors import InputError
 from nescio.deploy.deployed import Deployed
-from nescio.errors import InputError
-from nescio.explanation import PatchMaps, patch_maps
-from nescio.sample import prototypes_of
+from nescio.evaluation.sample import prototypes_of
+from nescio.explanation.maps import PatchMaps, patch_maps
 from nescio.serving.answers import Explanation
 
 
@@ -34,7 +34,7 @@ class Explainer:
     def __call__(self, images: Tensor) -> list[Explanation]:
         """Explain images as the transform's geometry leaves them: uint8 ``(B, 3, crop, crop)``."""
         h = self.deployed.features(images)[0].h
-        cosines = torch.stack([ops.cosine(one, self.prototypes.to(h)) for one in h])
+        cosines = torch.stack([numerics.cosine(one, self.prototypes.to(h)) for one in h])
         found, nearest = cosines.max(dim=1)
         maps = patch_maps(self.deployed.classifier, images) if self.has_maps else None
         return [

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from nescio.errors import check_positive
+from nescio.core.errors import check_positive
 from nescio.serving.peers import client_of, foreign_host, foreign_page, knows
 from nescio.serving.seldom import Seldom
 

@@ -21,10 +21,10 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from torch import Tensor
 
 import nescio
+from nescio.calibration.drift import Drift
+from nescio.core.errors import BadImage, InputError
 from nescio.deploy.deployed import Deployed, Judged, Verdict
-from nescio.deploy.drift import Drift
 from nescio.deploy.file import record
-from nescio.errors import BadImage, InputError
 from nescio.serving.answers import Answer, Said, Status, problems
 from nescio.serving.batcher import Batcher
 from nescio.serving.connections import CONNECTIONS, Connection, possible_connections

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from nescio.data.transforms import Transform
-from nescio.errors import check_positive, check_share
-from nescio.options import Optioned
+from nescio.core.errors import check_positive, check_share
+from nescio.core.options import Optioned
+from nescio.data.transform import Transform
 
 DRAWS = 5
 """Uniform numbers per image."""

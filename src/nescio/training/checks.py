@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from nescio.core.errors import InputError, some
+from nescio.core.files import make_folder
 from nescio.data.hashing import combine
 from nescio.data.labels import aligned, plain
-from nescio.data.sources import Source
-from nescio.errors import InputError, some
-from nescio.files import make_folder
+from nescio.data.source import Source
+from nescio.methods.trained import Objective
 from nescio.models.runs import RUN, Run
-from nescio.objectives import Objective
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from nescio.errors import InputError
+from nescio.core.errors import InputError
 from nescio.training.recipe import PRECISIONS, Recipe
 
 

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nescio.data.batches import default_workers, read_batches, read_spans
+from nescio.core.errors import InputError
+from nescio.core.progress import progress_bar
 from nescio.data.decode import decode
-from nescio.data.sources import Rows, Source
-from nescio.data.transforms import Transform
+from nescio.data.loader import default_workers, read_batches, read_spans
+from nescio.data.source import Rows, Source
+from nescio.data.transform import Transform
 from nescio.data.workers import in_order
-from nescio.errors import InputError
-from nescio.progress import progress_bar
 from nescio.training.hardware import Hardware
 
 HELD = 2 << 30

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from nescio.errors import InputError
-from nescio.files import write_whole
+from nescio.core.errors import InputError
+from nescio.core.files import write_whole
 
 METRICS = "metrics.jsonl"
 

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nescio.detector import Detector
-from nescio.errors import InputError
+from nescio.core.detector import Detector
+from nescio.core.errors import InputError
+from nescio.core.options import parse_named
+from nescio.core.progress import progress_bar
+from nescio.methods.trained import Objective
 from nescio.models.runs import STATE, WEIGHTS, Run
-from nescio.objectives import Objective
-from nescio.options import parse_named
-from nescio.progress import progress_bar
 from nescio.training.augment import AUGMENTS
 from nescio.training.hardware import Interrupted, stop_on_signal
 from nescio.training.images import Images

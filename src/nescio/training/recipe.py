@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from nescio.errors import InputError, check_at_least, check_choice, check_positive, check_share, nearest
-from nescio.options import Optioned, parse_named
+from nescio.core.errors import InputError, check_at_least, check_choice, check_positive, check_share, nearest
+from nescio.core.options import Optioned, parse_named
 from nescio.training.augment import AUGMENTS
 
 PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed"}

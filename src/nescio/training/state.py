@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from nescio.errors import InputError
-from nescio.files import whole
+from nescio.core.errors import InputError
+from nescio.core.files import whole
+from nescio.core.reading import parse_json
+from nescio.core.tensors import read_tensors
 from nescio.models.classifier import Classifier
 from nescio.models.runs import HEAD_PREFIX
-from nescio.reading import parse_json
-from nescio.tensors import read_tensors
 
 
 @dataclass

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from nescio.data.transforms import Transform
+from nescio.data.transform import Transform
 from nescio.training.augment import DRAWS, Augment
 from nescio.training.images import Images
 

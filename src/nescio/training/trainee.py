@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nescio.errors import InputError, some
+from nescio.core.errors import InputError, some
+from nescio.methods.objective import TrainingNetwork
+from nescio.methods.trained import Objective, View
 from nescio.models import Classifier
 from nescio.models.classifier import shallow_copy
 from nescio.models.heads import decide
-from nescio.objectives import Objective, View
-from nescio.objectives.base import TrainingNetwork
 from nescio.training.state import State
 
 log = logging.getLogger(__name__)

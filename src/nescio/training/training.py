@@ -8,15 +8,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from nescio.core.errors import InputError, check_at_least
+from nescio.core.outputs import check_folder
 from nescio.data.hashing import combine, hash_files
-from nescio.data.sources import AnySource, Source, as_source, by_name
-from nescio.data.transforms import Transform
-from nescio.errors import InputError, check_at_least
+from nescio.data.source import AnySource, Source, as_source, by_name
+from nescio.data.transform import Transform
+from nescio.methods.trained import Objective, parse_objective
 from nescio.models import Classifier
 from nescio.models.load import new_network
 from nescio.models.runs import STATE, WEIGHTS, Run
-from nescio.objectives import Objective, parse_objective
-from nescio.outputs import check_folder
 from nescio.training.checks import check_objective, check_same_run, check_sources, fingerprint, made_with
 from nescio.training.hardware import Hardware, make_fabric
 from nescio.training.images import Images, held_side

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nescio import metrics
-from nescio.data.changed import shuffle_tiles
-from nescio.detector import Detector
-from nescio.errors import InputError
-from nescio.extraction import pass_of
+from nescio.core.detector import Detector
+from nescio.core.errors import InputError
+from nescio.data.corruptions import shuffle_tiles
+from nescio.evaluation import metrics
 from nescio.models import Classifier
+from nescio.run.extraction import pass_of
 from nescio.training.images import Images
 from nescio.training.state import WAY_OUT
 

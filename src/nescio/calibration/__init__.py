@@ -1,0 +1,1 @@
+"""Thresholds with a guarantee or of least cost, probabilities, drift."""

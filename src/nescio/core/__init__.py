@@ -1,0 +1,1 @@
+"""What everything is built on: features, stages, detectors, spec strings, errors, files."""

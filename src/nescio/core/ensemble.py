@@ -1,0 +1,163 @@
+"""Several detectors as one: their scores on a common scale, combined."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nescio.core import numerics
+from nescio.core.errors import InputError
+from nescio.core.features import Features, TrainingData
+from nescio.core.fitting import held_out
+from nescio.core.stage import Chain, Probe, Stage
+
+HELD_OUT = 0.2
+"""Share of the training images that puts the members on a common scale, where no others are given."""
+
+
+class Ensemble(Stage, place="score"):
+    """Members are whole detectors without an input stage; one before the ensemble serves all of them.
+
+    They are fitted on one part of the data, and their scale is taken from ID features that none of them was fitted on:
+    those given for calibration, or a random share of the training images. (Members that themselves take a scale from
+    given images, an ensemble or ``gram``, share these with the ensemble around them.)
+    """
+
+    needs_held_out = True
+
+    def __init__(self, members: Sequence[Chain]) -> None:
+        super().__init__()
+        if len(members) < 2:
+            raise InputError(f"{self.name}({', '.join(map(repr, members))}) needs two members or more")
+        for member in members:
+            if member.steps[0].place == "input":
+                own, rest = member.steps[0], "+".join(map(repr, member.steps[1:]))
+                raise InputError(
+                    f"'{member!r}' in an ensemble makes a pass of its own; put the input stage before it, for all "
+                    f"members: {own!r}+{self.name}({rest},…)"
+                )
+        self.members = nn.ModuleList(members)
+        self.needs_train = any(member.needs_train for member in members)
+
+    @property
+    def chains(self) -> list[Chain]:
+        """The members, typed."""
+        return [m for m in self.members if isinstance(m, Chain)]
+
+    def __repr__(self) -> str:
+        return f"{self.name}({','.join(map(repr, self.chains))})"
+
+    def learned(self) -> dict[str, Any]:
+        """The members' settings and what they learnt."""
+        return {"members": [chain.settings() for chain in self.chains]}
+
+    def needs_heads(self) -> set[str]:
+        """The heads that some member reads."""
+        return {head for chain in self.chains for head in chain.needs_heads()}
+
+    def unexportable(self) -> str | None:
+        """What holds for the first member that cannot be exported."""
+        return next((f"has a member that cannot be: {why}" for m in self.chains if (why := m.unexportable())), None)
+
+    def probes(self) -> Mapping[str, Probe]:
+        """The probes of all members."""
+        return {name: probe for chain in self.chains for name, probe in chain.probes().items()}
+
+    def fit(self, data: TrainingData) -> None:
+        """Fit the members, then score the held-out features with them."""
+        fit, held = held_out(data, HELD_OUT)
+        try:
+            for chain in self.chains:
+                chain.fit_stages(fit)
+        except InputError as e:
+            if data.held_out is not None:
+                raise
+            raise InputError(
+                f"{e} ({self.name}(…) keeps a fifth of the training images apart; give others for that: --calibrate)"
+            ) from None
+        self.scale(torch.cat([self.scores(f) for f in held()]))
+
+    def scores(self, f: Features) -> Tensor:
+        """The members' scores ``(B, members)``."""
+        return torch.stack([chain(f) for chain in self.chains], dim=1)
+
+    @abstractmethod
+    def scale(self, scores: Tensor) -> None:
+        """Learn the common scale from held-out scores ``(N, members)``."""
+
+
+class _Standardised(Ensemble):
+    centre: Tensor
+    spread: Tensor
+
+    def scale(self, scores: Tensor) -> None:
+        """Learn mean and standard deviation of each member's held-out scores; a constant one counts as it is."""
+        self.centre = scores.mean(dim=0)
+        spread = scores.std(dim=0, correction=0)
+        self.spread = torch.where(spread > 0, spread, 1)
+
+    def standardised(self, f: Features) -> Tensor:
+        """The members' scores on the common scale ``(B, members)``."""
+        return (self.scores(f) - self.centre) / self.spread
+
+
+class Mean(_Standardised, name="mean"):
+    """Mean of the members' scores, each standardised by held-out ID scores. ``h (B, L) -> score (B,)``.
+
+    ``mean(fm+ls+energy,knn:k=50)``. Members are fitted on training features; mean and standard deviation come from
+    ``--calibrate`` images, or from a fifth of the training images that no member is fitted on then.
+
+    Source: Dadalto et al., "Combine and Conquer: A Meta-Analysis on Data Shift
+    and Out-of-Distribution Detection", 2024.
+    """
+
+    def forward(self, f: Features) -> Tensor:
+        """Score a batch."""
+        return self.standardised(f).mean(dim=1)
+
+
+class Max(_Standardised, name="max"):
+    """The largest of the members' scores, each standardised by held-out ID scores. ``h (B, L) -> score (B,)``.
+
+    One member that finds the image familiar is enough. The scale is that of ``mean``.
+
+    Source: Dadalto et al., "Combine and Conquer: A Meta-Analysis on Data Shift and Out-of-Distribution Detection",
+    2024, among its combination rules.
+    """
+
+    def forward(self, f: Features) -> Tensor:
+        """Score a batch."""
+        return self.standardised(f).amax(dim=1)
+
+
+class Fisher(Ensemble, name="fisher"):
+    """Fisher's combination of the members' p-values: ``Σ_j log p_j``. ``h (B, L) -> score (B,)``.
+
+    ``p_j`` is the share of held-out ID images that member j finds as strange: ``i / (1 + N)`` at the i-th lowest of
+    their N scores, linear in between, and constant outside: below the lowest all images look alike to a member, so many
+    held-out images are of use.
+
+    Source: Haroush et al., "A Statistical Framework for Efficient Out of Distribution Detection in Deep Neural
+    Networks", ICLR 2022. Without Brown's correction for correlated members, which rescales all scores alike.
+    """
+
+    reference: Tensor
+
+    def scale(self, scores: Tensor) -> None:
+        """Keep each member's held-out scores in order ``(members, N)``."""
+        if len(scores) < 2:
+            raise InputError(f"'{self!r}' needs two held-out ID images or more; give some (--calibrate)")
+        self.reference = scores.T.sort(dim=1).values.contiguous()
+
+    def forward(self, f: Features) -> Tensor:
+        """Score a batch."""
+        scores = self.scores(f).T.contiguous()
+        n = self.reference.shape[1]
+        above = numerics.at_most(self.reference, scores).clamp(1, n - 1)
+        low, high = self.reference.gather(1, above - 1), self.reference.gather(1, above)
+        part = torch.where(high > low, (scores - low) / torch.where(high > low, high - low, 1), 1).clamp(0, 1)
+        return ((above + part) / (1 + n)).log().sum(dim=0)

@@ -1,0 +1,232 @@
+"""What one pass through a network leaves behind: the head, and a record of features per batch."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from nescio.core.errors import InputError
+
+PLAIN_PASS = "plain"  # noqa: S105 - a pass through a network
+"""Names the pass that runs the network as it is, without an input stage."""
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """The last linear layer: ``weight (C, L)``, ``bias (C,)`` (zeros where the model has none).
+
+    Both are float32 or float64, and everything is computed in that type; of any other type they become float32.
+    ``keep``, where there is one, makes the head depend on the predicted class: it gives for class c the mask ``(C, L)``
+    of the weights that images predicted as c are read with, and for classes ``(B,)`` the masks ``(B, C, L)``.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    keep: Callable[[int | Tensor], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        if self.weight.ndim != 2 or self.bias.shape != self.weight.shape[:1]:
+            shapes = f"{tuple(self.weight.shape)}, {tuple(self.bias.shape)}"
+            raise InputError(f"expected a head of weight (C, L) and bias (C,), got {shapes}")
+        dtype = torch.float64 if self.weight.dtype == torch.float64 else torch.float32
+        for name in ("weight", "bias"):
+            if (tensor := getattr(self, name)).dtype != dtype:
+                object.__setattr__(self, name, tensor.to(dtype))
+
+    def __call__(self, h: Tensor, pred: Tensor) -> Tensor:
+        """Logits ``(B, C)`` of features ``h (B, L)``, predicted as ``pred (B,)``."""
+        if self.keep is None:
+            return self.linear(h)
+        if torch.compiler.is_compiling():  # a graph of any batch has no groups, but a mask for each image
+            return ((self.weight * self.keep(pred)) @ h[:, :, None])[:, :, 0] + self.bias
+        order = pred.argsort(stable=True)  # rows of one class together, so that each mask is made once
+        classes, counts = torch.unique_consecutive(pred[order], return_counts=True)
+        parts = [
+            torch.nn.functional.linear(rows, self.weight * self.keep(c), self.bias)
+            for c, rows in zip(classes.tolist(), torch.split(h[order], counts.tolist()), strict=True)
+        ]
+        return torch.cat(parts)[order.argsort()] if parts else self.linear(h)
+
+    def linear(self, h: Tensor) -> Tensor:
+        """``W h + b``: logits ``(B, C)`` from all weights, whatever the prediction."""
+        return torch.nn.functional.linear(h, self.weight, self.bias)
+
+    @property
+    def n_classes(self) -> int:
+        """C."""
+        return self.weight.shape[0]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of both tensors: what a fitted detector is bound to."""
+        digest = hashlib.blake2b(digest_size=16)
+        for t in (self.weight, self.bias):
+            digest.update(t.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def cpu(self) -> Head:
+        """The head in main memory."""
+        return dataclasses.replace(self, weight=self.weight.cpu(), bias=self.bias.cpu())
+
+    def scaled(self, factor: float) -> Head:
+        """The head whose logits are ``factor`` times as large."""
+        return dataclasses.replace(self, weight=self.weight * factor, bias=self.bias * factor)
+
+    def masked(self, mask: Tensor) -> Head:
+        """The head with some weights set to zero: those where ``mask (C, L)`` is zero."""
+        return dataclasses.replace(self, weight=self.weight * mask)
+
+
+class Columns(Mapping[str, Tensor]):
+    """Named tensors of B rows, each read only when it is asked for, and once."""
+
+    def __init__(self, readers: Mapping[str, Callable[[], Tensor]]) -> None:
+        self._readers = readers
+        self._values: dict[str, Tensor] = {}
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> Columns:
+        """Columns that are in memory already."""
+        return cls({name: lambda t=t: t for name, t in tensors.items()})  # type: ignore[misc]
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._values:
+            self._values[name] = self._readers[name]()
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._readers)
+
+    def __len__(self) -> int:
+        return len(self._readers)
+
+    def rows(self, pick: Tensor | slice) -> Columns:
+        """Some rows of every column, by index or as a slice."""
+        return Columns({name: lambda name=name: self[name][pick] for name in self})  # type: ignore[misc]
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """A batch of penultimate features and what belongs to them. Nothing here is ever changed in place.
+
+    Attributes:
+        h: penultimate features ``(B, L)``, of any type of number; kept in the head's.
+        head: the linear layer that reads them.
+        pred: the network's own prediction ``(B,)`` int64: the raw one, whatever later stages do to ``h`` or ``head``.
+        labels: true class ``(B,)`` int64, -1 where unknown; None where nobody asked.
+        aux: named tensors of B rows: ``PROBE.i``, what probe ``PROBE`` made of the i-th feature map.
+        network_pass: key of the pass that made the record: a detector with an input stage reads its own pass alone.
+        raw: the record as the network produced it (itself, for such a record).
+    """
+
+    h: Tensor
+    head: Head
+    pred: Tensor
+    labels: Tensor | None = None
+    aux: Columns = field(default_factory=lambda: Columns({}))
+    network_pass: str = PLAIN_PASS
+    _raw: Features | None = None
+    _logits: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.h.dtype != self.head.weight.dtype:
+            object.__setattr__(self, "h", self.h.to(self.head.weight.dtype))
+
+    def __len__(self) -> int:
+        return self.h.shape[0]
+
+    @property
+    def raw(self) -> Features:
+        """The record as the network produced it."""
+        return self if self._raw is None else self._raw
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """Logits ``(B, C)``: computed from ``h`` and ``head`` when asked for, unless a stage replaced them."""
+        return self._logits if self._logits is not None else self.head(self.h, self.pred)
+
+    @cached_property
+    def _finite(self) -> Tensor:
+        finite = self.h.sum(dim=1).isfinite()  # a thirtieth of the time; but a sum can overflow
+        return finite if bool(finite.all()) else self.h.isfinite().all(dim=1)
+
+    def finite(self, columns: Collection[str] = ()) -> Tensor:
+        """Whether everything in a row is finite: h, and what probes or heads of these names said. ``(B,)`` bool."""
+        parts = [self.aux[name] for name in self.aux if name.rpartition(".")[0] in columns]
+        parts += [] if self._logits is None else [self._logits]
+        return functools.reduce(torch.logical_and, (t.isfinite().all(dim=1) for t in parts), self._finite)
+
+    def rows(self, pick: Tensor | slice) -> Features:
+        """Some rows of the record, by index or as a slice."""
+        labels = None if self.labels is None else self.labels[pick]
+        logits = None if self._logits is None else self._logits[pick]
+        raw = None if self._raw is None else self._raw.rows(pick)
+        aux = self.aux.rows(pick)
+        return Features(self.h[pick], self.head, self.pred[pick], labels, aux, self.network_pass, raw, logits)
+
+    def blocks(self, rows: int) -> Iterator[Features]:
+        """The record in consecutive parts of at most ``rows`` rows; ``h`` is not copied."""
+        for start in range(0, len(self), rows):
+            yield self.rows(slice(start, start + rows))
+
+    def probed(self, probe: str) -> list[Tensor]:
+        """What a probe made of each feature map, by depth: tensors ``(B, D_i)``.
+
+        Raises:
+            InputError: the features were extracted without this probe.
+        """
+        names = [name for name in self.aux if name.rpartition(".")[0] == probe]
+        if not names:
+            raise InputError(f"these features were extracted without the probe '{probe}'; give it to extract(probes=…)")
+        return [self.aux[name] for name in sorted(names, key=lambda name: int(name.rpartition(".")[2]))]
+
+    def with_h(self, h: Tensor) -> Features:
+        """The record with other features; its logits follow from them."""
+        return dataclasses.replace(self, h=h, _logits=None, _raw=self.raw)
+
+    def with_head(self, head: Head) -> Features:
+        """The record with another head; its logits follow from it."""
+        return dataclasses.replace(self, head=head, _logits=None, _raw=self.raw)
+
+    def with_logits(self, logits: Tensor) -> Features:
+        """The record with its logits replaced."""
+        return dataclasses.replace(self, _logits=logits, _raw=self.raw)
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What stages are fitted on: the head, and fresh iterators over labelled chunks of features.
+
+    ``chunks`` is None where the user gave no training images; a stage that asks for them then fails by name.
+    ``held_out``, where given, are ID features that no stage is fitted on, to put scores on a common scale.
+    """
+
+    head: Head
+    chunks: Callable[[], Iterator[Features]] | None = None
+    held_out: Callable[[], Iterator[Features]] | None = None
+
+    def __call__(self) -> Iterator[Features]:
+        """A fresh pass over the training features."""
+        if self.chunks is None:
+            raise InputError("no training images were given")
+        return self.chunks()
+
+    def map(self, change: Callable[[Features], Features]) -> TrainingData:
+        """The same data as later stages see it."""
+
+        def changed(chunks: Callable[[], Iterator[Features]] | None) -> Callable[[], Iterator[Features]] | None:
+            return chunks if chunks is None else lambda: map(change, chunks())
+
+        return TrainingData(self.head, changed(self.chunks), changed(self.held_out))
+
+    @property
+    def raw(self) -> TrainingData:
+        """The same data as the network produced it."""
+        return self.map(lambda f: f.raw)

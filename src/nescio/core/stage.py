@@ -1,0 +1,280 @@
+"""Stages, their registry, and chains of them."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+import types
+import typing
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Protocol
+
+from torch import Tensor, nn
+
+from nescio.core.errors import InputError
+from nescio.core.features import Features, Head, TrainingData
+from nescio.core.options import Optioned
+
+PLACES = ("input", "shape", "modulate", "score")
+REGISTRY: dict[str, type[Stage]] = {}
+
+
+@dataclass(frozen=True)
+class Maps:
+    """What a probe sees of a batch.
+
+    Attributes:
+        layers: feature maps ``(B, K_i, H_i, W_i)`` by depth: the last one of each resolution through which all later
+            ones are computed. The very last is the one that the network pools.
+        rest: the network from that last feature map on: ``(B, K, H, W)`` to penultimate features ``(B, L)``.
+        head: the classification head.
+        heads: the heads that the network was trained with beside the classification head, by name.
+    """
+
+    layers: Sequence[Tensor]
+    rest: Callable[[Tensor], Tensor]
+    head: Head
+    heads: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
+
+
+Probe = Callable[[Maps], Sequence[Tensor]]
+"""Reduces feature maps within the network's pass to tensors ``(B, D_i)``, which go to the bank."""
+
+
+class Stage(Optioned, nn.Module):
+    """One step of a detector. Options are the keyword-only arguments of ``__init__``, kept under their own names.
+
+    What a stage learns it declares as a ``Tensor`` in its class body: a buffer, None until ``fit(data)`` sets it. A
+    file of the detector keeps these and the options alone, so ``fit`` may set nothing else. ``forward`` only reads.
+    Shape and modulate stages are fitted on raw training features, score stages on what the stages before them produce.
+    """
+
+    kind = "stage"
+    place: ClassVar[str]
+    needs_train: bool = False
+    """Whether ``fit`` iterates over training features (and so whether the user must give training images)."""
+    needs_held_out: bool = False
+    """Whether ``fit`` wants ID features apart from the training features; without, it takes a share of these."""
+    groups_by_class: bool = False
+    """Whether work is done once per predicted class and batch, so that large batches save most of it."""
+    _declared: ClassVar[list[str]]
+
+    def __init_subclass__(cls, name: str | None = None, place: str | None = None) -> None:
+        super().__init_subclass__()
+        if place is not None:
+            cls.place = place
+        if name is not None:
+            cls.name = name
+            REGISTRY[name] = cls
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in self.declared():
+            self.register_buffer(name, None)
+
+    @classmethod
+    def declared(cls) -> list[str]:
+        """Names of the tensors that the stage learns: what its class body and its bases' annotate as ``Tensor``.
+
+        The annotation may be written in any way that means it: ``torch.Tensor``, ``Tensor | None``, an alias, a string.
+        """
+        if "_declared" not in vars(cls):  # once a class: annotations that are strings have to be evaluated
+            cls._declared = [
+                name
+                for base in cls.__mro__
+                if issubclass(base, Stage)
+                for name, kind in inspect.get_annotations(base).items()
+                if _means_tensor(kind, {**vars(sys.modules.get(base.__module__, base)), **vars(base)})
+            ]
+        return list(dict.fromkeys(cls._declared))
+
+    def needs_heads(self) -> set[str]:
+        """Heads that the network must have been trained with, beside the classification head."""
+        return set()
+
+    def probes(self) -> Mapping[str, Probe]:
+        """What this stage wants to be computed from feature maps, by a name that says all it depends on."""
+        return {}
+
+    def unexportable(self) -> str | None:
+        """Why an ONNX graph cannot hold the stage, as the rest of a sentence that its name begins.
+
+        Before the stage is fitted, as far as its options say.
+        """
+        return None
+
+    def fit(self, data: TrainingData) -> None:
+        """Learn from the head or the training features; most stages have nothing to learn."""
+
+    def learned(self) -> dict[str, Any]:
+        """The single numbers that ``fit`` chose, for a manifest or a message."""
+        return {name: float(b) for name, b in self.named_buffers(recurse=False) if b.numel() == 1}
+
+    def __call__(self, features: Features) -> Any:
+        """Run ``forward``, after a check that nothing it reads is still unfitted."""
+        missing = [name for name, buffer in self._buffers.items() if buffer is None]
+        if missing:
+            raise RuntimeError(f"stage '{self.name}' is not fitted (it has no {missing[0]} yet): call fit first")
+        return super().__call__(features)
+
+
+def _means_tensor(kind: Any, names: dict[str, Any]) -> bool:
+    """Whether an annotation stands for a tensor, or for one that may be missing."""
+    if isinstance(kind, typing.ForwardRef):
+        kind = kind.__forward_arg__
+    if isinstance(kind, str):
+        try:
+            kind = eval(kind, dict(names))  # noqa: S307 - as typing.get_type_hints does, by the names of its own file
+        except Exception:  # noqa: BLE001 - a name that is imported for the type checker alone, or no Python at all
+            words = set(re.findall(r"\w+", kind))
+            return "Tensor" in words and words <= {"torch", "typing", "Tensor", "None", "Optional", "Union"}
+        return _means_tensor(kind, names)
+    kind = getattr(kind, "__value__", kind)  # what a ``type`` statement names
+    if typing.get_origin(kind) in (typing.Union, types.UnionType, typing.Annotated, typing.Final):
+        return any(_means_tensor(part, names) for part in typing.get_args(kind))
+    return isinstance(kind, type) and issubclass(kind, Tensor)
+
+
+def fit_stage(stage: Stage, data: TrainingData) -> None:
+    """Fit a stage, and make sure that a file of the detector will hold all that it learned.
+
+    Raises:
+        InputError: it set something that it does not declare, which saving would lose.
+    """
+    before, known = dict(vars(stage)), {*_parts_of(stage), *stage.declared(), *stage.options()}
+    stage.fit(data)
+    changed = [name for name, value in vars(stage).items() if value is not None and value is not before.get(name)]
+    lost = [name for name in (*changed, *_parts_of(stage)) if name not in known]
+    if lost:
+        raise InputError(
+            f"stage '{stage.name}' learned '{lost[0]}', which no file of the detector would hold: declare it in the "
+            f"class body ({lost[0]}: Tensor) and let fit set a tensor"
+        )
+
+
+def _parts_of(stage: Stage) -> list[str]:
+    """Names of buffers, parameters and modules."""
+    return [name for kind in ("_buffers", "_parameters", "_modules") for name in vars(stage)[kind]]
+
+
+class Chain(nn.Module):
+    """Stages one after the other, a score at the end. Several in one detector make an ensemble."""
+
+    def __init__(self, stages: Sequence[Stage]) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(stages)
+
+    def __repr__(self) -> str:
+        return "+".join(map(repr, self.steps))
+
+    @property
+    def steps(self) -> list[Stage]:
+        """The stages, typed."""
+        return [s for s in self.stages if isinstance(s, Stage)]
+
+    @property
+    def needs_train(self) -> bool:
+        """Whether fitting reads training features."""
+        return any(s.needs_train for s in self.steps)
+
+    @property
+    def needs_held_out(self) -> bool:
+        """Whether fitting wants ID features apart from the training features."""
+        return any(s.needs_held_out for s in self.steps)
+
+    def needs_heads(self) -> set[str]:
+        """Heads, beside the classification head, that some stage reads."""
+        return {head for s in self.steps for head in s.needs_heads()}
+
+    @property
+    def columns(self) -> set[str]:
+        """Names of the probes, heads and input stages whose columns some stage reads."""
+        own = {s.name for s in self.steps if s.place == "input"}
+        return own.union(*(names for s in self.steps for names in (s.probes(), s.needs_heads())))
+
+    def probes(self) -> dict[str, Probe]:
+        """The probes of all stages."""
+        return {name: probe for s in self.steps for name, probe in s.probes().items()}
+
+    def unexportable(self) -> str | None:
+        """Why an ONNX graph cannot hold the stages: a sentence about the first that it cannot hold."""
+        return next((f"'{s!r}' {why}" for s in self.steps if (why := s.unexportable())), None)
+
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """Every hyperparameter of every stage, defaults included, and the single numbers that fitting chose."""
+        return {s.name: s.settings() | s.learned() for s in self.steps}
+
+    def fit_stages(self, data: TrainingData) -> None:
+        """Fit every stage: on raw training features, the score on what the others produce."""
+        *before, last = self.steps
+        for stage in before:
+            fit_stage(stage, data.raw)
+        fit_stage(last, data.map(self.pipeline))
+
+    def pipeline(self, f: Features) -> Features:
+        """Everything before the score."""
+        for stage in self.steps[:-1]:
+            f = stage(f)
+        return f
+
+    def of_any_pass(self, f: Features) -> Tensor:
+        """Scores ``(B,)`` float64, whatever pass the features come from; higher means more in-distribution."""
+        scores: Tensor = self.steps[-1](self.pipeline(f))
+        return scores
+
+    forward = of_any_pass
+
+
+class Network(Protocol):
+    """What an input stage needs of a network."""
+
+    std: Tensor
+
+    def __call__(self, x: Tensor) -> Features:
+        """Features of normalised images ``x (B, 3, H, W)``."""
+        ...
+
+
+class InputStage(Stage, place="input"):
+    """A stage that changes how the network is run. It makes its own pass over the images.
+
+    ``reads`` says what the pass follows from: the stage's own ``"options"`` (training images then go through it too,
+    and detectors with the same stage share it), or also the fitted ``"pipeline"`` before the score, or the ``"score"``.
+    """
+
+    reads: ClassVar[Literal["options", "pipeline", "score"]]
+    needs_images: ClassVar[bool] = False
+    """Whether ``choose`` wants to run the network over ID images, once the detector is fitted."""
+    replaces_logits: ClassVar[bool] = False
+    """Whether the pass gives logits of its own, which a change of features or head would lose."""
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the pass follows from the options alone: training images then go through it too."""
+        return self.reads == "options"
+
+    def unexportable(self) -> str | None:
+        """A graph is one plain pass."""
+        return "makes a pass of its own, beside the plain one that gives the label; a graph holds the plain one alone"
+
+    def depends_on(self, stages: Sequence[Stage]) -> int:
+        """How many of a detector's stages decide what the pass does."""
+        return {"options": 1, "pipeline": len(stages) - 1, "score": len(stages)}[self.reads]
+
+    def prepare(self, body: nn.Module) -> nn.Module:
+        """The network as this pass runs it; ``body`` is a copy whose modules may be exchanged.
+
+        Raises:
+            InputError: this network has nothing that the stage could change.
+        """
+        return body
+
+    def choose(self, network: Network, chain: Chain, batches: Iterable[Tensor]) -> None:
+        """Learn from batches of normalised ID images what only the network can tell; most have nothing to learn."""
+
+    @abstractmethod
+    def run(self, network: Network, chain: Chain, x: Tensor) -> Features:
+        """Raw features of images ``x (B, 3, H, W)`` as this pass sees them; ``chain`` is the whole detector."""

@@ -1,0 +1,162 @@
+"""The test transform of a model, as a value that prints, parses and hashes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as tvf
+
+from nescio.core.errors import InputError, TooLarge, nearest
+from nescio.data.decode import MAX_PIXELS
+
+INTERPOLATIONS = {
+    m.value: m for m in (InterpolationMode.BILINEAR, InterpolationMode.BICUBIC, InterpolationMode.NEAREST)
+}
+MOST_SIDE = 4096
+"""Pixels of ``crop`` and ``resize``."""
+Triple = tuple[float, float, float]
+
+
+NORMALISATIONS: dict[str, tuple[Triple, Triple]] = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+"""Means and standard deviations that have a name."""
+
+
+def triple(text: str) -> Triple:
+    """One number for all channels, or three as ``r/g/b`` or ``r,g,b``. Raises ValueError where it is neither."""
+    numbers = [float(v) for v in text.replace(",", "/").split("/")]
+    r, g, b = numbers * 3 if len(numbers) == 1 else numbers
+    return r, g, b
+
+
+@dataclass(frozen=True)
+class Transform:
+    """Resize the short side, crop the centre, scale to [0, 1], normalise by channel.
+
+    The geometry runs on each decoded image and yields uint8; the normalisation runs on the batch, on the device.
+
+    Attributes:
+        crop: side of the square that the network sees, in pixels.
+        resize: length of the short side after (antialiased) resizing, in pixels; ``crop`` where None.
+        interpolation: ``bilinear``, ``bicubic`` or ``nearest``.
+        mean, std: per channel, for pixels in [0, 1].
+    """
+
+    crop: int
+    resize: int | None = None
+    interpolation: str = "bilinear"
+    mean: Triple = (0.485, 0.456, 0.406)
+    std: Triple = (0.229, 0.224, 0.225)
+
+    def __post_init__(self) -> None:
+        if self.interpolation not in INTERPOLATIONS:
+            raise InputError(
+                f"unknown interpolation '{self.interpolation}'{nearest(self.interpolation, INTERPOLATIONS)}"
+            )
+        if self.crop < 1 or (self.resize is not None and self.resize < self.crop):
+            raise InputError(f"transform needs 1 <= crop <= resize, got crop={self.crop}, resize={self.resize}")
+        if max(self.crop, self.resize or 0) > MOST_SIDE:
+            raise InputError(
+                f"transform takes crop and resize up to {MOST_SIDE:,} pixels, got crop={self.crop}, "
+                f"resize={self.resize}: a batch of larger images takes gigabytes"
+            )
+        if not all(0 < s < float("inf") for s in self.std) or not all(abs(m) < float("inf") for m in self.mean):
+            raise InputError(f"mean must be finite and std above 0 in every channel, got {self.mean} and {self.std}")
+
+    def geometry(self, image: Image.Image) -> Tensor:
+        """An RGB image as the network will see it: uint8 ``(3, crop, crop)``."""
+        short, long = sorted(image.size)
+        if (self.resize or self.crop) ** 2 * long / short > MAX_PIXELS:
+            raise TooLarge(f"{image.width} × {image.height} pixels: resized, it would exceed {MAX_PIXELS:,}")
+        mode = INTERPOLATIONS[self.interpolation]
+        image = tvf.resize(image, [self.resize or self.crop], interpolation=mode, antialias=True)
+        pixels: Tensor = tvf.pil_to_tensor(tvf.center_crop(image, [self.crop, self.crop]))
+        return pixels
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Uint8 ``(B, 3, H, W)`` to normalised float32 on the same device."""
+        mean = torch.tensor(self.mean, device=images.device)[:, None, None]
+        std = torch.tensor(self.std, device=images.device)[:, None, None]
+        return images.to(torch.float32).div_(255).sub_(mean).div_(std)
+
+    def at(self, size: int) -> Self:
+        """The transform for another crop size, in pixels, that resizes in the same proportion."""
+        resize = None if self.resize is None else round(size * self.resize / self.crop)
+        return dataclasses.replace(self, crop=size, resize=resize)
+
+    def __str__(self) -> str:
+        def triple(values: Triple) -> str:
+            return "/".join(f"{v:g}" if float(f"{v:g}") == v else repr(v) for v in values)
+
+        return (
+            f"resize={self.resize or self.crop},crop={self.crop},interpolation={self.interpolation},"
+            f"mean={triple(self.mean)},std={triple(self.std)}"
+        )
+
+    @classmethod
+    def parse(cls, text: str, default: Self | None = None) -> Self:
+        """Read ``resize=256,crop=224,interpolation=bicubic,mean=0.485,0.456,0.406,std=0.229/0.224/0.225``.
+
+        ``mean=NAME``, one of ``NORMALISATIONS``, stands for that mean and, unless std is given, its std; ``std=NAME``
+        for the std alone. What is absent comes from ``default``.
+
+        Raises:
+            InputError: an option is unknown, a value does not fit, or there is no crop and no default.
+        """
+        items = _items(text, [f.name for f in dataclasses.fields(cls)])
+        changes: dict[str, object] = {key: _value(key, value) for key, value in items.items()}
+        if items.get("mean") in NORMALISATIONS:
+            changes.setdefault("std", NORMALISATIONS[items["mean"]][1])
+        if default is not None:
+            if "crop" in changes and "resize" not in changes:
+                changes["resize"] = None
+            return dataclasses.replace(default, **changes)  # type: ignore[arg-type]
+        if "crop" not in changes:
+            raise InputError(f"transform '{text}' has no crop=PIXELS, and the model brings no transform of its own")
+        return cls(**changes)  # type: ignore[arg-type]
+
+
+def _items(text: str, known: Sequence[str]) -> dict[str, str]:
+    """``KEY=VALUE`` between commas; numbers without a key belong to the value before them: ``mean=0.5,0.4,0.3``."""
+    items: dict[str, str] = {}
+    key = ""
+    for part in text.split(","):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals and key in ("mean", "std"):
+            items[key] += f",{name}"
+            continue
+        key = name
+        if key not in known:
+            raise InputError(f"unknown transform option '{key}'{nearest(key, known)}")
+        if key in items:
+            raise InputError(f"transform '{text}' says {key} twice; keep one")
+        items[key] = value
+    return items
+
+
+def _value(key: str, text: str) -> object:
+    try:
+        if key in ("crop", "resize"):
+            return int(text)
+        if key in ("mean", "std"):
+            return NORMALISATIONS[text][key == "std"] if text in NORMALISATIONS else triple(text)
+    except ValueError:
+        if key in ("crop", "resize"):
+            raise InputError(f"transform option {key}={text} is not a number of pixels") from None
+        raise InputError(
+            f"transform option {key}={text} cannot be read; write one number, three ({key}=0.485,0.456,0.406), or one "
+            f"of the names {', '.join(NORMALISATIONS)}"
+        ) from None
+    return text

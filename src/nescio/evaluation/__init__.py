@@ -1,0 +1,1 @@
+"""How well detectors do: metrics, tables, choices, the published benchmarks."""

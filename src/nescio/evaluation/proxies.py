@@ -1,0 +1,130 @@
+"""Stand-ins for OOD images, made of ID images or of nothing: what a detector can be chosen by before it is deployed.
+
+A proxy is two streams of features: what should be accepted, and what should not. Every proxy but the last is a set of
+images, which the network sees as it sees any other.
+
+- ``noise``: pixels that are N(0, 1) for the network, as in the FM + LS paper (section V-F), in 8 bits.
+- ``pixels``, ``tiles``, ``blur``, ``corner``: the ID validation images with their pixels or their 4 × 4 tiles in
+  another order, blurred away, or a corner alone.
+- ``background``: no images at all. SSOD's sampler (its equation 12) on the frozen classifier says which positions of an
+  image's feature map are sure of its class, and which are sure that it is not there. The least sure positions of one
+  half of the images are pooled into a vector each, and as many of the surest of the other half; single positions would
+  differ from pooled features in scale alone. A probe does it within the pass over the validation images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nescio.core.errors import InputError, check_choice
+from nescio.core.features import Features
+from nescio.core.stage import Maps, Probe
+from nescio.data.corruptions import CHANGES, Changed
+from nescio.data.formats.synthetic import Gaussian, NoiseSource
+from nescio.data.source import Source
+from nescio.methods.trained.ssod import sample, true_class_confidence
+from nescio.models import Classifier
+from nescio.run.bank import Bank
+from nescio.run.extraction import extract
+
+BACKGROUND = "background"
+PROXIES = ("noise", *CHANGES, BACKGROUND)
+MIXED = "mixed"
+"""All proxies that can be had, each counting the same."""
+GAMMA = 0.95
+LEAST = 50
+"""Images that must have both kinds of positions."""
+
+Chunks = Callable[[], Iterator[Features]]
+
+
+def named(proxy: str) -> tuple[str, ...]:
+    """The proxies that a name stands for."""
+    return PROXIES if proxy == MIXED else (check_choice("proxy", proxy, [*PROXIES, MIXED]),)
+
+
+def proxy_source(proxy: str, val: Source, classifier: Classifier) -> Source:
+    """The images of a proxy: as many as the validation images, at the size that the network's transform resizes to."""
+    t = classifier.transform
+    if proxy != "noise":
+        return Changed(val, proxy, t)
+    mean, std = ("/".join(map(repr, values)) for values in (t.mean, t.std))
+    return NoiseSource(Gaussian(images=len(val), size=t.resize or t.crop, mean=mean, std=std))
+
+
+def proxy_features(
+    proxy: str, val: Source, classifier: Classifier, bank: Bank, **extraction: Any
+) -> tuple[Chunks, Chunks]:
+    """The features that should be accepted, and those that should not.
+
+    Args:
+        proxy: one of ``PROXIES``.
+        val: ID validation images.
+        classifier: the network.
+        bank: its features of them; for ``background`` with the column of ``background_probe``.
+        **extraction: options of ``extract``.
+
+    Raises:
+        InputError: the images do not have enough positions of both kinds (``background``).
+    """
+    if proxy == BACKGROUND:
+        return _halves(bank)
+    source = proxy_source(proxy, val, classifier)
+    return bank.chunks, extract(classifier, source, title=proxy, **extraction).chunks
+
+
+def background_probe(neck: Callable[[Tensor], Tensor], gamma: float = GAMMA) -> dict[str, Probe]:
+    """The probe, by its name: pooled background, pooled foreground and how many positions each pools, per image.
+
+    ``neck`` is the network behind its pooling: pooled vectors ``(N, K)`` to penultimate features ``(N, L)``.
+    """
+
+    def probe(maps: Maps) -> Sequence[Tensor]:
+        fmap = maps.layers[-1]
+        rows = fmap.flatten(2).mT  # (B, H·W, K)
+        logits = maps.head.linear(neck(rows.flatten(0, 1))).view(*rows.shape[:2], -1)
+        pred = maps.head.linear(maps.rest(fmap)).argmax(dim=1)
+        confidence = true_class_confidence(logits, pred)
+        is_id, is_ood = sample(confidence, gamma)
+        pooled = torch.minimum(is_id.sum(dim=1), is_ood.sum(dim=1))  # as many of the one as of the other
+        rank = confidence.argsort(dim=1).argsort(dim=1)
+        least, surest = rank < pooled[:, None], rank >= rank.shape[1] - pooled[:, None]
+        means = [(rows * at[..., None]).sum(dim=1) / pooled.clamp(min=1)[:, None] for at in (least, surest)]
+        return [*map(neck, means), pooled[:, None].to(fmap.dtype)]
+
+    return {_column(gamma): probe}
+
+
+def _column(gamma: float) -> str:
+    return f"patches-{gamma:g}"
+
+
+def _halves(bank: Bank, gamma: float = GAMMA) -> tuple[Chunks, Chunks]:
+    """Foreground of the images with an even number, background of the others; none of images that are misread."""
+    right = torch.from_numpy((bank.labels < 0) | (bank.pred == bank.labels))
+
+    def half(column: int, parity: int) -> Chunks:
+        def chunks() -> Iterator[Features]:
+            start = 0
+            for f in bank.chunks():
+                *pooled, count = f.probed(_column(gamma))
+                number = torch.arange(start, start + len(f.h))
+                start += len(f.h)
+                keep = (count[:, 0] > 0) & right[number] & (number % 2 == parity)
+                h = pooled[column][keep]
+                yield Features(h, f.head, f.head.linear(h).argmax(dim=1))
+
+        return chunks
+
+    foreground, background = half(1, 0), half(0, 1)
+    least = min(sum(len(f.h) for f in chunks()) for chunks in (foreground, background))
+    if least < LEAST:
+        raise InputError(
+            f"of the validation images only {2 * least} show both their class and a background to this classifier; the "
+            f"proxy 'background' needs {2 * LEAST}: give more images or another proxy"
+        )
+    return foreground, background

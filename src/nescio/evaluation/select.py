@@ -1,0 +1,324 @@
+"""Choosing a detector and its hyperparameters without any OOD image."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Table
+
+from nescio.calibration.cost import Costs, OperatingPoint, operating_point
+from nescio.core.detector import Detector, fit_all, score_all, specs_of
+from nescio.core.errors import InputError, some
+from nescio.core.features import TrainingData
+from nescio.core.spec import all_specs, search_space
+from nescio.core.stage import Probe
+from nescio.data.source import AnySource, Source, as_source
+from nescio.evaluation import metrics
+from nescio.evaluation.accuracy import Accuracy, measure, with_classes
+from nescio.evaluation.metrics import Scores
+from nescio.evaluation.proxies import BACKGROUND, MIXED, PROXIES, Chunks, background_probe, named, proxy_features
+from nescio.models import Classifier
+from nescio.models.coerce import as_classifier
+from nescio.models.heads import FeatureHead
+from nescio.run.extraction import check_model, extract, servable
+
+log = logging.getLogger(__name__)
+
+Examples = AnySource | Mapping[str, AnySource]
+DIGITS = 4
+"""To which an AUROC is rounded before two candidates count as equally good: a hundredth of a percentage point."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A detector and how it does on the proxies.
+
+    Attributes:
+        detector: its spec.
+        auroc, fpr95: by proxy, shares.
+        gap: by proxy, how many standard deviations of the ID scores lie between the two means.
+    """
+
+    detector: str
+    auroc: dict[str, float]
+    fpr95: dict[str, float]
+    gap: dict[str, float]
+
+    def mean(self, metric: str, proxies: Sequence[str]) -> float:
+        """A metric over some proxies, each counting the same."""
+        return float(np.mean([getattr(self, metric)[p] for p in proxies]))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """All candidates, the best first, by the proxies that all of them could be judged by."""
+
+    candidates: list[Candidate]
+    proxies: tuple[str, ...]
+    scores: dict[str, tuple[Scores, Scores]]
+    """Of the best one, by proxy: what should be accepted, and what should not."""
+    accuracy: Accuracy | None = None
+    """The classifier's on the validation images, else on the training images; None where none are labelled."""
+
+    @property
+    def best(self) -> str:
+        """The spec of the best one."""
+        return self.candidates[0].detector
+
+    def operating_point(self, costs: Costs | None = None) -> OperatingPoint:
+        """The best one's threshold of least expected cost, all proxies together taken for the OOD images to come.
+
+        Raises:
+            InputError: the background was the only proxy: its features are pooled, not an image's.
+        """
+        images = [pair for name, pair in self.scores.items() if name != BACKGROUND]  # whose scale is another
+        if not images:
+            raise InputError(f"the proxy '{BACKGROUND}' alone gives no threshold; name another (--proxy mixed)")
+        return operating_point(images[0][0], np.concatenate([oods for _, oods in images]), costs)
+
+    def operating_lines(self, costs: Costs) -> Iterator[str]:
+        """What the operating point means, in words."""
+        point = self.operating_point(costs)
+        low, high = point.threshold_interval
+        yield f"threshold of least expected cost: {point.threshold:.6g} (bootstrap, 95 %: {low:.6g} to {high:.6g})"
+        yield f"it rejects {point.reject_id:.1%} of the ID images and accepts {point.accept_ood:.1%} of the others"
+        low, high = point.cost_interval
+        yield (
+            f"expected cost of a new image like these: {point.new_cost:.4g} ({low:.4g} to {high:.4g}); "
+            f"of accepting or rejecting all, whichever is less: {point.trivial_cost:.4g}"
+        )
+
+    def table(self, most: int = 10) -> Iterator[Table]:
+        """The best candidates for a terminal."""
+        table = Table(title=f"FPR95 ↓ / AUROC ↑ in % against {', '.join(self.proxies)}", title_justify="left")
+        table.add_column("detector", overflow="fold")
+        for name in (*self.proxies, *(("average",) if len(self.proxies) > 1 else ())):
+            table.add_column(name, justify="right", no_wrap=True)
+        for c in self.candidates[:most]:
+            cells = [f"{c.fpr95[p] * 100:.2f} / {c.auroc[p] * 100:.2f}" for p in self.proxies]
+            if len(self.proxies) > 1:
+                cells.append(f"{c.mean('fpr95', self.proxies) * 100:.2f} / {c.mean('auroc', self.proxies) * 100:.2f}")
+            table.add_row(c.detector, *cells)
+        yield table
+
+
+def tune(
+    classifier: Classifier,
+    space: str | Sequence[str],
+    *,
+    val: AnySource,
+    train: AnySource | None = None,
+    examples: Examples | None = None,
+    proxy: str | None = None,
+    **extraction: Any,
+) -> Choice:
+    """Judge every detector of a search space by how well it tells ID validation images from a proxy of OOD ones.
+
+    The criterion is the AUROC, averaged over the proxies; of candidates that agree to a hundredth of a percentage point
+    (noise is often told apart without an error), the one with the largest gap between the mean scores, in standard
+    deviations of the ID scores. The network runs once over each set of images, whatever the number of candidates.
+
+    Args:
+        classifier: the network.
+        space: spec strings with ranges (``fm:p=0.1..0.9+react:q=0.8..0.995+ls+energy``), or presets.
+        val: ID images that the classifier was not trained on, as ``open_source`` takes them, or a source.
+        train: its training images, with labels, for detectors that are fitted on them.
+        examples: OOD images of the user's own, or several sets of them by name, each of which counts the same.
+        proxy: one of ``PROXIES``, or ``mixed`` for all that the network and the images can serve: the default, but with
+            examples these alone are.
+        **extraction: options of ``extract``.
+
+    Raises:
+        InputError: a spec cannot be read or served, or a proxy cannot be had.
+    """
+    classifier = as_classifier(classifier)
+    specs = list(dict.fromkeys(s for given in specs_of(space) for s in search_space(given)))
+    detectors = {spec: Detector.parse(spec, classifier.name, classifier.head.n_classes) for spec in specs}
+    for spec, detector in detectors.items():
+        check_model(detector, classifier)
+        if detector.input_stage is not None:
+            raise InputError(
+                f"detector '{spec}' makes a pass of its own; tune what stands behind '{detector.input_stage}'"
+            )
+        if train is None and (detector.needs_train or detector.needs_held_out):
+            raise InputError(f"detector '{spec}' is fitted on training images; give them (--train) or leave it out")
+    return _judged(classifier, detectors, val, train, examples, proxy, extraction, chosen=True)
+
+
+def recommend(
+    classifier: Classifier,
+    *,
+    val: AnySource,
+    train: AnySource | None = None,
+    examples: Examples | None = None,
+    proxy: str | None = None,
+    **extraction: Any,
+) -> Choice:
+    """Judge one detector of every kind, and every preset, as ``tune`` does; those with a pass of their own apart.
+
+    Args:
+        classifier: the network.
+        val: ID images that the classifier was not trained on, as ``open_source`` takes them, or a source.
+        train: its training images, with labels.
+        examples: as for ``tune``.
+        proxy: as for ``tune``.
+        **extraction: options of ``extract``.
+    """
+    classifier = as_classifier(classifier)
+    served = servable(all_specs(), classifier, trained=train is not None)
+    detectors = {spec: d for spec, d in served.items() if d.input_stage is None}
+    return _judged(classifier, detectors, val, train, examples, proxy, extraction, chosen=False)
+
+
+def _judged(
+    classifier: Classifier,
+    detectors: dict[str, Detector],
+    val: AnySource,
+    train: AnySource | None,
+    examples: Examples | None,
+    proxy: str | None,
+    extraction: dict[str, Any],
+    *,
+    chosen: bool,
+) -> Choice:
+    """``chosen``: the user named these detectors, so that one which fails is an error, and not left out."""
+    val, train = as_source(val), None if train is None else as_source(train)
+    classifier = with_classes(classifier, {"training": train, "validation": val})
+    others = _named_examples(examples, val)
+    wanted = named(proxy or MIXED) if proxy or not others else ()
+    background: dict[str, Probe] = {}
+    if BACKGROUND in wanted:
+        # a detector that is named, or that the network was trained for, counts for more than one proxy of several
+        keep = (chosen or bool(classifier.heads)) and proxy in (None, MIXED)
+        with _leaving_out(BACKGROUND, proxy):
+            background = _background(classifier, detectors, keep=keep)
+        if not background:
+            wanted = tuple(p for p in wanted if p != BACKGROUND)
+    probes = {name: p for d in detectors.values() for name, p in d.probes().items()}
+    own = extract(classifier, val, probes=probes | background, title="validation", **extraction)
+    accuracy = measure(classifier, own, "validation")  # before the training images are read
+    of_training = _fit(classifier, detectors, train, probes, extraction, leave_out=not chosen)
+    streams: dict[str, tuple[Chunks, Chunks]] = {}
+    for name, source in others.items():
+        streams[name] = (own.chunks, extract(classifier, source, probes=probes, title=name, **extraction).chunks)
+    for name in wanted:
+        with _leaving_out(name, proxy):
+            streams[name] = proxy_features(name, val, classifier, own, probes=probes, **extraction)
+    if not streams:
+        raise InputError("no proxy can be had for this network and these images; give OOD examples (--ood-examples)")
+    found = {name: _against(name, detectors, pair, leave_out=not chosen) for name, pair in streams.items()}
+    proxies = tuple(found)
+    candidates = [Candidate(s, *({p: found[p][s][i] for p in proxies} for i in range(3))) for s in detectors]
+    candidates.sort(key=lambda c: (round(c.mean("auroc", proxies), DIGITS), c.mean("gap", proxies)), reverse=True)
+    best = detectors[candidates[0].detector]
+    scores = {name: (_scores(best, accept), _scores(best, refuse)) for name, (accept, refuse) in streams.items()}
+    return Choice(candidates, proxies, scores, accuracy or of_training)
+
+
+def _named_examples(examples: Examples | None, val: Source) -> dict[str, Source]:
+    given = examples if isinstance(examples, Mapping) else {} if examples is None else {"examples": examples}
+    others = {name: as_source(source) for name, source in given.items()}
+    for name, source in others.items():
+        if name in (*PROXIES, MIXED):
+            raise InputError(f"OOD examples cannot be called '{name}', as a proxy is; give them another name")
+        if source.identity == val.identity:
+            raise InputError(f"the OOD {name} are the validation images themselves; give other images (--ood-examples)")
+    return others
+
+
+@contextlib.contextmanager
+def _leaving_out(name: str, asked: str | None) -> Iterator[None]:
+    """A proxy that fails, for whatever reason, is left out with a line; one that was asked for by name is an error."""
+    try:
+        yield
+    except Exception as e:
+        told = str(e) if isinstance(e, InputError) else f"{type(e).__name__}: {str(e).strip().partition(chr(10))[0]}"
+        if asked not in (None, MIXED):
+            raise InputError(f"the proxy '{name}' cannot be had: {told}") from e
+        log.info("leaving out the proxy %s: %s", name, told)
+
+
+def _fit(
+    classifier: Classifier,
+    detectors: dict[str, Detector],
+    train: Source | None,
+    probes: Mapping[str, Probe],
+    extraction: dict[str, Any],
+    *,
+    leave_out: bool,
+) -> Accuracy | None:
+    """Fit all; one that cannot be is an error, or left out of ``detectors``. The accuracy on the training images."""
+    chunks, accuracy = None, None
+    if train is not None and any(d.needs_train or d.needs_held_out for d in detectors.values()):
+        bank = extract(classifier, train, probes=probes, title="train", **extraction)
+        chunks, accuracy = bank.chunks, measure(classifier, bank, "training")
+    failed: dict[Detector, InputError] = {}
+    training = TrainingData(classifier.head.cpu(), chunks)
+    fit_all(list(detectors.values()), training, failed.__setitem__ if leave_out else None)
+    _leave_out(failed, detectors)
+    return accuracy
+
+
+def _leave_out(failed: Mapping[Detector, InputError], detectors: dict[str, Detector]) -> None:
+    for spec, detector in list(detectors.items()):
+        if detector in failed:
+            log.info("leaving out %s: %s", spec, failed[detector])
+            del detectors[spec]
+    if not detectors:
+        raise InputError(f"no detector is left to choose from; the last one: {list(failed.values())[-1]}")
+
+
+def _scores(detector: Detector, chunks: Chunks) -> Scores:
+    scores: Scores = score_all([detector], chunks())[0][0].numpy()
+    return scores
+
+
+@torch.no_grad()
+def _background(classifier: Classifier, detectors: dict[str, Detector], *, keep: bool) -> dict[str, Probe]:
+    """The probe of the background. Detectors that read feature maps, which it does not have, are left out.
+
+    Raises:
+        InputError: the network has no background, or no detector would be left, or with ``keep`` one would not.
+    """
+    reading = [spec for spec, d in detectors.items() if d.probes() or d.needs_heads()]
+    if reading and (keep or len(reading) == len(detectors)):
+        raise InputError(f"it has no feature maps, which {some(reading)} reads; name another proxy (--proxy tiles)")
+    if not classifier.split.averages(classifier.split.backbone(classifier.noise())):
+        raise InputError(f"{classifier.name} does not pool its feature map by the mean, and so has no background")
+    if any(isinstance(head, FeatureHead) and head.decides for head in classifier.heads.values()):
+        raise InputError(f"the label of {classifier.name} is not its last layer's, which pooled features are read with")
+    probe = background_probe(classifier.split.behind_pool)
+    classifier.probed(probe)(classifier.noise())  # a network that cannot serve it must fail here, not in the long pass
+    for spec in reading:
+        log.info("leaving out %s: it reads feature maps, which the proxy %s does not have", spec, BACKGROUND)
+        del detectors[spec]
+    return probe
+
+
+def _against(
+    proxy: str, detectors: dict[str, Detector], streams: tuple[Chunks, Chunks], *, leave_out: bool
+) -> dict[str, tuple[float, float, float]]:
+    """AUROC, FPR95 and gap of each detector; one that gives no numbers is an error, or left out of ``detectors``."""
+    ids, oods = (score_all(list(detectors.values()), chunks())[0] for chunks in streams)
+    found = {}
+    failed: dict[Detector, InputError] = {}
+    for spec, accept, refuse in zip(detectors, ids, oods, strict=True):
+        a, b = accept.numpy(), refuse.numpy()
+        try:
+            auroc, fpr95 = metrics.auroc(a, b), metrics.fpr_at_tpr(a, b)
+        except InputError as e:
+            failed[detectors[spec]] = InputError(f"detector '{spec}' on the proxy '{proxy}': {e}")
+            if not leave_out:
+                raise failed[detectors[spec]] from None
+            continue
+        finite = np.isfinite(a).all() and np.isfinite(b).all()
+        gap = float(a.mean() - b.mean()) / (float(a.std()) or 1.0) if finite else float("-inf")
+        found[spec] = (auroc, fpr95, gap)
+    _leave_out(failed, detectors)
+    return found

@@ -1,0 +1,1 @@
+"""The published benchmarks: their data sets, networks and numbers."""

@@ -1,0 +1,1 @@
+"""What a classifier says at every position of an image."""

@@ -1,0 +1,177 @@
+"""What a classifier says at every position of its feature map: where it sees its class, and what SSOD would sample."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nescio.core.errors import BadImage, InputError, nearest
+from nescio.core.files import make_folder, whole
+from nescio.core.outputs import check_file
+from nescio.data.decode import decode
+from nescio.data.labels import aligned
+from nescio.data.source import AnySource, Labels, Source, as_source
+from nescio.explanation.plates import Seen, draw_maps
+from nescio.methods.trained.ssod import check_gamma, sample, true_class_confidence
+from nescio.models import Classifier
+from nescio.models.coerce import classifiers_by_name
+from nescio.models.heads import decide
+
+MOST = 24
+"""Images in one picture."""
+
+
+@dataclass(frozen=True)
+class PatchMaps:
+    """Position by position, for a batch of images.
+
+    Attributes:
+        probability: softmax of the whole images' logits ``(B, C)``.
+        labels: the classes that the confidences are of ``(B,)``.
+        confidence: softmax confidence on that class at each position ``(B, h, w)``.
+        ood: the OOD head's probability of ID at each position ``(B, h, w)``; None where the network has no such head.
+        p_id: ``P(x ∈ ID | x)`` of the whole images ``(B,)``; None likewise.
+    """
+
+    probability: Tensor
+    labels: Tensor
+    confidence: Tensor
+    ood: Tensor | None
+    p_id: Tensor | None
+
+    def sampled(self, gamma: float) -> Tensor:
+        """What SSOD takes each position for ``(B, h, w)``: 1 ID, -1 OOD, 0 neither (its equation 12)."""
+        is_id, is_ood = sample(self.confidence, check_gamma(gamma))
+        return is_id.int() - is_ood.int()
+
+
+@torch.no_grad()
+def patch_maps(classifier: Classifier, images: Tensor, labels: Tensor | None = None) -> PatchMaps:
+    """The classification head, and the OOD head if there is one, at every position of the last feature map.
+
+    Args:
+        classifier: any whose feature map can be found.
+        images: uint8 ``(B, 3, S, S)``, as the transform's geometry leaves them.
+        labels: classes ``(B,)`` to show the confidence of; the predicted one where -1, everywhere where None.
+
+    Raises:
+        InputError: the network has no feature map, or does not pool it by the mean.
+    """
+    split, x = classifier.split, classifier.transform.normalise(images.to(classifier.device))
+    fmap = split.backbone(x)
+    if not split.averages(fmap):
+        raise InputError(f"{classifier.name} does not pool its feature map by the mean: its positions are no patches")
+    logits = decide(classifier.heads, split.neck(split.pool(fmap)).flatten(1), classifier.head)
+    asked = logits.new_full((len(x),), -1).long() if labels is None else labels.to(logits.device)
+    labels = torch.where(asked >= 0, asked, logits.argmax(dim=1))
+    confidence = true_class_confidence(classifier.logits_at_positions(fmap), labels)
+    z = classifier.heads["ood"](fmap)[:, 0] if "ood" in classifier.heads else None
+    return PatchMaps(
+        logits.softmax(dim=1),
+        labels,
+        confidence.reshape(len(x), *fmap.shape[2:]),
+        None if z is None else z.sigmoid(),
+        None if z is None else z.mean(dim=(1, 2)).sigmoid(),
+    )
+
+
+def explain(
+    classifiers: Mapping[str, Classifier],
+    images: AnySource | Sequence[AnySource],
+    out: str | Path,
+    *,
+    gamma: float = 0.95,
+    label: str | None = None,
+) -> Path:
+    """Draw the maps of some images, models side by side, and store the arrays beside the picture.
+
+    Args:
+        classifiers: one or more, by the name to print.
+        images: up to 24. The confidence is on the true class where the images name classes as the model does, else on
+            the predicted one; the picture says which.
+        out: the picture, ``.png`` or ``.svg``; the arrays go to the same name with ``.npz``.
+        gamma: the sampler's threshold, in (0.5, 1).
+        label: class, by name or number, to show the confidence of instead.
+
+    Returns:
+        Where the arrays are: ``MODEL/confidence``, ``…/sampled``, ``…/label``, ``…/probability``, and with an OOD head
+        ``…/ood``, ``…/p_id``.
+
+    Raises:
+        InputError: there are more images, one cannot be read, or a network has no feature map.
+    """
+    out = Path(out).expanduser()
+    classifiers = classifiers_by_name(classifiers)
+    given: Sequence[Any] = images if isinstance(images, list | tuple) else [images]
+    sources = [as_source(one) for one in given]
+    places = [(source, i) for source in sources for i in range(len(source))]
+    _check(out, len(places))
+    arrays: dict[str, Any] = {}
+    rows: list[list[Seen]] = [[] for _ in places]
+    for name, classifier in classifiers.items():
+        pixels = torch.stack([_pixels(classifier, source, i) for source, i in places])
+        wanted = [_labels(classifier, source, label) for source in sources]
+        known = torch.cat([torch.from_numpy(w) for w in wanted])
+        maps = patch_maps(classifier, pixels, known)
+        sampled = maps.sampled(gamma)
+        for i, row in enumerate(rows):
+            what = "asked" if label is not None else "true" if known[i] >= 0 else "predicted"
+            row.append(_seen(classifier, pixels[i], maps, sampled, i, what))
+        found: dict[str, Tensor | None] = {"confidence": maps.confidence, "sampled": sampled, "label": maps.labels}
+        found |= {"probability": maps.probability, "ood": maps.ood, "p_id": maps.p_id}
+        arrays |= {f"{name}/{k}": t.cpu().numpy() for k, t in found.items() if t is not None}
+    names = [Path(source.name(i)).name for source, i in places]
+    make_folder(out.parent)
+    with whole(out.with_suffix(".npz")) as partial:  # takes its place right after the picture's, or neither does
+        with partial.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+        draw_maps(list(zip(names, rows, strict=True)), list(classifiers), gamma, out)
+    return out.with_suffix(".npz")
+
+
+def _check(out: Path, n: int) -> None:
+    """Refuse what cannot be drawn or written before anything is computed."""
+    check_file(out, (".png", ".svg"))
+    check_file(out.with_suffix(".npz"))
+    if n > MOST:
+        raise InputError(f"{n:,} images do not fit in one picture; take up to {MOST}, e.g. SET[:12]")
+
+
+def _pixels(classifier: Classifier, source: Source, i: int) -> Tensor:
+    try:
+        return classifier.transform.geometry(decode(source.read(i)))
+    except (BadImage, OSError) as e:
+        raise InputError(f"{source.name(i)} cannot be read: {e}") from None
+
+
+def _labels(classifier: Classifier, source: Source, label: str | None) -> Labels:
+    """The class to show of each image, -1 for the predicted one."""
+    n, names = classifier.head.n_classes, classifier.classes or []
+    if label is not None:
+        if label not in names and not (label.isdecimal() and int(label) < n):
+            raise InputError(f"no class '{label}'{nearest(label, names) if names else f'; give a number below {n}'}")
+        return np.full(len(source), names.index(label) if label in names else int(label))
+    with contextlib.suppress(InputError):  # of other classes
+        source = aligned(source, classifier.classes)
+    same = source.classes == classifier.classes if names and source.classes else len(source.classes or names) in (0, n)
+    return source.labels if same and source.labels.max() < n else np.full(len(source), -1)
+
+
+def _seen(classifier: Classifier, pixels: Tensor, maps: PatchMaps, sampled: Tensor, i: int, what: str) -> Seen:
+    label = int(maps.labels[i])
+    name = classifier.classes[label] if classifier.classes else f"class {label}"
+    return Seen(
+        pixels.permute(1, 2, 0).numpy(),
+        maps.confidence[i].cpu().numpy(),
+        sampled[i].cpu().numpy(),
+        None if maps.ood is None else maps.ood[i].cpu().numpy(),
+        f"{name} ({what}): {float(maps.probability[i, label]):.0%}",
+        "" if maps.p_id is None else f"P(ID) {float(maps.p_id[i]):.0%}",
+    )

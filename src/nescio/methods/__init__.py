@@ -1,0 +1,1 @@
+"""Every method: stages of a detector, and ways to train."""

@@ -1,0 +1,30 @@
+"""Logit scaling by how concentrated the features are."""
+
+from __future__ import annotations
+
+from nescio.core import numerics
+from nescio.core.errors import InputError, check_share
+from nescio.core.features import Features
+from nescio.core.stage import Stage
+
+
+class LTS(Stage, name="lts", place="modulate"):
+    """Multiply the logits by ``(Σ h / Σ largest h)²`` of the raw features. ``logits (B, C) -> (B, C)``.
+
+    Negative features count as zero.
+
+    Args:
+        p: share of the features that counts as the largest, in (0, 1]. 0.05 is the authors'.
+
+    Source: Djurisic, Liu and Nikolic, "Logit Scaling for Out-of-Distribution Detection", 2024.
+    """
+
+    def __init__(self, *, p: float = 0.05) -> None:
+        super().__init__()
+        self.p = check_share("p", p)
+        if p == 0:
+            raise InputError("p=0 leaves no largest features; lts needs p above 0")
+
+    def forward(self, f: Features) -> Features:
+        """Scale a batch's logits."""
+        return f.with_logits(f.logits * numerics.sum_over_top(f.raw.h, self.p).square())

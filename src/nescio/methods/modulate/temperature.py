@@ -1,0 +1,77 @@
+"""Temperature on the logits."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import torch
+from torch import Tensor
+
+from nescio.core.errors import check_positive
+from nescio.core.features import Features, TrainingData
+from nescio.core.fitting import labelled, subsample
+from nescio.core.stage import Stage
+
+log = logging.getLogger(__name__)
+
+_ENOUGH = 50_000
+_STEPS = 24
+"""Halvings of the range of log T: to a part in a million."""
+_FARTHEST = 6.9
+"""Of log T: temperatures from 0.001 to 1,000."""
+
+
+class Temperature(Stage, name="temperature", place="modulate"):
+    """Divide the logits by a temperature: ``f̂ = f / T``. ``logits (B, C) -> (B, C)``.
+
+    Args:
+        T: temperature, above 0; 1 changes nothing, larger makes the softmax flatter. Without it, the T with the least
+            negative log-likelihood of the labels on ``--calibrate`` images, or on the training images where there are
+            none: there it comes out too low, since the network has learned them. At most about 50,000 count.
+            It is the temperature of the network's own logits, whatever stages stand before this one.
+
+    Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017; Liang et al., "Enhancing the
+    Reliability of Out-of-distribution Image Detection in Neural Networks", ICLR 2018 (T = 1000).
+    """
+
+    temperature: Tensor
+
+    def __init__(self, *, T: float | None = None) -> None:
+        super().__init__()
+        self.T = T if T is None else check_positive("T", T)
+        self.needs_held_out = T is None
+
+    def fit(self, data: TrainingData) -> None:
+        """Take T as given, or find it by bisection: the likelihood has one maximum in 1/T."""
+        temperature = self.T
+        if temperature is None:
+            held = data if data.held_out is None else TrainingData(data.head, data.held_out)
+            logits = held.map(lambda f: f.with_h(f.logits))
+            n = sum(len(f) for f in held())
+            pairs = labelled(TrainingData(data.head, lambda: subsample(logits, min(1, _ENOUGH / n))), self.name)
+            temperature = _most_likely(*(torch.cat(part) for part in zip(*pairs, strict=True)))
+            if abs(math.log(temperature)) > _FARTHEST:
+                log.warning(
+                    "%r: no temperature is the best for these images (all of them right?), so it stays 1; give images "
+                    "that the network has not learned (--calibrate), or T",
+                    self,
+                )
+                temperature = 1.0
+            log.info("%r divides by %.4g", self, temperature)
+        self.temperature = torch.tensor(temperature, device=data.head.weight.device)
+
+    def forward(self, f: Features) -> Features:
+        """Divide a batch's logits."""
+        return f.with_logits(f.logits / self.temperature.to(f.h.dtype))
+
+
+def _most_likely(logits: Tensor, labels: Tensor) -> float:
+    logits = logits.to(torch.float64)
+    true = logits.gather(1, labels[:, None])[:, 0].mean()
+    low, high = -7.0, 7.0
+    for _ in range(_STEPS):
+        middle = (low + high) / 2
+        expected = ((logits / math.exp(middle)).softmax(dim=1) * logits).sum(dim=1).mean()
+        low, high = (middle, high) if expected > true else (low, middle)  # too confident: T must rise
+    return math.exp((low + high) / 2)

@@ -1,0 +1,41 @@
+"""Distance to the decision boundaries."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nescio.core.features import Features, TrainingData
+from nescio.core.fitting import mean_feature
+from nescio.core.stage import Stage
+
+_EPS = 1e-8
+
+
+class FDBD(Stage, name="fdbd", place="score"):
+    """Mean distance from the feature to the decision boundaries, relative to its distance from the training mean.
+
+    ``mean_{k≠c} |f_c - f_k| / ‖w_c - w_k‖ / ‖h - μ‖`` for the predicted class c;
+    ``h (B, L), logits (B, C) -> score (B,)``. A class with the same weights as c has no boundary with it and adds 0.
+
+    Source: Liu and Qin, "Fast Decision Boundary based Out-of-Distribution Detector", ICML 2024.
+    """
+
+    needs_train = True
+    mean: Tensor
+    gaps: Tensor
+
+    def fit(self, data: TrainingData) -> None:
+        """Average the training features; measure the distances between the head's rows."""
+        self.mean = mean_feature(data)
+        weight = data.head.weight.to(torch.float64)
+        self.gaps = torch.cdist(weight, weight, compute_mode="donot_use_mm_for_euclid_dist")
+
+    def forward(self, f: Features) -> Tensor:
+        """Score a batch."""
+        logits, gaps = f.logits.to(torch.float64), self.gaps[f.pred]
+        differences = (logits.gather(1, f.pred[:, None]) - logits).abs()
+        boundary = torch.where(gaps > 0, differences / torch.where(gaps > 0, gaps, 1), 0)
+        away = (f.h - self.mean).to(torch.float64).norm(dim=1).clamp(min=_EPS)
+        score: Tensor = boundary.sum(dim=1) / max(1, logits.shape[1] - 1) / away
+        return score

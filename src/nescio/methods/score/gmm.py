@@ -1,0 +1,90 @@
+"""Likelihood under one Gaussian per class."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from nescio.core import numerics
+from nescio.core.errors import check_choice, check_positive
+from nescio.core.features import Features, TrainingData
+from nescio.core.fitting import labelled, refuse_empty
+from nescio.core.stage import Stage
+
+
+class GMM(Stage, name="gmm", place="score"):
+    """Log-likelihood of the feature under a mixture of one Gaussian per class.
+
+    ``log Σ_k π_k N(h; μ_k, Σ_k)``, π_k the share of class k; ``h (B, L) -> score (B,)``. Means and covariances by true
+    label, accumulated in float64.
+
+    Args:
+        covariance: ``diag`` (each class its variances, C·L numbers), ``tied`` (one matrix for all classes) or ``full``
+            (a matrix for each, C·L² numbers: for few classes).
+        shrink: ``shrink · mean(diag Σ)``, of all classes together, is added to each variance; above 0.
+
+    Source: Mukhoti et al., "Deep Deterministic Uncertainty: A New Simple Baseline", CVPR 2023 (full covariances).
+    """
+
+    needs_train = True
+    means: Tensor
+    whitening: Tensor
+    offset: Tensor
+
+    def __init__(self, *, covariance: str = "diag", shrink: float = 1e-6) -> None:
+        super().__init__()
+        self.covariance = check_choice("covariance", covariance, ("diag", "tied", "full"))
+        self.shrink = check_positive("shrink", shrink)
+
+    def fit(self, data: TrainingData) -> None:
+        """Estimate the mixture in two passes; in one if the covariance is tied."""
+        n = data.head.n_classes
+        if self.covariance == "tied":
+            moments = numerics.moments(labelled(data, self.name), n)
+            means, counts, scatter = moments.means, moments.counts, moments.within[None]
+        else:
+            means, counts = numerics.class_means(labelled(data, self.name), n)
+            scatter = self._scatter(data, means, counts)
+        refuse_empty(counts, self.name)
+        if self.covariance == "diag":
+            level = scatter.mean()
+            variances = scatter + self.shrink * torch.where(level > 0, level, 1)
+            self.whitening, self.means = variances.rsqrt(), means * variances.rsqrt()
+            log_det = variances.log().sum(dim=1)
+        else:
+            level = scatter.diagonal(dim1=1, dim2=2).mean()
+            values, vectors = torch.linalg.eigh(scatter)
+            values = values.clamp(min=0) + self.shrink * torch.where(level > 0, level, 1)
+            self.whitening = (vectors / values.sqrt()[:, None, :]).contiguous()
+            self.means = (means[:, None, :] @ self.whitening)[:, 0]
+            log_det = values.log().sum(dim=1)
+        log_share = (counts / counts.sum()).log()
+        self.offset = log_share - (log_det + means.shape[1] * math.log(2 * math.pi)) / 2
+
+    def _scatter(self, data: TrainingData, means: Tensor, counts: Tensor) -> Tensor:
+        """Covariance of each class around its mean: ``(C, L, L)``, or variances ``(C, L)``."""
+        full = self.covariance == "full"
+        scatter = means.new_zeros(*means.shape, means.shape[1]) if full else torch.zeros_like(means)
+        for h, y in labelled(data, self.name):
+            x = h.to(torch.float64) - means[y]
+            if full:
+                for c in torch.unique(y):
+                    scatter[c].addmm_(x[y == c].T, x[y == c])
+            else:
+                scatter.index_add_(0, y, x.square())
+        return scatter / counts.clamp(min=1).view(-1, *[1] * (scatter.ndim - 1))
+
+    def forward(self, f: Features) -> Tensor:
+        """Score a batch."""
+        h = f.h.to(torch.float64)
+        if self.covariance == "diag":  # ‖(h - μ) w‖² = h² w² - 2 h w · μ w + (μ w)²
+            a = self.whitening
+            distances = h.square() @ a.square().T - 2 * h @ (a * self.means).T + self.means.square().sum(dim=1)
+        elif self.covariance == "tied":
+            distances = numerics.squared_distances(h @ self.whitening[0], self.means)
+        else:
+            pairs = zip(self.whitening, self.means, strict=True)
+            distances = torch.stack([(h @ a - mean).square().sum(dim=1) for a, mean in pairs], dim=1)
+        return (self.offset - distances / 2).logsumexp(dim=1)

@@ -1,0 +1,34 @@
+"""Size of the gradient at the head, in closed form."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nescio.core.errors import check_positive
+from nescio.core.features import Features
+from nescio.core.stage import Stage
+
+
+class GradNorm(Stage, name="gradnorm", place="score"):
+    """L1 norm of the head's weight gradient of ``KL(uniform ‖ softmax(f / T))``, without a backward pass.
+
+    The gradient is the outer product of ``(p - 1/C) / T`` and ``h``, so its norm is ``‖h‖₁ · ‖p - 1/C‖₁ / T``;
+    ``h (B, L), logits (B, C) -> score (B,)``.
+
+    Args:
+        T: temperature, above 0. 1 is the authors'.
+
+    Source: Huang, Geng and Li, "On the Importance of Gradients for Detecting Distributional Shifts in the Wild",
+    NeurIPS 2021, eqs. 6-9. Their code sums over the classes where the formula averages: a factor C, the same ranking.
+    """
+
+    def __init__(self, *, T: float = 1.0) -> None:
+        super().__init__()
+        self.T = check_positive("T", T)
+
+    def forward(self, f: Features) -> Tensor:
+        """Score a batch."""
+        logits = f.logits.to(torch.float64)
+        away = ((logits / self.T).softmax(dim=1) - 1 / logits.shape[1]).abs().sum(dim=1)
+        return f.h.to(torch.float64).abs().sum(dim=1) * away / self.T

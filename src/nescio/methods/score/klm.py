@@ -1,0 +1,39 @@
+"""Match of the softmax with typical softmaxes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nescio.core.features import Features, TrainingData
+from nescio.core.stage import Stage
+
+_FLOOR = -1e30
+
+
+class KLMatching(Stage, name="klm", place="score"):
+    """Negative Kullback-Leibler divergence to the nearest class template.
+
+    ``-min_k KL(p ‖ d_k)``, ``d_k`` = mean softmax of the training images predicted as class k; a class that is never
+    predicted has no template. ``logits (B, C) -> score (B,)``, in nats.
+
+    Source: Hendrycks et al., "Scaling Out-of-Distribution Detection for Real-World Settings", ICML 2022. They average
+    over a validation set; on training images the templates are a little sharper.
+    """
+
+    needs_train = True
+    log_templates: Tensor
+
+    def fit(self, data: TrainingData) -> None:
+        """Average the softmax by prediction."""
+        n = data.head.n_classes
+        sums = data.head.weight.new_zeros(n, n, dtype=torch.float64)
+        for f in data():
+            sums.index_add_(0, f.pred, f.logits.to(torch.float64).softmax(dim=1))
+        self.log_templates = (sums / sums.sum(dim=1, keepdim=True)).log().nan_to_num(nan=_FLOOR, neginf=_FLOOR)
+
+    def forward(self, f: Features) -> Tensor:
+        """Score a batch."""
+        log_p = f.logits.to(torch.float64).log_softmax(dim=1)
+        p = log_p.exp()
+        return -((p * log_p).sum(dim=1, keepdim=True) - p @ self.log_templates.T).amin(dim=1)

@@ -1,0 +1,102 @@
+"""Probability of an unknown class from extreme values."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from nescio.core import numerics
+from nescio.core.errors import InputError
+from nescio.core.features import Features, TrainingData
+from nescio.core.fitting import labelled, refuse_empty
+from nescio.core.stage import Stage
+
+_SHIFT = 10_000.0
+"""Added to the tail's distances before a Weibull distribution is fitted: the constant of the authors' library."""
+_STEPS = 200
+
+
+class OpenMax(Stage, name="openmax", place="score"):
+    """Negative log-probability of an unknown class that takes a part of each top class's logit.
+
+    ``v_k`` is the mean logit vector of the training images of class k that are classified right (of all, where none
+    is), ``d_k = ‖f - v_k‖``, and ``w_k`` the Weibull distribution function, fitted to the ``tail`` largest ``d_k`` of
+    class k, at ``d_k`` (one logit wide where these are all alike). The i-th largest logit gives the share
+    ``w_k (α + 1 - i) / α`` of itself to the unknown class; the score is ``-log softmax`` of the unknown one among all.
+    ``logits (B, C) -> score (B,)``.
+
+    Args:
+        tail: number of distances that count as extreme, 2 or more. 20 is the authors'.
+        alpha: number α of top classes that give, 1 or more; C where there are fewer. 10 is the authors'.
+
+    Source: Bendale and Boult, "Towards Open Set Deep Networks", CVPR 2016. Their distance also has a cosine part, and
+    the logits are those of ten crops.
+    """
+
+    needs_train = True
+    means: Tensor
+    shape: Tensor
+    scale: Tensor
+    smallest: Tensor
+
+    def __init__(self, *, tail: int = 20, alpha: int = 10) -> None:
+        super().__init__()
+        if tail < 2 or alpha < 1:
+            raise InputError(f"openmax needs tail of 2 or more and alpha of 1 or more, got tail={tail}, alpha={alpha}")
+        self.tail, self.alpha = tail, alpha
+
+    def fit(self, data: TrainingData) -> None:
+        """Average the logits of each class, then keep its largest distances: two passes."""
+        n = data.head.n_classes
+        logits = data.map(lambda f: f.with_h(f.logits))
+        everything, counts = numerics.class_means(labelled(logits, self.name), n)
+        refuse_empty(counts, self.name)
+        right = ((f.h[ok], f.pred[ok]) for f in logits() for ok in [f.pred == f.labels])
+        means, hits = numerics.class_means(right, n)
+        self.means = torch.where(hits[:, None] > 0, means, everything)
+        tails = self.means.new_full((n, self.tail), -torch.inf)
+        for f in logits():
+            y = f.pred if f.labels is None else f.labels
+            ours = (f.pred == y) | (hits[y] == 0)
+            distances = (f.h.to(torch.float64) - self.means[y]).norm(dim=1)
+            for c in torch.unique(y[ours]):
+                tails[c] = torch.cat([tails[c], distances[ours & (y == c)]]).topk(self.tail).values
+        self._fit_weibull(tails)
+
+    def _fit_weibull(self, tails: Tensor) -> None:
+        """Maximum likelihood, all classes at once: the shape by bisection, the scale follows."""
+        known = tails.isfinite()
+        count = known.sum(dim=1, keepdim=True)
+        self.smallest = torch.where(known, tails, torch.inf).amin(dim=1)
+        x = torch.where(known, tails - self.smallest[:, None] + _SHIFT, 1)
+        largest = torch.where(known, x, 0).amax(dim=1, keepdim=True)
+        log_x = torch.where(known, (x / largest).log(), 0)
+        mean_log = log_x.sum(dim=1, keepdim=True) / count
+        low, high = torch.full_like(largest, -5), torch.full_like(largest, 20)  # of the shape's logarithm
+        for _ in range(_STEPS):
+            middle = (low + high) / 2
+            powers = torch.where(known, (middle.exp() * log_x).exp(), 0)
+            slope = (powers * log_x).sum(dim=1, keepdim=True) / powers.sum(dim=1, keepdim=True)
+            rising = slope - (-middle).exp() - mean_log > 0
+            low, high = torch.where(rising, low, middle), torch.where(rising, middle, high)
+        flat = largest == _SHIFT  # all distances alike: one logit wide, not a step
+        log_shape = torch.where(flat, math.log(_SHIFT), middle)
+        self.shape = log_shape[:, 0].exp()
+        mean_power = torch.where(known, (log_shape.exp() * log_x).exp(), 0).sum(dim=1) / count[:, 0]
+        self.scale = largest[:, 0] * (mean_power.log() / self.shape).exp()
+
+    def forward(self, f: Features) -> Tensor:
+        """Score a batch."""
+        logits = f.logits.to(torch.float64)
+        alpha = min(self.alpha, logits.shape[1])
+        top, which = logits.topk(alpha, dim=1)
+        distances = (logits[:, None] - self.means[which]).norm(dim=2)
+        x = (distances - self.smallest[which] + _SHIFT).clamp(min=0) / self.scale[which]
+        extreme = -torch.expm1(-x.pow(self.shape[which]))
+        rank = torch.arange(alpha, 0, -1, dtype=torch.float64, device=logits.device) / alpha
+        given = top * extreme * rank
+        unknown = given.sum(dim=1, keepdim=True)
+        revised = logits.scatter(1, which, top - given)
+        return torch.cat([revised, unknown], dim=1).logsumexp(dim=1) - unknown[:, 0]

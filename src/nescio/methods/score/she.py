@@ -1,0 +1,36 @@
+"""Hopfield energy of stored patterns."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nescio.core import numerics
+from nescio.core.features import Features, TrainingData
+from nescio.core.fitting import prototypes
+from nescio.core.stage import Stage
+
+
+class SHE(Stage, name="she", place="score"):
+    """Inner product with the stored pattern of the predicted class: ``h · S_c``. ``h (B, L) -> score (B,)``.
+
+    ``S_c`` is the mean training feature of class ``c`` over the images that the classifier gets right (over all of the
+    class where it gets none right).
+
+    Source: Zhang et al., "Out-of-Distribution Detection Based on In-Distribution Data Patterns Memorization with Modern
+    Hopfield Energy", ICLR 2023.
+    """
+
+    needs_train = True
+    patterns: Tensor
+
+    def fit(self, data: TrainingData) -> None:
+        """Average the correctly classified training features of each class."""
+        everything = prototypes(data, self.name)
+        right = ((f.h[ok], f.pred[ok]) for f in data() for ok in [f.pred == f.labels])
+        means, counts = numerics.class_means(right, data.head.n_classes)
+        self.patterns = torch.where(counts[:, None] > 0, means.to(everything.dtype), everything)
+
+    def forward(self, f: Features) -> Tensor:
+        """Score a batch."""
+        return (f.h.to(torch.float64) * self.patterns[f.pred].to(torch.float64)).sum(dim=1)

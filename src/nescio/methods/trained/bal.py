@@ -1,0 +1,90 @@
+"""A boundary around the features of the training images, learnt from features that are made up."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from nescio.core import numerics
+from nescio.core.errors import check_at_least, check_positive
+from nescio.methods.objective import Objective, View, exactly, precise
+from nescio.models.classifier import Classifier
+from nescio.models.heads import BoundaryHead, head_of
+
+NOISE = 64
+"""Numbers that a made-up feature is made from."""
+_WIDTH = 128
+
+
+class BAL(Objective, name="bal"):
+    """Boundary-aware learning: cross entropy, and a head that tells features of training images from made-up ones.
+
+    The head D is trained to say ID of features h, and OOD of three kinds of others: trivial ones u, uniform in a box
+    twice as wide as that which the batch's features fill; those that a generator G makes from noise z, trained to be
+    taken for h; and hard ones, a step ε from G's across D's boundary: ``v = G(z) - ε · sign(∇ log σ(D(G(z))))``. With
+    ``s = softplus``:
+
+        CE + mean s(-D(h)) + w · (mean s(D(u)) + mean s(D(G(z))) + mean s(D(v))) + mean s(-D(G(z)))
+
+    where the last term alone reaches G, and it G alone. G ends with a batch norm: each of its features has the mean and
+    the variance of training images', and what it has to learn is how they go together. The features are taken as they
+    are, without gradient: so the network itself learns as with ``ce``. The score is ``bal``.
+
+    Args:
+        weight: w, 0 or more. 0.2 is that of the trivial features in the authors' code.
+        eps: ε, above 0, in standard deviations of each feature over the training images.
+
+    Source: Pei, Zhang, Fan and Meng, "Out-of-distribution Detection with Boundary Aware Learning", ECCV 2022: its
+    modules and the signs of the four kinds. The authors' code holds a two-dimensional example alone, D's layers and
+    score among it, so ε and the generator's layers are ours, as is the one loop: they train D and G after the network.
+    """
+
+    detector = "bal"
+
+    def __init__(self, *, weight: float = 0.2, eps: float = 0.1) -> None:
+        super().__init__()
+        self.weight = check_at_least("weight", weight, 0)
+        self.eps = check_positive("eps", eps)
+
+    def heads(self, classifier: Classifier) -> dict[str, nn.Module]:
+        """A new discriminator; and a generator."""
+        width = classifier.head.weight.shape[1]
+        sizes = [NOISE, _WIDTH, _WIDTH]
+        hidden = [(nn.Linear(i, o), nn.BatchNorm1d(o), nn.ReLU()) for i, o in itertools.pairwise(sizes)]
+        last = nn.Linear(_WIDTH, width), nn.BatchNorm1d(width, affine=False)
+        self.generator = nn.Sequential(*itertools.chain(*hidden, last))
+        self.to(classifier.device)
+        return {"bal": BoundaryHead(width).to(classifier.device)}
+
+    def loss(self, view: View, heads: nn.ModuleDict) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of a batch."""
+        own = nn.functional.cross_entropy(view.logits, view.labels)
+        h, head = precise(view.h).detach(), head_of(heads, BoundaryHead)
+        with exactly(h):
+            h = head.follow(h)
+            made = head.standardised(head.mean + head.var.sqrt() * self.generator(torch.randn(len(h), NOISE).to(h)))
+            trivial, hard = box(h), across(head, made.detach(), self.eps / h.shape[1] ** 0.5)
+            softplus = nn.functional.softplus
+            wrong = sum(softplus(head.judge(t)).mean() for t in (trivial, made.detach(), hard))
+            caught = softplus(-head.judge(h)).mean() + self.weight * wrong
+            at_rest = {name: p.detach() for name, p in head.layers.named_parameters()}
+            taken = softplus(-functional_call(head.layers, at_rest, made)).mean()
+        watched = {"cls_loss": own, "discriminator_loss": caught, "generator_loss": taken}
+        return own + caught + taken, {name: t.detach() for name, t in watched.items()}
+
+
+def box(h: Tensor) -> Tensor:
+    """As many features as ``h (B, L)``, uniform in the box around these, made twice as wide."""
+    low, high = h.amin(dim=0), h.amax(dim=0)
+    return (low + high) / 2 + (high - low) * (2 * torch.rand(h.shape).to(h) - 1)
+
+
+def across(head: BoundaryHead, made: Tensor, eps: float) -> Tensor:
+    """Features ``made (B, L)`` after a step that makes D take each of them less for ID."""
+    with torch.enable_grad():
+        start = made.requires_grad_()
+        (gradient,) = torch.autograd.grad(nn.functional.logsigmoid(head.judge(start)).sum(), start)
+    return (start - numerics.sign_step(gradient, eps)).detach()

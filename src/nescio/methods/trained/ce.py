@@ -1,0 +1,27 @@
+"""The classifier's own loss."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from nescio.core.errors import check_share
+from nescio.methods.objective import Objective, View
+
+
+class CE(Objective, name="ce"):
+    """Cross entropy of the logits and the true class: ``-log softmax(ŷ)_y``, mean over the batch.
+
+    Args:
+        smoothing: share of the target that is spread over all classes, in [0, 1).
+    """
+
+    detector = "energy"
+
+    def __init__(self, *, smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.smoothing = check_share("smoothing", smoothing, below_one=True)
+
+    def loss(self, view: View, heads: nn.ModuleDict) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of a batch."""
+        del heads
+        return nn.functional.cross_entropy(view.logits, view.labels, label_smoothing=self.smoothing), {}

@@ -1,0 +1,45 @@
+"""A classifier that was shown outliers, and learnt to say nothing of them."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from nescio.core.errors import check_at_least
+from nescio.methods.objective import Objective, View
+
+
+class OE(Objective, name="oe"):
+    """Outlier exposure: cross entropy of the training images, and of outliers with the uniform distribution.
+
+    ``CE(f(x), y) + λ · mean(-1/C Σ_c log softmax(f(x'))_c)`` with outliers x', which ``--outliers`` gives. With λ = 0
+    it is cross entropy. The score is the largest softmax, as in the paper.
+
+    Args:
+        weight: λ, 0 or more. 0.5 is the paper's for images.
+        outliers: outliers per training image, 1 or more. The authors take 256 beside 128.
+
+    Source: Hendrycks, Mazeika and Dietterich, "Deep Anomaly Detection with Outlier Exposure", ICLR 2019, equation 1 and
+    section 3. They fine-tune a trained network for 10 epochs (``--init``), or train one from the start.
+    """
+
+    detector = "msp"
+
+    def __init__(self, *, weight: float = 0.5, outliers: int = 2) -> None:
+        super().__init__()
+        self.weight = check_at_least("weight", weight, 0)
+        self.outliers = check_at_least("outliers", outliers, 1)
+
+    def loss(self, view: View, heads: nn.ModuleDict) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of a batch."""
+        del heads
+        own = nn.functional.cross_entropy(view.logits, view.labels)
+        term = from_uniform(view.others(view.outputs))
+        return own + self.weight * term, {"cls_loss": own.detach(), "outlier_loss": term.detach()}
+
+
+def from_uniform(logits: Tensor) -> Tensor:
+    """Cross entropy of the uniform distribution and the softmax of logits ``(B, C)``, mean over the batch.
+
+    That is ``KL(U ‖ softmax) + log C``.
+    """
+    return -logits.log_softmax(dim=1).mean()

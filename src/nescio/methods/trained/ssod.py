@@ -1,0 +1,156 @@
+"""A classifier that learns what it does not know from the background of its own training images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from nescio.core.errors import InputError, check_at_least, check_choice, check_positive
+from nescio.methods.objective import Objective, View, precise, processes, summed
+from nescio.models.classifier import Classifier
+from nescio.models.heads import OODHead
+
+BALANCES = ("lwb", "dr", "lw")
+RARE = 1e-3
+"""Share of the patches below which a kind is said to hardly occur."""
+
+
+class SSOD(Objective, name="ssod"):
+    """Self-supervised sampling: an OOD head learns from patches that the classification head labels.
+
+    With the feature map ``X (B, K, H, W)``: ``ŷ = f_cls(GAP(X))`` (11). The same head at position i gives the softmax
+    confidence ``c_i`` on the true class; without gradient, position i is ID where ``c_i ≥ γ``, OOD where ``c_i < 1-γ``,
+    and takes no part otherwise (12). The OOD head reads every position (13), and ``loss = CE(ŷ, y) + α · CE(ŷ_ood,
+    y_ood)`` over the labelled positions (14). (14) has two outputs and (15) a sigmoid: see ``OODHead`` why one output
+    with a binary cross entropy is both. Gradients of the second term reach the backbone.
+
+    Args:
+        gamma: γ, in (0.5, 1).
+        alpha: α, above 0.
+        balance: ``lwb``: half the sum of the ID positions' mean loss and the OOD positions' mean loss, one that is
+            absent from the batch counting 0. ``dr``: as many positions of either kind are drawn per image as it has of
+            the rarer, none if it has only one kind; their mean loss. ``lw``: the mean loss of the labelled positions,
+            where those of OOD positions are multiplied by ``weight``.
+        weight: factor for ``lw``; the paper does not publish its own.
+        outliers: outliers per training image (``--outliers``), all of whose positions are OOD; 0 is the paper's.
+        start: epochs of cross entropy alone before the OOD head is trained. 0 is the paper's. With C classes an
+            untrained head gives confidence 1/C, so that every position is "OOD" at first where 1/C < 1-γ.
+
+    Batches without a labelled position have a second term of 0. With several processes the counts are those of the
+    whole batch; with gradient accumulation, those of each part.
+
+    Source: Pei, "Image Background Serves as Good Proxy for Out-of-distribution Data", ICLR 2024, equations 11-15;
+    γ = 0.95, α = 1 and ``lwb`` are the paper's. No code is published.
+    """
+
+    detector = "ssod"
+    needs_maps = True
+    told = {"id_share": "patches ID {:.0%}", "ood_share": "OOD {:.0%}"}  # noqa: RUF012 - as the base declares it
+
+    def __init__(
+        self,
+        *,
+        gamma: float = 0.95,
+        alpha: float = 1.0,
+        balance: str = "lwb",
+        weight: float = 0.1,
+        start: float = 0.0,
+        outliers: int = 0,
+    ) -> None:
+        super().__init__()
+        self.gamma = check_gamma(gamma)
+        self.alpha = check_positive("alpha", alpha)
+        self.balance = check_choice("balance", balance, BALANCES)
+        self.weight = check_positive("weight", weight)
+        self.start = check_at_least("start", start, 0)
+        self.outliers = check_at_least("outliers", outliers, 0)
+        if outliers and balance == "dr":
+            raise InputError("balance=dr draws as many positions of either kind per image, and outliers have one kind")
+
+    def heads(self, classifier: Classifier) -> dict[str, nn.Module]:
+        """A new OOD head.
+
+        Raises:
+            InputError: the network's pooling is not the mean, so a position is no small image.
+        """
+        split, noise = classifier.split, classifier.noise()
+        with torch.no_grad():
+            fmap = split.backbone(noise)
+            averages = split.averages(fmap)
+        if not averages:
+            raise InputError(f"{classifier.name} does not pool its feature map by the mean, which ssod is made for")
+        return {"ood": OODHead(fmap.shape[1]).to(classifier.device)}
+
+    def label(self, view: View) -> tuple[Tensor, Tensor]:
+        """Which positions are ID and which OOD, from their confidence on the true class (12): ``(B, H·W)`` each."""
+        confidence = true_class_confidence(view.network.logits_at_positions(view.fmap), view.labels)
+        return sample(confidence, self.gamma)
+
+    def read(self, head: nn.Module, view: View, is_id: Tensor, is_ood: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the OOD head is trained on: its logits at all positions (13), and their labels."""
+        return precise(head(view.fmap).flatten(1)), is_id, is_ood
+
+    def concern(self, means: Mapping[str, float]) -> str | None:
+        """That one kind of patch, or both, hardly occurs."""
+        absent = [kind for kind, name in (("ID", "id_share"), ("OOD", "ood_share")) if means[name] < RARE]
+        if not absent:
+            return None
+        learns = "nothing" if len(absent) > 1 else "from one kind alone"
+        return f"hardly any patch was labelled {' or '.join(absent)}; the OOD head learns {learns}"
+
+    def loss(self, view: View, heads: nn.ModuleDict) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of a batch."""
+        own = nn.functional.cross_entropy(view.logits, view.labels)
+        is_id, is_ood = self.label(view)
+        z, id_rows, ood_rows = self.read(heads["ood"], view, is_id, is_ood)
+        if self.outliers:
+            far = precise(heads["ood"](view.others(view.fmaps)).flatten(1))
+            none = torch.zeros_like(far, dtype=torch.bool)
+            z, id_rows, ood_rows = (torch.cat(p) for p in ((z, far), (id_rows, none), (ood_rows, ~none)))
+        term = self.ood_term(z, id_rows, ood_rows)
+        weight = self.alpha if view.epoch >= self.start else 0.0
+        shares = {"id_share": is_id, "ood_share": is_ood}
+        watched = {name: found.float().mean() for name, found in shares.items()}
+        return own + weight * term, {"cls_loss": own.detach(), "ood_loss": term.detach(), **watched}
+
+    def ood_term(self, z: Tensor, is_id: Tensor, is_ood: Tensor) -> Tensor:
+        """The balanced loss of the OOD head, from its logits and the labels of the positions, all ``(B, H·W)``."""
+        if self.balance == "dr":
+            is_id, is_ood = resample(is_id), resample(is_ood)
+            fewer = torch.minimum(is_id.amax(dim=1), is_ood.amax(dim=1))[:, None]
+            is_id, is_ood = ((rank > 0) & (rank <= fewer) for rank in (is_id, is_ood))
+        losses = (nn.functional.softplus(-z) * is_id, nn.functional.softplus(z) * is_ood)
+        sums = torch.stack([part.sum() for part in losses])
+        counts = summed(torch.stack([is_id.sum(), is_ood.sum()])).to(sums.dtype)
+        if self.balance == "lwb":
+            term = (sums / counts.clamp(min=1)).sum() / 2
+        else:
+            factors = sums.new_tensor([1, self.weight if self.balance == "lw" else 1])
+            term = (sums * factors).sum() / counts.sum().clamp(min=1)
+        return term * processes()
+
+
+def check_gamma(gamma: float) -> float:
+    """A threshold within (0.5, 1)."""
+    if not 0.5 < gamma < 1:
+        raise InputError(f"gamma={gamma:g} must lie in (0.5, 1): 1-gamma is the threshold for OOD positions")
+    return gamma
+
+
+def sample(confidence: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
+    """Which positions are ID and which OOD, by their confidence on the true class (12)."""
+    return confidence >= gamma, confidence < 1 - gamma
+
+
+def true_class_confidence(logits: Tensor, labels: Tensor) -> Tensor:
+    """Softmax confidence on each image's class: logits ``(B, P, C)`` and labels ``(B,)`` to ``(B, P)``."""
+    own = labels[:, None, None].expand(-1, logits.shape[1], 1)
+    return logits.float().softmax(dim=2).gather(2, own)[..., 0]
+
+
+def resample(chosen: Tensor) -> Tensor:
+    """Number the chosen positions of each image at random from 1 on; 0 stands at the others. ``(B, P)``."""
+    keys = torch.rand(chosen.shape, device=chosen.device).masked_fill(~chosen, torch.inf)
+    return torch.where(chosen, keys.argsort(dim=1).argsort(dim=1) + 1, 0)

@@ -1,0 +1,1 @@
+"""Networks by name: libraries, CLIP, CIFAR variants, a user's own code."""

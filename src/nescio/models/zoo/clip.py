@@ -1,0 +1,259 @@
+"""CLIP networks by name (open_clip): which weights and prompts a name stands for, captions, preprocessing."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from nescio.core.errors import InputError, nearest
+from nescio.core.progress import quiet
+from nescio.data.transform import INTERPOLATIONS, Transform
+from nescio.models.heads import NegativeHead
+from nescio.models.weights import load_into
+from nescio.models.zoo.libraries import Architecture, downloaded
+from nescio.models.zoo.negatives import chosen, read_words
+from nescio.models.zoo.zeroshot import ZeroShot
+
+PREFIX = "clip:"
+_OPTIONS = {"pretrained", "negatives"}
+PROMPT = "a photo of a {}."
+_SETS = {"imagenet80": "OPENAI_IMAGENET_TEMPLATES", "imagenet7": "SIMPLE_IMAGENET_TEMPLATES"}
+"""Ensembles of prompts that open_clip carries."""
+_HEAD, _TEXT, _VISUAL = "fc.weight", "text.", "visual."
+"""Names of a ``ZeroShot`` network's weights; open_clip's own are those of the image tower, and the text's bare."""
+
+_WORDS = 1024
+"""Words whose captions are held at a time."""
+
+log = logging.getLogger(__name__)
+Weights = TypeVar("Weights")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """``ARCH:pretrained=TAG,negatives=FILE,prompt=A|B``, or less of it; the prompts are the rest of the text.
+
+    Attributes:
+        arch: open_clip's name of the network.
+        tag: open_clip's name of the weights, where it is said: activation and normalisation follow from it, too.
+        negatives: a file of words, of which those far from all classes become negative labels.
+        prompts: what a class's name is put into at ``{}``, separated by ``|``; or ``imagenet80``, ``imagenet7``.
+    """
+
+    arch: str
+    tag: str | None = None
+    negatives: str | None = None
+    prompts: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read what follows ``clip:``.
+
+        Raises:
+            InputError: open_clip knows no such network or weights, or an option or prompt cannot be read.
+        """
+        arch, _, options = text.partition(":")
+        arch = arch.replace("/", "-")
+        before, prompt, prompts = options.partition("prompt=")
+        pairs = [option.partition("=")[::2] for option in before.rstrip(",").split(",") if option]
+        given = dict(pairs)
+        if not given.keys() <= _OPTIONS or not all(given.values()) or len(pairs) > len(given):
+            raise InputError(
+                f"option '{before.rstrip(',')}' of '{PREFIX}{text}' cannot be read; write "
+                "pretrained=TAG,negatives=FILE, each once and FILE without a comma"
+            )
+        if any(f",{option}=" in prompts for option in _OPTIONS):
+            raise InputError(f"prompt= takes the rest of '{PREFIX}{text}': write it last")
+        tag = given.get("pretrained")
+        known = library().list_models()
+        if arch not in known:
+            raise InputError(f"open_clip has no model '{arch}'{nearest(arch, known)[:80]}")
+        if tag and tag not in tags(arch):
+            raise InputError(f"open_clip has no weights '{tag}' of {arch}{nearest(tag, tags(arch))}")
+        if prompt and prompts not in _SETS and not all("{}" in p for p in prompts.split("|")):
+            raise InputError(f"prompt '{prompts}' of '{PREFIX}{text}' has no place {{}} for a name; e.g. '{PROMPT}'")
+        return cls(arch, tag, given.get("negatives"), prompts if prompt else None)
+
+    @property
+    def templates(self) -> list[str]:
+        """The prompts, one by one."""
+        if self.prompts in _SETS:
+            return [template("{}") for template in getattr(library(), _SETS[self.prompts])]
+        return (self.prompts or PROMPT).split("|")
+
+    def __str__(self) -> str:
+        options = {"pretrained": self.tag, "negatives": self.negatives, "prompt": self.prompts}
+        given = ",".join(f"{key}={value}" for key, value in options.items() if value is not None)
+        return f"{PREFIX}{self.arch}" + (f":{given}" if given else "")
+
+
+def library() -> Any:
+    """open_clip. Raises InputError where it is not installed."""
+    try:
+        import open_clip
+    except ImportError:
+        raise InputError("CLIP models need the extra: pip install 'nescio[clip]'") from None
+    return open_clip
+
+
+def tags(arch: str) -> list[str]:
+    """Names of the weights that open_clip knows of a network."""
+    found: list[str] = library().list_pretrained_tags_by_model(arch)
+    return found
+
+
+def tagged(model: str, weights: Weights) -> tuple[str, Weights | None]:
+    """Say in the model's name which of open_clip's weights it has, so that it is made alike wherever the name goes.
+
+    Args:
+        model: ``clip:ARCH``, with options.
+        weights: one of the tags; None for the one in the name, or open_clip's first. All else is left as it is.
+    """
+    spec, tag = Spec.parse(model.removeprefix(PREFIX)), None
+    if weights is None:
+        tag = spec.tag or next(iter(tags(spec.arch)), None)
+    elif isinstance(weights, str | Path) and str(weights) in tags(spec.arch) and not Path(weights).exists():
+        tag = str(weights)
+    return (model, weights) if tag is None else (str(dataclasses.replace(spec, tag=tag)), None)
+
+
+def captions(model: str, names: Sequence[str] | None) -> Tensor:
+    """The prompts of a model's name, with each class's name in them, as tokens ``(C, P, context)``.
+
+    An underscore is read as a space, and the WordNet numbers of ImageNet's folders as the names that CLIP's authors
+    gave to its classes.
+
+    Raises:
+        InputError: there are no names, or no tokenizer.
+    """
+    spec = Spec.parse(model.removeprefix(PREFIX))
+    if not names:
+        raise InputError(
+            f"{model} knows classes by their names; give them (--classes FILE, one a line), or images in class folders"
+        )
+    try:
+        with quiet():
+            tokenize = library().get_tokenizer(spec.arch)
+        tokens: Tensor = tokenize([t.replace("{}", name) for name in _said(names) for t in spec.templates])
+    except Exception as e:  # noqa: BLE001 - those of other languages are a hub's, with errors of their own
+        reason = str(e).strip().partition("\n")[0] or type(e).__name__
+        raise InputError(f"the tokenizer of '{spec.arch}' cannot be had: {reason}") from None
+    return tokens.reshape(len(names), len(spec.templates), -1)
+
+
+def _said(names: Sequence[str]) -> list[str]:
+    """How names are said in a caption."""
+    import timm
+
+    numbers = timm.data.ImageNetInfo("imagenet-1k").label_names()
+    known = dict(zip(numbers, library().IMAGENET_CLASSNAMES, strict=True))
+    return [known[n] for n in names] if set(names) <= set(known) else [n.replace("_", " ") for n in names]
+
+
+def clip_architecture(text: str, names: Sequence[str] | None) -> Architecture:
+    """How to make the network that ``clip:text`` names, for these classes.
+
+    Raises:
+        InputError: as ``Spec.parse``; there are no names for weights that need them.
+    """
+    spec = Spec.parse(text)
+    open_clip = library()
+    settings = _settings(spec)
+
+    def build(classes: int | None, pretrained: bool) -> nn.Module:
+        tokens = captions(str(spec), names) if pretrained else None  # before anything is downloaded
+
+        def make() -> nn.Module:
+            with quiet():
+                made: nn.Module = open_clip.create_model(
+                    spec.arch,
+                    pretrained=spec.tag if pretrained else None,
+                    pretrained_text=False,
+                    force_quick_gelu=bool(settings.get("quick_gelu")),
+                    force_preprocess_cfg=settings,
+                )
+            return made
+
+        width = open_clip.get_model_config(spec.arch)["embed_dim"]
+        network = ZeroShot(downloaded(make, str(spec)), width, len(names) if names else classes or 1)
+        if tokens is not None:
+            network.fc.weight.data.copy_(network.rows(tokens))
+        return network
+
+    load = functools.partial(_load, spec, names)
+    heads = {"neglabel": functools.partial(_negatives, spec)} if spec.negatives else {}
+    return Architecture(str(spec), build, _transform, bool(tags(spec.arch)), load=load, heads=heads)
+
+
+def _negatives(spec: Spec, network: nn.Module, device: torch.device) -> nn.Module:
+    """Those of the words that its name gives which are far from the classes, read on a device."""
+    if not isinstance(network, ZeroShot) or spec.negatives is None:
+        raise TypeError(f"expected a ZeroShot network and words, got {type(network).__name__} and {spec.negatives}")
+    words = read_words(spec.negatives)
+    if network.text is None:
+        raise InputError(f"the weights of {spec} have no text tower to read negative labels with; give CLIP's own")
+    log.info("reading %s words, of which negative labels are chosen", f"{len(words):,}")
+    network.text.to(device)
+    parts = (words[i : i + _WORDS] for i in range(0, len(words), _WORDS))
+    rows = torch.cat([network.rows(captions(str(spec), part)).cpu() for part in parts])
+    return NegativeHead(chosen(rows, network.fc.weight.detach()))
+
+
+def _load(spec: Spec, names: Sequence[str] | None, network: nn.Module, state: dict[str, Tensor], told: str) -> None:
+    """Weights of ours, with the head and perhaps a text tower; or open_clip's own, and the head from these."""
+    if not isinstance(network, ZeroShot):
+        raise TypeError(f"expected a ZeroShot network, got {type(network).__name__}")
+    if _HEAD in state:
+        if not any(key.startswith(_TEXT) for key in state):
+            network.text = None
+        load_into(network, state, told)
+        return
+    if "quick_gelu" not in _settings(spec):
+        log.warning(
+            "released weights of %s differ in their activation; these are run with GELU: for OpenAI's, say "
+            "%s%s:pretrained=openai",
+            spec.arch,
+            PREFIX,
+            spec.arch,
+        )
+    tokens = captions(str(spec), names)
+    own = {key if key.startswith(_VISUAL) else f"{_TEXT}{key}": t for key, t in state.items()}
+    load_into(network, own | {_HEAD: network.fc.weight}, told)
+    network.fc.weight.data.copy_(network.rows(tokens))
+
+
+def _settings(spec: Spec) -> dict[str, Any]:
+    """Activation and preprocessing that belong to the weights; where they are not named, what all released ones share.
+
+    ``quick_gelu`` is there unless they differ in it.
+    """
+    found = library().pretrained.get_pretrained_cfg
+    released = [{"quick_gelu": False} | found(spec.arch, tag) for tag in ([spec.tag] if spec.tag else tags(spec.arch))]
+    first = released[0] if released else {"quick_gelu": False}
+    return {key: value for key, value in first.items() if all(r.get(key) == value for r in released)}
+
+
+def _transform(network: nn.Module) -> Transform | None:
+    """From open_clip's settings; None where its images are not cropped but squashed or padded into a square."""
+    config: dict[str, Any] = network.visual.preprocess_cfg  # type: ignore[assignment,union-attr]
+    size = config["size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    if height != width or config["resize_mode"] != "shortest":
+        log.warning("its images are resized to %s × %s by '%s'", height, width, config["resize_mode"])
+        return None
+    interpolation = config["interpolation"]
+    return Transform(
+        crop=height,
+        resize=height,
+        interpolation=interpolation if interpolation in INTERPOLATIONS else "bicubic",
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+    )

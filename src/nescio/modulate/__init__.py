@@ -1,5 +1,0 @@
-"""Stages that change the logits."""
-
-from nescio.modulate import ls, lts, temperature
-
-__all__ = ["ls", "lts", "temperature"]

@@ -1,0 +1,1 @@
+"""How a network is run over images, and the features it leaves on disk."""

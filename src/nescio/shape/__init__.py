@@ -1,5 +1,0 @@
-"""Stages that change the penultimate features or the head."""
-
-from nescio.shape import ash, dice, fm, line, rankfeat, react, typical, vra
-
-__all__ = ["ash", "dice", "fm", "line", "rankfeat", "react", "typical", "vra"]
