@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from nescio import Detector, TrainingData, extract, load_classifier, open_source
+from nescio import Detector, FeatureSet, extract, load_classifier, open_source
 from nescio.core.detector import fit_all, score_all
 from nescio.core.ensemble import Ensemble
 from nescio.core.stage import REGISTRY, InputStage
@@ -38,18 +38,18 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=Path(os.environ.get("NESCIO_SHARED", "../shared")))
     shared = parser.parse_args().shared
     classifier = load_classifier("densenet-bc-100-12", weights=shared / "models/densenet100_cifar10.safetensors")
-    probes = {n: p for d in (Detector.parse("gram"), Detector.parse("multimahalanobis")) for n, p in d.probes().items()}
+    probes = {n: p for d in (Detector("gram"), Detector("multimahalanobis")) for n, p in d.needs.probes.items()}
     train = extract(classifier, open_source(shared / "data/cifar10/train.parquet"), probes=probes, title="train")
-    probes |= Detector.parse("rankfeat+energy").probes()
+    probes |= Detector("rankfeat+energy").needs.probes
     test = extract(classifier, open_source(shared / "data/cifar10/test.parquet"), probes=probes, title="test")
-    data = TrainingData(train.head, train.chunks)
+    data = FeatureSet.stream(train.chunks, train.head)
 
     images = torch.randn(64, 3, 32, 32).contiguous(memory_format=torch.channels_last)
-    plain = network_seconds(classifier, PLAIN, Detector.parse("energy"), images)
+    plain = network_seconds(classifier, PLAIN, Detector("energy"), images)
     rows = []
     for name, stage in sorted(REGISTRY.items()):
-        detector = Detector.parse(SPECS.get(name, name + ENDS[stage.place]))
-        if detector.needs_heads():  # this network has none
+        detector = Detector(SPECS.get(name, name + ENDS[stage.place]))
+        if detector.needs.heads:  # this network has none
             continue
         row = {"stage": name, "fit": "", "score": "", "network": ""}
         if issubclass(stage, InputStage):
@@ -59,11 +59,11 @@ def main() -> None:
             network = classifier.changed(with_dropout) if name == "mcdropout" else classifier
             row["network"] = f"{network_seconds(network, pass_of(detector), detector, images) / plain:.1f}"
         else:
-            tries = [detector, *(Detector.parse(str(detector)) for _ in range(2))]
+            tries = [detector, *(Detector(str(detector)) for _ in range(2))]
             fit = min(seconds for each in tries for seconds in fit_all([each], data))
             score = min(seconds for each in tries for seconds in score_all([each], test.chunks())[1])
-            row |= {"fit": f"{fit:.2f}" if detector.needs_train else "", "score": f"{score / len(test) * 1e6:.1f}"}
-            if not issubclass(stage, Ensemble) and detector.probes():
+            row |= {"fit": f"{fit:.2f}" if detector.needs.train else "", "score": f"{score / len(test) * 1e6:.1f}"}
+            if not issubclass(stage, Ensemble) and detector.needs.probes:
                 row["network"] = f"{network_seconds(classifier, PLAIN, detector, images) / plain:.1f}"
         rows.append(row)
         print(row, flush=True)
@@ -82,7 +82,7 @@ def with_dropout(body: nn.Module) -> nn.Module:
 @torch.no_grad()
 def network_seconds(classifier: Classifier, network_pass: Pass, detector: Detector, images: torch.Tensor) -> float:
     """The shortest of five passes over the images, 32 at a time."""
-    network = classifier.changed(network_pass.prepare).optimised().probed(detector.probes())
+    network = classifier.changed(network_pass.prepare).optimised().probed(detector.needs.probes)
     times = []
     for _ in range(5):
         start = time.perf_counter()

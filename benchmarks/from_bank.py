@@ -55,7 +55,7 @@ def main() -> None:
 
 def compare_with_network(data: Path, weights: Path) -> None:
     """All detectors that read nothing but features, and the network."""
-    specs = [s for s in all_specs() if not (d := Detector.parse(s)).probes() and d.input_stage is None]
+    specs = [s for s in all_specs() if not (d := Detector(s)).needs.probes and d.input_stage is None]
     results = bench(
         load_classifier("densenet-bc-100-12", weights=weights),
         train=data / "cifar10/train.parquet",

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 
 from nescio.core.detector import BLOCK, Detector, fit_all, score_all
-from nescio.core.features import Features, Head, TrainingData
+from nescio.core.feature_set import FeatureSet
+from nescio.core.features import Features, Head
 from nescio.run.bank import Bank, BankKey
 from nescio.run.bank_writer import BankWriter
 
@@ -140,8 +141,8 @@ def compare_with_head_product(bank: Bank) -> None:
     """FM + LS from a bank that stores the prediction, and without it, over one head product on the same rows."""
     chunks = list(bank.chunks(BLOCK // L))  # as score_all cuts them
     head = bank.head
-    detector = Detector.parse("fm:p=0.3+react:clip=0.8+ls+energy")
-    detector.fit(TrainingData(head, lambda: iter(chunks)))
+    detector = Detector("fm:p=0.3+react:clip=0.8+ls+energy")
+    detector.fit(FeatureSet.stream(lambda: iter(chunks), head))
 
     def product() -> None:
         for f in chunks:
@@ -200,14 +201,14 @@ def main() -> None:
     over = []
     for spec in options.detector or ARITHMETIC:
         fit, score = ARITHMETIC[spec]
-        detector = Detector.parse(spec)
-        (fit_seconds,) = fit_all([detector], TrainingData(train.head, train.chunks))
+        detector = Detector(spec)
+        (fit_seconds,) = fit_all([detector], FeatureSet.stream(train.chunks, train.head))
         start = time.perf_counter()
         for bank in tests:
             score_all([detector], bank.chunks())
         score_seconds = time.perf_counter() - start
         arithmetic = sum(rates[k][0] * rates[k][1] for k in fit) + sum(rates[k][0] * (N_ID + N_OOD) for k in score)
-        reading = once * (detector.needs_train or detector.needs_held_out) + once_test
+        reading = once * (detector.needs.train or detector.needs.held_out) + once_test
         share = (fit_seconds + score_seconds - reading) / max(reading, arithmetic)  # 3 at most, besides one read
         over += [spec] if share > 3 else []
         print(

@@ -24,7 +24,7 @@ import onnxruntime
 import torch
 from torchvision.models import resnet18
 
-from nescio import Classifier, Deployed, Detector, Features, TrainingData, Transform, export
+from nescio import Classifier, Deployed, Detector, Features, FeatureSet, Transform, export
 from nescio.calibration.conformal import Calibration
 from nescio.deploy.lower import PRECISIONS
 
@@ -40,7 +40,7 @@ def deployed(spec: str) -> Deployed:
     labels = torch.arange(2 * CLASSES) % CLASSES
     h = torch.randn(len(labels), WIDTH).relu()
     f = Features(h, classifier.head, classifier.head.linear(h).argmax(dim=1).detach(), labels)
-    detector = Detector.parse(spec).fit(TrainingData(classifier.head, lambda: iter([f])))
+    detector = Detector(spec).fit(FeatureSet.stream(lambda: iter([f]), classifier.head))
     return Deployed(classifier, detector, Calibration.fit(np.random.default_rng(0).normal(size=5000)))
 
 

@@ -95,7 +95,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     data = options.shared / "data"
     reference, published = read_csv("cifar10_reference.csv"), read_csv("table1_textures.csv")
-    one_pass = [s for s in all_specs() if Detector.parse(s, "densenet-bc-100-12").input_stage is None]
+    one_pass = [s for s in all_specs() if Detector(s, "densenet-bc-100-12").input_stage is None]
     results = bench(
         load_classifier("densenet-bc-100-12", weights=options.shared / "models/densenet100_cifar10.safetensors"),
         train=data / "cifar10/train.parquet",

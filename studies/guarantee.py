@@ -39,7 +39,7 @@ def results() -> nescio.Results:
     """Scores of the test images, from a folder or from banks."""
     if len(sys.argv) > 1:
         return nescio.Results.load(sys.argv[1])
-    specs = [s for s in all_specs() if nescio.Detector.parse(s).input_stage is None and s != "ssod"]
+    specs = [s for s in all_specs() if nescio.Detector(s).input_stage is None and s != "ssod"]
     return nescio.bench(
         densenet(),
         train=data("cifar10/train"),
@@ -65,9 +65,9 @@ def on_training_images() -> list[str]:
     """The share of the test images that a threshold set on 10,000 training images rejects."""
     classifier = densenet()
     banks = [nescio.extract(classifier, nescio.open_source(data(f"cifar10/{s}"))) for s in ("train", "test")]
-    training = nescio.TrainingData(classifier.head, banks[0].chunks)
+    training = nescio.FeatureSet.stream(banks[0].chunks, classifier.head)
     detectors = [
-        nescio.Detector.parse(spec, classifier.name, classifier.head.n_classes).fit(training) for spec in ON_TRAINING
+        nescio.Detector(spec, classifier.name, classifier.head.n_classes).fit(training) for spec in ON_TRAINING
     ]
     seen, new = (score_all(detectors, bank.chunks())[0] for bank in banks)
     rank = threshold_rank(10_000, ACCEPT)

@@ -19,7 +19,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from nescio.core.features import Columns, Features, Head, TrainingData
+from nescio.core.feature_set import FeatureSet
+from nescio.core.features import Columns, Features, Head
 from nescio.data import Transform
 from nescio.models import Classifier
 
@@ -186,13 +187,13 @@ def random_features(
     return Features(h, head, pred, labels, Columns.of(aux))
 
 
-def training(f: Features, chunk: int = 64) -> TrainingData:
+def training(f: Features, chunk: int = 64) -> FeatureSet:
     def chunks():
         for start in range(0, len(f), chunk):
             at = slice(start, start + chunk)
             yield f.rows(torch.arange(len(f))[at])
 
-    return TrainingData(f.head, chunks)
+    return FeatureSet.stream(chunks, f.head)
 
 
 def picture(seed: int, size: tuple[int, int] = (12, 10), mode: str = "RGB") -> Image.Image:

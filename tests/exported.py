@@ -20,7 +20,7 @@ class Scores(nn.Module):
 
     def __init__(self, classifier: Classifier, detectors: list[Detector]) -> None:
         super().__init__()
-        self.network = classifier.probed({name: p for d in detectors for name, p in d.probes().items()})
+        self.network = classifier.probed({name: p for d in detectors for name, p in d.needs.probes.items()})
         self.chains = nn.ModuleList(Chain(d.steps) for d in detectors)
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -11,6 +11,7 @@ import torch
 from conftest import random_features, training
 from nescio.core.detector import Detector
 from nescio.core.errors import InputError
+from nescio.core.feature_set import FeatureSet
 from nescio.core.features import Features, Head
 from nescio.core.stage import PLACES, REGISTRY
 
@@ -75,7 +76,7 @@ def spec_of(name: str, text: str | None = None) -> str:
 
 def fitted(spec: str, f: Features, chunk: int = 64) -> Detector:
     """The detector, fitted on features that say what it must hear: that the right pass made them."""
-    detector = Detector.parse(spec)
+    detector = Detector(spec)
     return detector.fit(training(dataclasses.replace(f, network_pass=detector.training_pass_key), chunk))
 
 
@@ -148,7 +149,7 @@ def test_scoring_changes_neither_its_input_nor_its_state(name: str, case: Featur
 
 @pytest.mark.parametrize("name", STAGES)
 def test_an_unfitted_stage_is_named(name: str) -> None:
-    detector = Detector.parse(spec_of(name))
+    detector = Detector(spec_of(name))
     if any(b is None for b in detector.stages[0]._buffers.values()):
         with pytest.raises(RuntimeError, match=f"'{name}' is not fitted"):
             scored(detector, random_features())
@@ -182,9 +183,9 @@ def test_every_hyperparameter_changes_the_score(name: str, option: str) -> None:
 @pytest.mark.parametrize("name", STAGES)
 def test_stages_that_need_no_training_images_fit_without_and_say_so(name: str) -> None:
     f = random_features()
-    detector = Detector.parse(spec_of(name))
-    without = dataclasses.replace(training(f), chunks=None)
-    if detector.needs_train or detector.needs_held_out:
+    detector = Detector(spec_of(name))
+    without = FeatureSet(head=f.head)
+    if detector.needs.train or detector.needs.held_out:
         with pytest.raises(InputError, match="no training images"):
             detector.fit(without)
     else:

@@ -10,7 +10,8 @@ import torch
 from conftest import random_features, training
 from nescio.core.detector import Detector
 from nescio.core.errors import InputError
-from nescio.core.features import Columns, Features, Head, TrainingData
+from nescio.core.feature_set import FeatureSet
+from nescio.core.features import Columns, Features, Head
 from nescio.core.spec import all_specs
 
 SPECS = [*all_specs(), "mean(energy,fm+knn:k=3)", "max(energy,gram)", "fisher(energy,mahalanobis)"]
@@ -19,7 +20,7 @@ TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.
 
 
 def fitted(spec: str, f: Features = F) -> Detector:
-    detector = Detector.parse(spec)
+    detector = Detector(spec)
     return detector.fit(training(dataclasses.replace(f, network_pass=detector.training_pass_key)))
 
 
@@ -94,7 +95,7 @@ def test_training_features_that_are_not_finite_are_counted_and_refused(spec: str
     h = F.h.clone()
     h[70, 2], h[71], h[199, 0] = torch.nan, -torch.inf, torch.inf
     poisoned = dataclasses.replace(F, h=h)
-    if Detector.parse(spec).needs_train or Detector.parse(spec).needs_held_out:
+    if Detector(spec).needs.train or Detector(spec).needs.held_out:
         with pytest.raises(InputError, match=r"3 of 200 training features hold NaN or infinity, the first is row 70; "):
             fitted(spec, poisoned)
     else:
@@ -134,7 +135,7 @@ def test_a_score_in_float32_comes_out_in_float64_and_a_wrong_width_is_refused() 
         fitted("knn", dataclasses.replace(F, h=F.h[:, :7]))
 
 
-@pytest.mark.parametrize("spec", [s for s in SPECS if Detector.parse(s).needs_train])
+@pytest.mark.parametrize("spec", [s for s in SPECS if Detector(s).needs.train])
 def test_no_training_features_at_all_are_refused(spec: str) -> None:
     with pytest.raises(InputError, match="there are no training features, which detector "):
-        Detector.parse(spec).fit(TrainingData(F.head, lambda: iter([])))
+        Detector(spec).fit(FeatureSet.stream(lambda: iter([]), F.head))

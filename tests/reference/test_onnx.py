@@ -51,7 +51,7 @@ def pixels(classifier: Classifier, shared: Path) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def features(classifier: Classifier, detectors: Any, pixels: Any, shared: Path) -> dict[str, Features]:
     """As PyTorch gives them; every detector is fitted on those of training images."""
-    probes = {name: probe for d in detectors.values() for name, probe in d.probes().items()}
+    probes = {name: probe for d in detectors.values() for name, probe in d.needs.probes.items()}
     run, normalise = classifier.optimised().probed(probes), classifier.transform.normalise
     found = {}
     with torch.no_grad():

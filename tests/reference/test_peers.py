@@ -16,8 +16,9 @@ from scipy.stats import spearmanr
 
 from conftest import training
 from nescio.core.detector import Detector
-from nescio.core.features import Columns, Features, Head, TrainingData
-from nescio.core.stage import Maps
+from nescio.core.feature_set import FeatureSet
+from nescio.core.features import Columns, Features, Head
+from nescio.core.needs import Maps
 from nescio.methods.score.gram import Gram
 from nescio.methods.shape.rankfeat import RankFeat
 
@@ -59,7 +60,7 @@ def features(h: str, y: str | None = None) -> Features:
     labels = None if y is None else torch.from_numpy(STORED[y])
     fmap = values.unflatten(1, (6, 2, 2))
     maps = Maps([fmap, fmap.relu()], lambda m: m.flatten(1), head)
-    probes = Gram(orders=3).probes() | RankFeat().probes() | {"mean": lambda _: [fmap.mean((2, 3)), values]}
+    probes = Gram(orders=3).needs.probes | RankFeat().needs.probes | {"mean": lambda _: [fmap.mean((2, 3)), values]}
     columns = {f"{name}.{i}": column for name, probe in probes.items() for i, column in enumerate(probe(maps))}
     return Features(values, head, head.linear(values).argmax(1), labels, Columns.of(columns))
 
@@ -68,7 +69,7 @@ def features(h: str, y: str | None = None) -> Features:
 def test_the_peer_agrees(peer: str, spec: str, theirs: np.ndarray) -> None:
     data = training(features("h", "y"))
     data = dataclasses.replace(data, held_out=data.chunks)
-    detector = Detector.parse(spec).fit(data)
+    detector = Detector(spec).fit(data)
     ours, theirs = detector(features("x")).numpy(), theirs * FACTORS.get((peer, spec), 1)
     if (peer, spec) in SAME_ORDER:
         assert spearmanr(ours, theirs).statistic == pytest.approx(1, abs=1e-12)
@@ -80,5 +81,5 @@ def test_the_peer_agrees(peer: str, spec: str, theirs: np.ndarray) -> None:
 def test_the_means_of_a_class_without_a_hit_are_of_all_its_images() -> None:
     f = features("h", "y")
     never = dataclasses.replace(f, pred=torch.where(f.labels == 2, 3, f.pred))
-    scores = Detector.parse("openmax").fit(TrainingData(f.head, training(never).chunks))(f)
+    scores = Detector("openmax").fit(FeatureSet.stream(training(never).chunks, f.head))(f)
     assert scores.isfinite().all()

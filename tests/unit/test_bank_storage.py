@@ -12,7 +12,7 @@ import pytest
 
 from conftest import Pictures, read_only, small_disk
 from nescio.core.errors import InputError
-from nescio.core.stage import Maps
+from nescio.core.needs import Maps
 from nescio.models import Classifier
 from nescio.run.bank import Bank, DamagedBank
 from nescio.run.extraction import extract

@@ -18,7 +18,8 @@ import nescio
 from conftest import picture
 from nescio.cli import main
 from nescio.core.errors import InputError
-from nescio.core.features import Features, Head, TrainingData
+from nescio.core.feature_set import FeatureSet
+from nescio.core.features import Features, Head
 from nescio.core.stage import REGISTRY
 from nescio.deploy import load
 from nescio.models import Classifier, load_classifier
@@ -199,11 +200,11 @@ def test_mcm_is_its_formula_on_stored_embeddings(weights: Path, make_folder: Cal
     (f,) = bank.chunks()
     for spec, T in {"mcm": 1.0, "mcm:T=0.05": 0.05}.items():
         expected = softmax(images @ texts.T / T, axis=1).max(1)
-        detector = nescio.Detector.parse(spec).fit(TrainingData(bank.head))
+        detector = nescio.Detector(spec).fit(FeatureSet(head=bank.head))
         np.testing.assert_allclose(detector(f).numpy(), expected, rtol=1e-6)
-    msp = nescio.Detector.parse("msp").fit(TrainingData(bank.head))(f)
-    at_scale = nescio.Detector.parse(f"mcm:T={1 / float(classifier.head.weight[0].norm())!r}")
-    torch.testing.assert_close(at_scale.fit(TrainingData(bank.head))(f), msp, rtol=1e-4, atol=1e-6)
+    msp = nescio.Detector("msp").fit(FeatureSet(head=bank.head))(f)
+    at_scale = nescio.Detector(f"mcm:T={1 / float(classifier.head.weight[0].norm())!r}")
+    torch.testing.assert_close(at_scale.fit(FeatureSet(head=bank.head))(f), msp, rtol=1e-4, atol=1e-6)
 
 
 @pytest.fixture
@@ -237,7 +238,7 @@ def test_negative_labels_are_the_words_that_open_clip_puts_farthest_from_the_cla
         images = model.encode_image(X, normalize=True)
         logits = [scale * images @ torch.cat([own, group / scale]).T for group in rows]
         expected = np.mean([softmax(t.double().numpy(), axis=1)[:, :3].sum(axis=1) for t in logits], axis=0)
-    np.testing.assert_allclose(nescio.Detector.parse("neglabel")(f).numpy(), expected, rtol=1e-4)
+    np.testing.assert_allclose(nescio.Detector("neglabel")(f).numpy(), expected, rtol=1e-4)
 
 
 def test_negative_labels_travel_in_the_file_and_the_words_do_not(
@@ -275,7 +276,7 @@ def test_few_words_are_one_group() -> None:
 def test_mcm_of_an_image_that_is_one_of_two_unrelated_concepts() -> None:
     head = Head(100 * torch.eye(2), torch.zeros(2))
     f = Features(torch.tensor([[1.0, 0], [0.5**0.5, 0.5**0.5]]), head, torch.tensor([0, 0]))
-    found = nescio.Detector.parse("mcm").fit(TrainingData(head))(f)
+    found = nescio.Detector("mcm").fit(FeatureSet(head=head))(f)
     np.testing.assert_allclose(found.numpy(), [np.e / (np.e + 1), 0.5], rtol=1e-6)
 
 

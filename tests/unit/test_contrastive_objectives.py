@@ -168,7 +168,7 @@ def test_csis_score_averages_over_the_turns() -> None:
     setting = Setting("csi")
     classifier, head = setting.classifier, setting.classifier.heads["csi"].eval()
     setting.network.eval()
-    detector = Detector.parse("csi+msp")
+    detector = Detector("csi+msp")
     with torch.no_grad():
         f = pass_of(detector).run(classifier, X.double())
         turned = [setting.network.features(torch.rot90(X.double(), k, (2, 3))).mean((2, 3)) for k in range(4)]
@@ -177,4 +177,4 @@ def test_csis_score_averages_over_the_turns() -> None:
     torch.testing.assert_close(detector(f), mean.softmax(1).amax(1))
     torch.testing.assert_close(f.h, turned[0])
     with pytest.raises(InputError, match="csi"):
-        Detector.parse("csi+react+msp")
+        Detector("csi+react+msp")

@@ -463,7 +463,7 @@ def test_a_file_of_the_first_format_still_opens(images: Path) -> None:
         }
         for k in ("probability", "score", "p_value", "p_id"):
             assert found[k] == pytest.approx(expected[k], abs=1e-4)
-    assert repr(Detector.parse(describe(stored)["detector"]["spec"])) == FMLS
+    assert repr(Detector(describe(stored)["detector"]["spec"])) == FMLS
 
 
 @pytest.mark.parametrize("noise", [-4e-7, 4e-7])

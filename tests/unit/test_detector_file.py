@@ -24,7 +24,7 @@ def test_files_that_are_not_detectors_are_refused(tmp_path: Path) -> None:
 def test_files_that_do_not_fit_their_own_spec_are_refused(tmp_path: Path) -> None:
     f = random_features()
     path = tmp_path / "d"
-    Detector.parse("fm+mean(energy,knn)").fit(training(f)).save(path)
+    Detector("fm+mean(energy,knn)").fit(training(f)).save(path)
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
     tensors = load_file(path)
@@ -42,7 +42,7 @@ def test_files_that_do_not_fit_their_own_spec_are_refused(tmp_path: Path) -> Non
 
 def test_an_unfitted_detector_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not fitted"):
-        Detector.parse("fm+energy").save(tmp_path / "d")
+        Detector("fm+energy").save(tmp_path / "d")
     assert not list(tmp_path.iterdir())
 
 
@@ -56,9 +56,9 @@ def test_equal_stages_are_fitted_once_and_shared() -> None:
         return training(f)()
 
     data = training(f)
-    detectors = [Detector.parse(s) for s in ("ls+energy", "fm+ls+msp", "react:q=0.9+ls+energy", "ls+maxlogit")]
+    detectors = [Detector(s) for s in ("ls+energy", "fm+ls+msp", "react:q=0.9+ls+energy", "ls+maxlogit")]
     fit_all(detectors, type(data)(data.head, counted))
     assert passes == 3  # one for the prototypes, two for the quantile
     assert detectors[0].stages[0] is detectors[1].stages[1] is detectors[3].stages[0]
-    alone = Detector.parse("fm+ls+msp").fit(training(f))
+    alone = Detector("fm+ls+msp").fit(training(f))
     assert torch.equal(alone(f), detectors[1](f))

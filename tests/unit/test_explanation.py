@@ -42,8 +42,8 @@ def test_maps_position_by_position() -> None:
             assert maps.confidence[i, r, s].item() == pytest.approx(p[label].item(), rel=1e-4)
             z = ood.weight.flatten() @ fmap[i, :, r, s] + ood.bias[0]
             assert maps.ood[i, r, s].item() == pytest.approx(z.sigmoid().item(), rel=1e-4)
-    f = classifier.probed(nescio.Detector.parse("ssod").probes())(T.normalise(images))
-    torch.testing.assert_close(maps.p_id.double(), nescio.Detector.parse("ssod")(f))
+    f = classifier.probed(nescio.Detector("ssod").needs.probes)(T.normalise(images))
+    torch.testing.assert_close(maps.p_id.double(), nescio.Detector("ssod")(f))
     torch.testing.assert_close(maps.probability, f.logits.softmax(1))
     kinds = maps.sampled(0.8)
     assert torch.equal(kinds == 1, maps.confidence >= 0.8)

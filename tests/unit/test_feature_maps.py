@@ -70,8 +70,8 @@ def test_each_position_is_a_small_image_of_its_own(network: type[nn.Module]) -> 
 def test_probes_see_a_map_of_each_resolution(network: type[nn.Module]) -> None:
     model, classifier = made(network)
     x = T.normalise(torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8))
-    detector = nescio.Detector.parse("mean(rankfeat+energy,gram,multimahalanobis)")
-    aux = classifier.optimised().probed(detector.probes())(x).aux
+    detector = nescio.Detector("mean(rankfeat+energy,gram,multimahalanobis)")
+    aux = classifier.optimised().probed(detector.needs.probes)(x).aux
     fmap = model.features(x)
     widths = [8, 8, 12] if network is DenseNet else [8, 12, 16]
     assert [aux[f"mean.{i}"].shape[1] for i in range(3)] == widths

@@ -30,17 +30,17 @@ SHAPES = st.lists(
     st.sampled_from(["msp", "energy", "cosine"]),
 )
 def test_specs_round_trip(before: list[str], shape: list[str], modulate: list[str], score: str) -> None:
-    detector = Detector.parse("+".join([*before, *shape, *modulate, score]))
-    again = Detector.parse(repr(detector))
+    detector = Detector("+".join([*before, *shape, *modulate, score]))
+    again = Detector(repr(detector))
     assert repr(again) == repr(detector)
     assert again.settings() == detector.settings()
 
 
 def test_the_designs_examples_parse_and_print_shell_safe() -> None:
     for spec in ("fm:p=0.5+react:clip=1.6+ls+energy", "odin:eps=0.002,T=500+fm+react+ls+msp", "react:q=0.95+energy"):
-        assert repr(Detector.parse(spec)) == spec
-    assert repr(Detector.parse(" fm:p=0.6 + energy ")) == "fm+energy"
-    assert not set(repr(Detector.parse("odin:per_std=true,T=1e30+msp"))) & set(" '\"$&;|<>*?()[]{}!")
+        assert repr(Detector(spec)) == spec
+    assert repr(Detector(" fm:p=0.6 + energy ")) == "fm+energy"
+    assert not set(repr(Detector("odin:per_std=true,T=1e30+msp"))) & set(" '\"$&;|<>*?()[]{}!")
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_the_designs_examples_parse_and_print_shell_safe() -> None:
 )
 def test_mistakes_are_named_with_the_way_out(spec: str, told: str) -> None:
     with pytest.raises(InputError, match=told):
-        Detector.parse(spec)
+        Detector(spec)
 
 
 # FM + LS, section V-F: p is 60 % for CIFAR and 30 % for ImageNet; the clip is 1.6 for DenseNet, 1.0 for ResNet-18, 0.8
@@ -117,8 +117,8 @@ def test_every_preset_takes_the_settings_published_for_the_network(
         "line-energy": f"{line}+energy",
         "dice+react": f"{dice}+energy",
     }
-    assert {name: repr(Detector.parse(name, *network)) for name in presets() if "@" not in name} == expected
-    member = repr(Detector.parse("mean(line-ls,knn)", *network))
+    assert {name: repr(Detector(name, *network)) for name in presets() if "@" not in name} == expected
+    member = repr(Detector("mean(line-ls,knn)", *network))
     assert member == f"mean({expected['line-ls']},knn)"
 
 
@@ -152,23 +152,23 @@ def test_sweeps_differ_from_the_networks_own_settings_in_one_thing(network: tupl
     def at(which: str, text: str) -> set[str]:
         """The specs of a sweep that say this, as detectors."""
         specs = [spec for given in sweep(which, *network) for spec in search_space(given)]
-        return {repr(Detector.parse(s, *network)) for s in specs if text in s}
+        return {repr(Detector(s, *network)) for s in specs if text in s}
 
-    fmls, line = (repr(Detector.parse(name, *network)) for name in ("fmls", "line-energy"))
+    fmls, line = (repr(Detector(name, *network)) for name in ("fmls", "line-energy"))
     assert re.sub(r"clip=[^+,]*|q=[^+]*", "clip=1.2", fmls) in at("lambda", "clip=1.2")
     p = 0.3 if network[1] == 1000 else 0.6
     assert at("p", f"fm:p={p}+") == {fmls}
     p_a = 0.9 if network[1] == 3 else 0.1
     assert at("p", f"line:p_a={p_a},") == {line}
-    assert {fmls, line, repr(Detector.parse("line-ls", *network))} <= at("scores", "")
+    assert {fmls, line, repr(Detector("line-ls", *network))} <= at("scores", "")
     assert fmls in at("components", "")
-    pruned = Detector.parse("line-energy", *network).settings()["line"]
-    swept = [Detector.parse(s).settings()["line"] for s in at("lambda", "line")]
+    pruned = Detector("line-energy", *network).settings()["line"]
+    swept = [Detector(s).settings()["line"] for s in at("lambda", "line")]
     assert {(s["p_a"], s["p_w"]) for s in swept} == {(pruned["p_a"], pruned["p_w"])}
     assert [s["clip"] for s in sorted(swept, key=lambda s: s["clip"])] == [0.2, 0.4, 0.6, 0.8, 1, 1.2, 1.4, 1.6, 1.8, 2]
 
 
 def test_presets_name_the_published_settings_too() -> None:
     for name in presets():
-        assert Detector.parse(name).needs_train, name
-    assert repr(Detector.parse("line-ls@cifar100-resnet18", "unknown", 3)) == "line:p_a=0.1+ls+energy"
+        assert Detector(name).needs.train, name
+    assert repr(Detector("line-ls@cifar100-resnet18", "unknown", 3)) == "line:p_a=0.1+ls+energy"

@@ -15,7 +15,8 @@ from scipy.stats import multivariate_normal
 from conftest import random_features, tiny_net, training
 from nescio.core.detector import Detector
 from nescio.core.errors import InputError
-from nescio.core.features import Features, Head, TrainingData
+from nescio.core.feature_set import FeatureSet
+from nescio.core.features import Features, Head
 from nescio.models import Classifier
 from nescio.run.extraction import pass_of
 
@@ -23,7 +24,7 @@ F = random_features()
 
 
 def fitted(spec: str, f: Features = F) -> Detector:
-    return Detector.parse(spec).fit(training(f))
+    return Detector(spec).fit(training(f))
 
 
 def arrays(f: Features) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -66,10 +67,10 @@ def test_fm_react_ls_around_every_score(score: str, p: float) -> None:
 def test_mask_ranks_signed_weights_and_keeps_at_least_one() -> None:
     head = Head(torch.tensor([[3.0, -5.0, 1.0, 2.0], [-1.0, -2.0, -3.0, -4.0]]), torch.zeros(2))
     f = Features(torch.ones(2, 4), head, torch.tensor([0, 1]))
-    data = TrainingData(head)
-    half = Detector.parse("fm:p=0.5+energy").fit(data).pipeline(f).h
+    data = FeatureSet(head=head)
+    half = Detector("fm:p=0.5+energy").fit(data).pipeline(f).h
     assert half.tolist() == [[1, 0, 0, 1], [1, 1, 0, 0]]
-    assert Detector.parse("fm:p=0.99+energy").fit(data).pipeline(f).h.sum(1).tolist() == [1, 1]
+    assert Detector("fm:p=0.99+energy").fit(data).pipeline(f).h.sum(1).tolist() == [1, 1]
 
 
 def test_react_quantile_is_of_raw_training_features_even_after_fm() -> None:
@@ -110,13 +111,13 @@ def test_labels_are_needed_and_checked() -> None:
     with pytest.raises(InputError, match="labels in 0…4"):
         fitted("ls+energy", unlabelled)
     with pytest.raises(InputError, match="no training images"):
-        Detector.parse("ls+energy").fit(TrainingData(F.head))
+        Detector("ls+energy").fit(FeatureSet(head=F.head))
 
 
 def test_msp_does_not_tie_where_float32_would() -> None:
     head = Head(torch.eye(2) * 20, torch.zeros(2))
     h = torch.tensor([[1.0, 0.0], [1.1, 0.0]])
-    a, b = Detector.parse("msp").fit(TrainingData(head))(Features(h, head, torch.tensor([0, 0])))
+    a, b = Detector("msp").fit(FeatureSet(head=head))(Features(h, head, torch.tensor([0, 0])))
     assert a < b < 1
     assert torch.softmax(h @ head.weight.T, 1).amax(1).eq(1).all()
 
@@ -143,7 +144,7 @@ def test_odin_perturbs_along_the_whole_pipelines_gradient(classifier: Classifier
         raw = classifier(x)
     data = training(Features(raw.h, raw.head, raw.pred, torch.arange(40) % 4))
     eps, T = 0.05, 10.0
-    detector = Detector.parse(f"odin:eps={eps},T={T}{',per_std=true' if per_std else ''}+{around}msp").fit(data)
+    detector = Detector(f"odin:eps={eps},T={T}{',per_std=true' if per_std else ''}+{around}msp").fit(data)
 
     W, b = net.fc.weight.detach(), net.fc.bias.detach()
     mask = torch.from_numpy(masks(W.numpy(), 0.5))
@@ -228,9 +229,9 @@ def test_other_stages_keep_a_head_that_depends_on_the_class() -> None:
 def test_ls_can_take_the_heads_rows_for_prototypes() -> None:
     h, W, _, pred = arrays(F)
     s = (h * W[pred]).sum(1) / np.maximum(1e-300, np.linalg.norm(h, axis=1) * np.linalg.norm(W[pred], axis=1))
-    detector = Detector.parse("ls:prototypes=head+energy").fit(TrainingData(F.head))
+    detector = Detector("ls:prototypes=head+energy").fit(FeatureSet(head=F.head))
     np.testing.assert_allclose(detector(F), logsumexp(np.maximum(0, s)[:, None] * F.logits.numpy(), axis=1), rtol=1e-5)
-    np.testing.assert_allclose(Detector.parse("cosine:prototypes=head").fit(TrainingData(F.head))(F), s, rtol=1e-5)
+    np.testing.assert_allclose(Detector("cosine:prototypes=head").fit(FeatureSet(head=F.head))(F), s, rtol=1e-5)
 
 
 @pytest.mark.parametrize("covariance", ["diag", "tied", "full"])
@@ -251,8 +252,8 @@ def test_gmm_is_the_mixtures_density(covariance: str) -> None:
 
 def test_a_fitted_temperature_is_the_most_likely_one() -> None:
     noisy = Features(F.h, F.head, F.pred, torch.where(torch.arange(len(F)) % 5 == 0, (F.labels + 1) % 5, F.labels))
-    data = TrainingData(F.head, training(F).chunks, training(noisy).chunks)
-    T = Detector.parse("temperature+msp").fit(data).settings()["temperature"]["temperature"]
+    data = training(F).with_held_out(training(noisy))
+    T = Detector("temperature+msp").fit(data).settings()["temperature"]["temperature"]
     y = noisy.labels.numpy()
 
     def loss(t: float) -> float:
@@ -282,7 +283,7 @@ def test_faiss_finds_the_same_neighbours_or_ones_farther_away(index: str) -> Non
 def test_knn_without_faiss_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(InputError, match=r"nescio\[faiss\]"):
-        Detector.parse("knn:index=flat")
+        Detector("knn:index=flat")
 
 
 def test_scores_are_fitted_on_what_the_stages_before_them_produce() -> None:
@@ -294,8 +295,8 @@ def test_scores_are_fitted_on_what_the_stages_before_them_produce() -> None:
 
 
 def test_knn_subsample_is_the_same_for_any_chunking_and_k_is_capped() -> None:
-    few = Detector.parse("knn:k=5,alpha=0.3")
-    a, b = few.fit(training(F, 7))(F), Detector.parse("knn:k=5,alpha=0.3").fit(training(F, 1000))(F)
+    few = Detector("knn:k=5,alpha=0.3")
+    a, b = few.fit(training(F, 7))(F), Detector("knn:k=5,alpha=0.3").fit(training(F, 1000))(F)
     assert torch.equal(a, b)
     assert 40 <= len(few.stages[0].bank) <= 80
     z = torch.nn.functional.normalize(F.h.double())

@@ -97,7 +97,7 @@ def test_what_is_no_set_of_images_is_refused(classifier: Classifier) -> None:
         extract(classifier, ["a.png"])
 
 
-@pytest.mark.parametrize("given", [Detector.parse("fmls"), [Detector.parse("fmls")], 7, [None]])
+@pytest.mark.parametrize("given", [Detector("fmls"), [Detector("fmls")], 7, [None]])
 def test_detectors_are_specs(classifier: Classifier, given: Any) -> None:
     for call in (
         lambda: nescio.bench(classifier, id=Pictures(4), ood={"far": Pictures(5)}, detectors=given),

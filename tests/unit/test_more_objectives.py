@@ -128,7 +128,7 @@ def test_mos_is_its_formula() -> None:
     assert setting.loss().item() == pytest.approx(total, rel=1e-10)
     f = seen(h.detach(), setting.classifier.head, setting.classifier.heads)
     assert f.pred.tolist() == best.argmax(axis=1).tolist(), "the label is the surest class within its group"
-    assert Detector.parse("mos")(f).tolist() == pytest.approx((-least_others.min(axis=1)).tolist())
+    assert Detector("mos")(f).tolist() == pytest.approx((-least_others.min(axis=1)).tolist())
 
 
 def test_mos_is_cross_entropy_with_one_group_and_no_others() -> None:
@@ -273,7 +273,7 @@ def test_vos_is_cross_entropy_until_it_begins_and_its_formula_then(caplog) -> No
     expected = -np.concatenate([np.log(p_in), np.log(1 - p_out)]).mean()
     assert setting.loss().item() == pytest.approx(ce + 0.1 * expected, rel=1e-6)
     f = seen(v, setting.classifier.head, setting.classifier.heads)
-    assert Detector.parse("vos")(f).tolist() == pytest.approx(p_out.tolist())
+    assert Detector("vos")(f).tolist() == pytest.approx(p_out.tolist())
     assert setting.objective.concern({}) is None
     setting.objective.counts[1] = 29
     assert setting.loss().item() == pytest.approx(ce, rel=1e-12)
@@ -351,4 +351,4 @@ def test_bals_score_is_its_formula(classifier: Classifier) -> None:
     z = torch.tensor([[0.0], [3.0], [-3.0], [40.0], [-40.0]])
     f = Features(f.h, f.head, f.pred, aux=Columns.of({"bal.0": z}))
     p, d = f.logits.double().softmax(1).amax(1).numpy(), 1 / (1 + np.exp(-z[:, 0].double().numpy()))
-    assert np.allclose(Detector.parse("bal")(f).numpy(), p * d, rtol=1e-12)
+    assert np.allclose(Detector("bal")(f).numpy(), p * d, rtol=1e-12)

@@ -27,7 +27,7 @@ from nescio.calibration.posterior import ProxyCalibrator
 from nescio.cli import main
 from nescio.core.detector import Detector
 from nescio.core.errors import InputError
-from nescio.core.features import TrainingData
+from nescio.core.feature_set import FeatureSet
 from nescio.core.spec import all_specs, expand
 from nescio.core.stage import REGISTRY
 from nescio.data import Transform
@@ -118,9 +118,9 @@ def pixels(n: int, seed: int) -> torch.Tensor:
 
 @functools.cache
 def deployed(spec: str, **changes: Any) -> Deployed:
-    classifier, detector = network(), Detector.parse(spec)
+    classifier, detector = network(), Detector(spec)
     made = Deployed(classifier, detector, Calibration(0.9, None, ()), about={"versions": {"nescio": "0"}})
-    probed = classifier.probed(detector.probes())
+    probed = classifier.probed(detector.needs.probes)
     with torch.no_grad():
         f = dataclasses.replace(probed(classifier.transform.normalise(pixels(300, seed=1))), labels=labels(300))
     detector.fit(training(f))
@@ -230,8 +230,8 @@ def test_the_file_gives_what_the_detector_gives(tmp_path: Path) -> None:
 @pytest.mark.parametrize("order", ["nchw", "nhwc"])
 def test_pixels_are_normalised_in_the_graph(order: str, tmp_path: Path) -> None:
     classifier = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE * SIDE, CLASSES)), network().transform)
-    detector = Detector.parse("energy")
-    detector.fit(TrainingData(classifier.head))
+    detector = Detector("energy")
+    detector.fit(FeatureSet(head=classifier.head))
     made = Deployed(classifier, detector, Calibration.fit(np.linspace(1, 3, 99)))
     made.calibrator = ProxyCalibrator(2.0, -3.0, "noise", 0.5)
     export(made, tmp_path / "d.onnx", preprocess=order)
@@ -247,7 +247,7 @@ def test_pixels_are_normalised_in_the_graph(order: str, tmp_path: Path) -> None:
 
 def test_outputs_that_the_graph_lacks_are_not_told(tmp_path: Path) -> None:
     classifier = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE * SIDE, CLASSES)), network().transform)
-    detector = Detector.parse("energy").fit(TrainingData(classifier.head))
+    detector = Detector("energy").fit(FeatureSet(head=classifier.head))
     export(Deployed(classifier, detector, Calibration.fit(np.linspace(1, 3, 99))), tmp_path / "d.onnx")
     assert list(run(tmp_path / "d.onnx", normalised())) == ["logits", "score", "p_value", "accepted"]
 
@@ -306,8 +306,8 @@ def test_what_cannot_be_traced_or_would_differ_leaves_no_file(monkeypatch: pytes
         (Sized(), "gives other logits than the network"),
     ):
         classifier = Classifier(model.eval(), network().transform, name="net")
-        detector = Detector.parse("energy")
-        detector.fit(TrainingData(classifier.head))
+        detector = Detector("energy")
+        detector.fit(FeatureSet(head=classifier.head))
         with pytest.raises(InputError, match=said):
             export(Deployed(classifier, detector, Calibration.fit(np.arange(99.0))), tmp_path / "d.onnx")
     with pytest.raises(InputError, match="preprocess=bgr is not a choice"):
@@ -322,8 +322,8 @@ def test_the_command_writes_the_graph_or_says_why_not(tmp_path: Path) -> None:
     model = "tiny_networks:batch_norm_net"
     classifier = Classifier(tiny_networks.batch_norm_net().eval(), Transform(crop=16), name=model)
     for spec in ("energy", "odin+msp"):
-        detector = Detector.parse(spec)
-        detector.fit(TrainingData(classifier.head))
+        detector = Detector(spec)
+        detector.fit(FeatureSet(head=classifier.head))
         Deployed(classifier, detector, Calibration.fit(np.linspace(-1, 3, 99))).save(tmp_path / f"{spec}.nescio")
     x = torch.randn(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 

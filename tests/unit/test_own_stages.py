@@ -31,7 +31,7 @@ class Centred(Stage, name="centred", place="score"):
     shared: typing.ClassVar[Tensor]
 
     def fit(self, data):
-        self.centre = torch.cat([f.h for f in data()]).mean(dim=0)
+        self.centre = torch.cat([f.h for f in data.chunks()]).mean(dim=0)
 
     def forward(self, f):
         return -(f.h - self.centre).norm(dim=1)
@@ -84,7 +84,7 @@ def test_what_a_stage_learns_is_saved_however_its_type_is_written(
 ) -> None:
     source = "from __future__ import annotations\n" * future + HEAD + "Vector = Tensor\n" + STAGE.format(style)
     assert imported(source, tmp_path, monkeypatch).Centred.declared() == ["centre"]
-    detector = Detector.parse("react:clip=1+centred").fit(training(F))
+    detector = Detector("react:clip=1+centred").fit(training(F))
     torch.testing.assert_close(detector.steps[-1].centre, F.h.clamp(max=1).mean(dim=0))
     assert torch.equal(saved_and_read(detector, tmp_path)(F), detector(F))
 
@@ -97,7 +97,7 @@ def test_a_tensor_that_only_the_type_checker_imports_is_one(
     hidden = HEAD.replace("from torch import Tensor\n", "if TYPE_CHECKING:\n    from torch import Tensor\n")
     source = "from __future__ import annotations\n" + hidden + STAGE.format(style)
     assert imported(source, tmp_path, monkeypatch).Centred.declared() == ["centre"]
-    detector = Detector.parse("centred").fit(training(F))
+    detector = Detector("centred").fit(training(F))
     assert torch.equal(saved_and_read(detector, tmp_path)(F), detector(F))
 
 
@@ -125,7 +125,7 @@ class Centred(Stage, name="centred", place="score"):
     other: list[Tensor]
 
     def fit(self, data):
-        mean = torch.cat([f.h for f in data()]).mean(dim=0)
+        mean = torch.cat([f.h for f in data.chunks()]).mean(dim=0)
         {line}
 
     def forward(self, f):
@@ -133,4 +133,4 @@ class Centred(Stage, name="centred", place="score"):
 """
     imported(source, tmp_path, monkeypatch)
     with pytest.raises(InputError, match=r"stage 'centred' learned '_?centre'.*class body \(_?centre: Tensor\)"):
-        Detector.parse(spec).fit(training(F))
+        Detector(spec).fit(training(F))

@@ -13,7 +13,8 @@ from torch import nn
 from conftest import TINY_TRANSFORM, tiny_net, training
 from nescio.core.detector import Detector, score_all
 from nescio.core.errors import InputError
-from nescio.core.features import Features, TrainingData
+from nescio.core.feature_set import FeatureSet
+from nescio.core.features import Features
 from nescio.data import Transform
 from nescio.methods.score.gram import Gram
 from nescio.models import Classifier
@@ -28,13 +29,13 @@ def maps_by_hand(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 def unlabelled_fit(spec: str, classifier: Classifier) -> Detector:
-    return Detector.parse(spec).fit(TrainingData(classifier.head))
+    return Detector(spec).fit(FeatureSet(head=classifier.head))
 
 
 @torch.no_grad()
 def run(detector: Detector, classifier: Classifier, x: torch.Tensor) -> Features:
     network_pass = pass_of(detector)
-    return network_pass.run(classifier.changed(network_pass.prepare).optimised().probed(detector.probes()), x)
+    return network_pass.run(classifier.changed(network_pass.prepare).optimised().probed(detector.needs.probes), x)
 
 
 def test_rankfeat_removes_the_largest_singular_value(classifier: Classifier) -> None:
@@ -51,7 +52,7 @@ def test_rankfeat_removes_the_largest_singular_value(classifier: Classifier) -> 
 
 def test_gram_and_layer_means_of_a_map(classifier: Classifier) -> None:
     fmap = maps_by_hand(tiny_net(), X)
-    probes = {**Gram(orders=3).probes(), **Detector.parse("multimahalanobis").probes()}
+    probes = {**Gram(orders=3).needs.probes, **Detector("multimahalanobis").needs.probes}
     f = classifier.optimised().probed(probes)(X)
     torch.testing.assert_close(f.probed("mean")[0], fmap.mean((2, 3)), rtol=1e-4, atol=1e-5)
     flat = fmap.flatten(2)
@@ -103,7 +104,7 @@ def test_bats_truncates_batch_norms(classifier: Classifier, last: int) -> None:
     torch.testing.assert_close(f.h, torch.relu(z).mean((2, 3)), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(f.h, classifier(X).h)
     assert all(torch.equal(v, before[k]) for k, v in classifier.state_dict().items())
-    assert training_pass(Detector.parse(spec)).key == pass_of(Detector.parse(f"{spec[:-6]}msp")).key
+    assert training_pass(Detector(spec)).key == pass_of(Detector(f"{spec[:-6]}msp")).key
 
 
 def test_bats_keeps_what_timm_norms_do_after() -> None:
@@ -150,7 +151,7 @@ def test_mcdropout_thins_the_network_under_probes_too() -> None:
     classifier = Classifier(WithDropout().eval(), TINY_TRANSFORM)
     detector = unlabelled_fit("mcdropout:n=4+msp", classifier)
     network_pass = pass_of(detector)
-    network = classifier.changed(network_pass.prepare).optimised().probed(Detector.parse("multimahalanobis").probes())
+    network = classifier.changed(network_pass.prepare).optimised().probed(Detector("multimahalanobis").needs.probes)
     with torch.no_grad():
         f = network_pass.run(network, X)
         torch.testing.assert_close(detector(f), detector(run(detector, classifier, X)), rtol=1e-5, atol=1e-7)
@@ -176,7 +177,7 @@ def test_operations_in_place_keep_their_effect_under_probes() -> None:
     torch.manual_seed(0)
     classifier = Classifier(InPlace().eval(), TINY_TRANSFORM)
     with torch.no_grad():
-        f = classifier.probed(Detector.parse("multimahalanobis").probes())(X)
+        f = classifier.probed(Detector("multimahalanobis").needs.probes)(X)
         torch.testing.assert_close(f.h, classifier(X).h)
 
 
@@ -184,10 +185,10 @@ def test_operations_in_place_keep_their_effect_under_probes() -> None:
 def test_perturb_has_a_gradient_where_channels_are_dead(classifier: Classifier, score: str) -> None:
     with torch.no_grad():
         classifier.body.norm.weight[:3], classifier.body.norm.bias[:3] = 0, 0  # three channels are 0 everywhere
-        detector = Detector.parse(f"perturb:eps=0.05+{score}")
-        network = classifier.probed(detector.probes())
+        detector = Detector(f"perturb:eps=0.05+{score}")
+        network = classifier.probed(detector.needs.probes)
         images = torch.randn(40, 3, 8, 8, generator=torch.Generator().manual_seed(5))
-        detector.fit(TrainingData(classifier.head, lambda: iter([network(images)])))
+        detector.fit(FeatureSet.stream(lambda: iter([network(images)]), classifier.head))
         moved = pass_of(detector).run(network, X * 3)
         assert moved.h.isfinite().all()
         assert not torch.allclose(moved.h, network(X * 3).h)
@@ -197,7 +198,7 @@ def test_an_image_that_is_not_finite_does_not_stop_a_probe(classifier: Classifie
     x = X.clone()
     x[2, 0, 0, 0] = torch.nan
     with torch.no_grad():
-        f = classifier.probed(Detector.parse("rankfeat+energy").probes())(x)
+        f = classifier.probed(Detector("rankfeat+energy").needs.probes)(x)
     assert f.probed("rankfeat")[0].isfinite().all(dim=1).tolist() == [True, True, False, True, True, True]
 
 
@@ -207,7 +208,7 @@ def test_an_image_that_is_not_finite_does_not_stop_a_probe(classifier: Classifie
 def test_bats_leaves_norms_alone_that_have_no_distribution(norm: nn.Module) -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 1), norm, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).eval()
     with pytest.raises(InputError, match="no batch norms"):
-        check_model(Detector.parse("bats+msp"), Classifier(net, TINY_TRANSFORM))
+        check_model(Detector("bats+msp"), Classifier(net, TINY_TRANSFORM))
 
 
 def test_mcdropout_before_the_head_where_the_network_has_none(classifier: Classifier) -> None:
@@ -224,36 +225,36 @@ def test_mcdropout_before_the_head_where_the_network_has_none(classifier: Classi
 def test_a_network_without_the_layers_is_refused_by_name(spec: str, told: str) -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).eval()
     with pytest.raises(InputError, match=told):
-        check_model(Detector.parse(spec), Classifier(net, TINY_TRANSFORM))
+        check_model(Detector(spec), Classifier(net, TINY_TRANSFORM))
 
 
 def test_a_network_without_feature_maps_is_refused_by_name() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(192, 5), nn.ReLU(), nn.Linear(5, 2)).eval()
     classifier = Classifier(net, TINY_TRANSFORM, name="mlp")
     with pytest.raises(InputError, match="mlp has no global pooling"):
-        check_model(Detector.parse("gram"), classifier)
-    check_model(Detector.parse("energy"), classifier)
+        check_model(Detector("gram"), classifier)
+    check_model(Detector("energy"), classifier)
 
 
 def test_perturb_follows_the_gradient_of_the_whole_score(classifier: Classifier) -> None:
     with torch.no_grad():
         raw = classifier(torch.randn(40, 3, 8, 8, generator=torch.Generator().manual_seed(4)))
     data = training(Features(raw.h, raw.head, raw.pred, torch.arange(40) % 4))
-    detector = Detector.parse("perturb:eps=0.05+mahalanobis").fit(data)
+    detector = Detector("perturb:eps=0.05+mahalanobis").fit(data)
     x = X.clone().requires_grad_()
-    plain = Detector.parse("mahalanobis").fit(data)
+    plain = Detector("mahalanobis").fit(data)
     plain(classifier(x)).sum().backward()
     moved = (X + 0.05 * x.grad.sign()).detach()
     network_pass = pass_of(detector)
     f = network_pass.run(classifier, X)
     torch.testing.assert_close(detector(f), plain(classifier(moved)), rtol=1e-5, atol=1e-6)
     assert detector(f).mean() > plain(classifier(X)).mean()
-    assert network_pass.key != pass_of(Detector.parse("perturb:eps=0.05+energy").fit(data)).key
+    assert network_pass.key != pass_of(Detector("perturb:eps=0.05+energy").fit(data)).key
     assert not detector.input_stage.fixed
 
 
 def test_perturb_refuses_a_score_without_gradient(classifier: Classifier) -> None:
-    detector = Detector.parse("perturb+energy").fit(TrainingData(classifier.head))
+    detector = Detector("perturb+energy").fit(FeatureSet(head=classifier.head))
     frozen = torch.no_grad()(lambda f: f.logits[:, 0].double())
     detector.stages[-1].forward = frozen
     with pytest.raises(InputError, match="no gradient"):
@@ -269,7 +270,7 @@ def test_features_of_the_plain_pass_are_refused_by_a_detector_with_its_own(class
     detector = unlabelled_fit(spec, classifier)
     with torch.no_grad():
         plain = classifier(X)
-        if detector.input_stage.needs_images:
+        if detector.input_stage.needs.images:
             detector.input_stage.choose(classifier, detector, [X])
     with pytest.raises(InputError, match=r"reads features of the pass that '.*' makes.*nescio\.bench, nescio\.fit"):
         detector(plain)
@@ -284,17 +285,17 @@ def test_features_of_the_plain_pass_are_refused_by_a_detector_with_its_own(class
 
 
 def test_a_fixed_pass_is_checked_when_its_detector_is_fitted(classifier: Classifier) -> None:
-    detector = Detector.parse("bats:lam=0.5+react:q=0.9+knn:k=2")
+    detector = Detector("bats:lam=0.5+react:q=0.9+knn:k=2")
     with torch.no_grad():
         plain = classifier(X)
     with pytest.raises(InputError, match=r"these training features come from another pass.*'bats:lam=0\.5\+react"):
         detector.fit(training(plain))
     detector.fit(training(run(detector, classifier, X)))
-    other = Detector.parse("bats:lam=0.6+react:q=0.9+knn:k=2")
+    other = Detector("bats:lam=0.6+react:q=0.9+knn:k=2")
     with pytest.raises(InputError, match=r"reads features of the pass that 'bats:lam=0\.5' makes"):
         detector(run(other, classifier, X))
     with pytest.raises(InputError, match="come from another pass"):
-        Detector.parse("perturb+knn:k=2").fit(training(run(detector, classifier, X)))
+        Detector("perturb+knn:k=2").fit(training(run(detector, classifier, X)))
 
 
 def test_a_bank_says_which_pass_its_features_are_of(classifier: Classifier, tmp_path: Path) -> None:
@@ -318,7 +319,7 @@ def test_a_network_in_half_precision_gives_features_in_float32(classifier: Class
 
 def test_a_bank_with_probes_serves_those_who_want_fewer(classifier: Classifier, tmp_path: Path) -> None:
     def extracted(spec: str):
-        return extract(classifier, Pictures(20), probes=Detector.parse(spec).probes(), cache=tmp_path, workers=0)
+        return extract(classifier, Pictures(20), probes=Detector(spec).needs.probes, cache=tmp_path, workers=0)
 
     both = extracted("mean(gram:orders=2,multimahalanobis)")
     assert {len(b.path.name) for b in (both, extracted("gram:orders=2"), extracted("energy"))} == {len(both.path.name)}
@@ -344,6 +345,6 @@ def test_truncated_batch_norms_under_probes(name: str) -> None:
     network_pass = pass_of(unlabelled_fit("bats+energy", classifier))
     body = classifier.changed(network_pass.prepare).optimised()
     with torch.no_grad():
-        probed = network_pass.run(body.probed(Gram(orders=2).probes()), x)
+        probed = network_pass.run(body.probed(Gram(orders=2).needs.probes), x)
     torch.testing.assert_close(probed.h, plain.h, rtol=1e-4, atol=1e-5)
     assert len(probed.aux) > 0

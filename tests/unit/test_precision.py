@@ -24,7 +24,7 @@ from nescio.calibration.posterior import ProxyCalibrator
 from nescio.cli import main
 from nescio.core.detector import Detector
 from nescio.core.errors import InputError
-from nescio.core.features import TrainingData
+from nescio.core.feature_set import FeatureSet
 from nescio.data import Transform
 from nescio.deploy import Deployed, export, recalibration
 from nescio.deploy import onnx as onnx_graph
@@ -76,12 +76,12 @@ def network() -> Classifier:
 
 @functools.cache
 def deployed(spec: str, *, heads: bool = False, proxy: str | None = None) -> Deployed:
-    classifier, detector = network(), Detector.parse(spec)
+    classifier, detector = network(), Detector(spec)
     if not heads:
         classifier = Classifier(tiny_model(), classifier.transform, name="tiny")
     x = torch.from_numpy(Made(240, seed=1).pixels).permute(0, 3, 1, 2)
     with torch.no_grad():
-        f = classifier.probed(detector.probes())(classifier.transform.normalise(x))
+        f = classifier.probed(detector.needs.probes)(classifier.transform.normalise(x))
     detector.fit(training(type(f)(f.h, f.head, f.pred, torch.arange(240) % CLASSES, f.aux)))
     made = Deployed(classifier, detector, Calibration(0.9, None, ()), about={"data": {"train": "made-240-1-None"}})
     made.calibration = Calibration.fit(np.linspace(-5, 5, 99), np.arange(99) % CLASSES, accept=0.9, n_classes=CLASSES)
@@ -280,7 +280,7 @@ def test_what_cannot_be_lowered_is_refused_and_leaves_no_file(tmp_path: Path) ->
     large = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)).eval()
     large[0].weight.data *= 60_000
     classifier = Classifier(large, network().transform, name="large")
-    detector = Detector.parse("energy").fit(TrainingData(classifier.head))
+    detector = Detector("energy").fit(FeatureSet(head=classifier.head))
     overflowing = Deployed(classifier, detector, Calibration.fit(np.arange(99.0)))
     refused(r"fp16 cannot hold the features of \d+ of 300", overflowing, precision="fp16", calibrate=HELD)
     assert not list(tmp_path.iterdir())
@@ -289,7 +289,7 @@ def test_what_cannot_be_lowered_is_refused_and_leaves_no_file(tmp_path: Path) ->
 def test_the_command_prints_what_is_lost_or_says_what_is_missing(tmp_path: Path) -> None:
     model = "tiny_networks:batch_norm_net"
     classifier = Classifier(tiny_model(), network().transform, name=model)
-    detector = Detector.parse("energy").fit(TrainingData(classifier.head))
+    detector = Detector("energy").fit(FeatureSet(head=classifier.head))
     Deployed(classifier, detector, Calibration.fit(np.linspace(-1, 3, 99))).save(tmp_path / "d.nescio")
     for source, name in ((HELD, "held"), (OTHER, "other")):
         (tmp_path / name).mkdir()

@@ -64,11 +64,11 @@ def test_cosines_and_activation_are_those_of_a_direct_computation(banks: dict[st
     h, pred = whole(banks["id"])
     labels = torch.from_numpy(banks["id"].labels)
     centres = torch.stack([h[labels == c].mean(0) for c in range(4)])
-    detector = Detector.parse("fm+ls+energy")
-    from nescio.core.features import TrainingData
+    detector = Detector("fm+ls+energy")
+    from nescio.core.feature_set import FeatureSet
 
-    detector.fit(TrainingData(banks["id"].head, banks["id"].chunks))
-    sample = sample_features(banks, [Detector.parse("msp"), detector])
+    detector.fit(FeatureSet.stream(banks["id"].chunks, banks["id"].head))
+    sample = sample_features(banks, [Detector("msp"), detector])
     expected = torch.nn.functional.cosine_similarity(h, centres[pred])
     np.testing.assert_allclose(sample.sets["id"].cosine, expected, atol=1e-5)
     far, taken_for = whole(banks["far"])

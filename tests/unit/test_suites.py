@@ -29,7 +29,7 @@ def test_every_detector_of_a_suite_can_be_read_and_every_set_is_described(name: 
     suite = suites()[name]
     assert suite.detectors
     for spec in suite.detectors:
-        Detector.parse(spec)
+        Detector(spec)
     assert set(suite.near) <= set(suite.ood)
     assert set(suite.counts) <= {suite.id, *suite.ood}
     assert {row.model for row in suite.published} - {""} <= {m.name for m in suite.models}
@@ -39,7 +39,7 @@ def test_every_detector_of_a_suite_can_be_read_and_every_set_is_described(name: 
         assert "test" in entry.splits
         assert entry.address or entry.splits["test"].open
     for row in suite.published:
-        Detector.parse(row.detector, row.model, suite.classes)
+        Detector(row.detector, row.model, suite.classes)
         assert set(row.values) <= {*suite.ood, AVERAGE}
         assert all(0 <= v <= 1 for pair in row.values.values() for v in pair)
 
@@ -47,7 +47,7 @@ def test_every_detector_of_a_suite_can_be_read_and_every_set_is_described(name: 
 @pytest.mark.parametrize(("name", "row"), ROWS)
 def test_every_published_row_is_a_command(name: str, row: PublishedRow) -> None:
     lines = [shlex.split(line) for line in commands(suites()[name], row, "my data")]
-    trains = bool(row.training or Detector.parse(row.detector, row.model).needs_heads())
+    trains = bool(row.training or Detector(row.detector, row.model).needs.heads)
     assert [line[1] for line in lines] == ["train", "bench"][not trains :]
     parsed = {line[1]: main.commands[line[1]].make_context(line[1], line[2:]).params for line in lines}
     assert parsed["bench"]["detector"] == (row.detector,)
@@ -104,7 +104,7 @@ rows = [
 
 def test_a_row_stands_beside_networks_trained_as_its_own() -> None:
     suite = suites()["imagenet-ssod"]
-    manifest = {"detectors": {d: {"spec": repr(Detector.parse(d))} for d in ("knn:k=10,alpha=0.01", "energy")}}
+    manifest = {"detectors": {d: {"spec": repr(Detector(d))} for d in ("knn:k=10,alpha=0.01", "energy")}}
     sets = [SimpleNamespace(name="sun")]
     results = SimpleNamespace(detectors=list(manifest["detectors"]), manifest=manifest, ood_sets=sets)
     found = {o: beside(suite, "torchvision:resnet50", results, o) for o in ("", "ce", "supcon", "supcon:T=0.2", "ssod")}
@@ -124,8 +124,8 @@ def test_presets_are_the_published_rows_of_every_network(name: str) -> None:
     rows = [r for r in suite.published if r.paper == "fmls" and r.method in PRESETS]
     assert {r.model for r in rows} == {m.name for m in suite.models} - {"timm:resnet18"}
     for row in rows:
-        ours = Detector.parse(PRESETS[row.method], row.model, suite.classes)
-        assert repr(ours) == repr(Detector.parse(row.detector, row.model, suite.classes)), (row.model, row.method)
+        ours = Detector(PRESETS[row.method], row.model, suite.classes)
+        assert repr(ours) == repr(Detector(row.detector, row.model, suite.classes)), (row.model, row.method)
 
 
 def test_addresses_are_of_forms_that_fetch_knows() -> None:

@@ -19,7 +19,7 @@ from conftest import coloured
 from nescio.cli import main
 from nescio.core.detector import Detector
 from nescio.core.errors import InputError
-from nescio.core.features import TrainingData
+from nescio.core.feature_set import FeatureSet
 from nescio.core.options import parse_named
 from nescio.data import Transform
 from nescio.methods.input.perturb import STEPS
@@ -199,12 +199,12 @@ def test_a_stream_gives_the_same_parts_to_any_number_of_processes(sets: dict[str
 
 
 def test_the_step_is_the_one_that_raises_the_score_most(classifier: Classifier) -> None:
-    detector = Detector.parse("perturbid+energy").fit(TrainingData(classifier.head))
+    detector = Detector("perturbid+energy").fit(FeatureSet(head=classifier.head))
     x = torch.randn(12, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     with pytest.raises(RuntimeError, match="'perturbid' has no step yet"):
         pass_of(detector).run(classifier, x)
     detector.input_stage.choose(classifier, detector, [x[:5], x[5:]])
-    means = {eps: Detector.parse(f"perturb:eps={eps}+energy").fit(TrainingData(classifier.head)) for eps in STEPS}
+    means = {eps: Detector(f"perturb:eps={eps}+energy").fit(FeatureSet(head=classifier.head)) for eps in STEPS}
     means = {eps: d(pass_of(d).run(classifier, x)).mean().item() for eps, d in means.items()}
     assert detector.settings()["perturbid"]["step"] == pytest.approx(max(means, key=means.get))
     torch.testing.assert_close(detector(pass_of(detector).run(classifier, x)).mean().item(), max(means.values()))

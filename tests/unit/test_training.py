@@ -94,7 +94,7 @@ def test_it_learns_and_leaves_a_classifier(unbroken: Path, sets: dict[str, Path]
 def test_the_score_is_the_ood_head_on_the_pooled_map(unbroken: Path, sets: dict[str, Path]) -> None:
     classifier = reopened(unbroken)
     source = open_source(sets["val"])
-    bank = nescio.extract(classifier, source, probes=nescio.Detector.parse("ssod").probes(), workers=0, progress=False)
+    bank = nescio.extract(classifier, source, probes=nescio.Detector("ssod").needs.probes, workers=0, progress=False)
     features = next(bank.chunks())
     x = classifier.transform.normalise(
         torch.stack([classifier.transform.geometry(Image.open(source.name(i))) for i in range(len(source))])
@@ -103,7 +103,7 @@ def test_the_score_is_the_ood_head_on_the_pooled_map(unbroken: Path, sets: dict[
         fmap = classifier.split.backbone(x)
         pooled = classifier.heads["ood"](fmap.mean((2, 3), keepdim=True)).flatten()
         everywhere = classifier.heads["ood"](fmap).flatten(1)
-    scores = {pool: nescio.Detector.parse(f"ssod:pool={pool}")(features) for pool in ("image", "mean", "top")}
+    scores = {pool: nescio.Detector(f"ssod:pool={pool}")(features) for pool in ("image", "mean", "top")}
     top = everywhere.sort(1, descending=True).values[:, :4].sigmoid().mean(1)
     for pool, expected in (("image", pooled.sigmoid()), ("mean", everywhere.sigmoid().mean(1)), ("top", top)):
         torch.testing.assert_close(scores[pool], expected.double(), rtol=1e-4, atol=1e-5)
@@ -641,10 +641,10 @@ def test_validation_agrees_with_the_bench(unbroken: Path, sets: dict[str, Path])
     source = open_source(sets["val"])
     pixels = torch.stack([classifier.transform.geometry(Image.open(source.name(i))) for i in range(len(source))])
     mixed = shuffle_tiles(pixels, torch.Generator().manual_seed(0))
-    detector = nescio.Detector.parse("ssod")
+    detector = nescio.Detector("ssod")
     with torch.no_grad():
         own, other = (
-            detector(classifier.probed(detector.probes())(classifier.transform.normalise(p))).numpy()
+            detector(classifier.probed(detector.needs.probes)(classifier.transform.normalise(p))).numpy()
             for p in (pixels, mixed)
         )
     chosen = json.loads((unbroken / "run.json").read_text())["selected"]["kept"]

@@ -11,9 +11,9 @@ import torch
 from conftest import TINY_TRANSFORM, coloured, tiny_net
 from nescio.core.detector import Detector
 from nescio.core.errors import InputError
-from nescio.core.features import TrainingData
+from nescio.core.feature_set import FeatureSet
+from nescio.core.needs import Maps
 from nescio.core.spec import search_space
-from nescio.core.stage import Maps
 from nescio.data import open_source
 from nescio.data.source import Source
 from nescio.evaluation import metrics, proxies
@@ -45,7 +45,7 @@ def test_a_search_space_is_its_specs(spec: str, first: str, last: str, count: in
     found = search_space(spec)
     assert (found[0], found[-1], len(found), len(set(found))) == (first, last, count, count)
     for s in found:
-        Detector.parse(s)
+        Detector(s)
 
 
 def test_spaces_that_cannot_be_searched_are_refused() -> None:
@@ -75,7 +75,7 @@ def source_image(source: Source, i: int):
 @pytest.mark.parametrize("proxy", [p for p in PROXIES if p != "background"])
 def test_an_image_proxy_is_scored_as_images_are(classifier: Classifier, val: Source, proxy: str) -> None:
     choice = tune(classifier, ["energy", "msp"], val=val, proxy=proxy, workers=0, progress=False)
-    detector = Detector.parse("energy").fit(TrainingData(classifier.head))
+    detector = Detector("energy").fit(FeatureSet(head=classifier.head))
     with torch.no_grad():
         ids, oods = (
             detector(classifier(of(classifier, s))).numpy() for s in (val, proxy_source(proxy, val, classifier))

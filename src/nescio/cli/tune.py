@@ -118,7 +118,7 @@ def _present(run: Any, obj: dict[str, Any], options: dict[str, Any], **more: Any
         screen.print(f"the classifier is right for {choice.accuracy}")
         if choice.accuracy.warning:  # once more: the log is far above by now
             screen.print(f"WARNING: {choice.accuracy.warning}", style="bold red")
-    refused = [c.detector for c in choice.candidates if Detector.parse(c.detector).unexportable()]
+    refused = [c.detector for c in choice.candidates if Detector(c.detector).unexportable()]
     if refused:
         screen.print(f"nescio export refuses {some(refused)}")
     if options["ood_examples"] or any(value is not None for value in costs.values()):

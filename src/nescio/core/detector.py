@@ -14,17 +14,16 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nescio.core.errors import InputError, some
-from nescio.core.features import PLAIN_PASS, Features, TrainingData
+from nescio.core.errors import InputError, Missing, NotFitted, some
+from nescio.core.feature_set import BLOCK, AnyHead, FeatureSet, as_head
+from nescio.core.features import NO_HEAD, PLAIN_PASS, Features, Head, NoHead
 from nescio.core.files import whole
 from nescio.core.fitting import BY_IMAGES, check_width, checked
-from nescio.core.spec import parse_stages
-from nescio.core.stage import Chain, InputStage, Stage, fit_stage
+from nescio.core.spec import check_order, parse_stages
+from nescio.core.stage import Chain, InputStage, Score, Stage, fit_stage
 from nescio.core.tensors import read_tensors, seal
 
 FORMAT = "nescio-detector/1"
-BLOCK = 1 << 20
-"""Entries of ``h`` that are scored at once: 4 MB, which a core's cache holds from one operation to the next."""
 LARGE = 1_000_000_000
 """Bytes of learned tensors above which a user should know what they are about to store and load."""
 
@@ -34,29 +33,48 @@ log = logging.getLogger(__name__)
 class Detector(Chain):
     """Stages in the order input → shape → modulate → score, written as one spec string.
 
-    >>> Detector.parse("react:clip=1.6+energy")
+    >>> Detector("react:clip=1.6+energy")
     react:clip=1.6+energy
+    >>> scores = Detector("knn:k=2").fit(np.eye(3))(np.eye(3))  # arrays in, an array out; tensors in, a tensor out
+
+    Args:
+        stages: a spec string (``fm:p=0.6+react:clip=1.6+ls+energy``), the name of a preset (``fmls``), a stage, or
+            several of these in order, as ``FM(p=0.6) + "ls+energy"`` joins them.
+        model: the network's name, ``classifier.name``, for presets with published hyperparameters per network.
+        classes: how many it tells apart; None for as many as the published network, or its library's weights, do.
+
+    Raises:
+        InputError: the spec cannot be read, or the stages are no detector; the message names the part and the way out.
     """
 
-    def __init__(self, stages: Sequence[Stage]) -> None:
-        super().__init__(stages)
+    def __init__(self, stages: AnyStages, model: str | None = None, classes: int | None = None) -> None:
+        parts = [stages] if isinstance(stages, str | Stage | Chain) else stages
+        whole = isinstance(stages, str)
+        steps = [step for part in parts for step in steps_of(part, model, classes, partial=not whole)]
+        if not whole:
+            check_order(steps, "+".join(map(repr, steps)))
+        super().__init__(steps)
         self.fitted_to: str | None = None
-        """Fingerprint of the head that the detector was fitted for."""
+        """Fingerprint of the head that the detector was fitted for; empty where there was none."""
+        self.head: Head = NO_HEAD
+        """The head that it was fitted with: arrays of features that it is called on are read by this one."""
+        self.width: int | None = None
+        """L of the features that it was fitted on."""
 
     @classmethod
-    def parse(cls, spec: str, model: str | None = None, classes: int | None = None) -> Self:
-        """The detector that a spec string or the name of a preset stands for.
+    def joined(cls, parts: Sequence[Any]) -> Detector:
+        """What ``+`` makes: a detector that may lack its score yet."""
+        steps = [step for part in parts for step in steps_of(part, partial=True)]
+        check_order(steps, "+".join(map(repr, steps)), partial=True)
+        made = cls("msp")
+        made.stages = torch.nn.ModuleList(steps)
+        return made
 
-        Args:
-            spec: e.g. ``fm:p=0.6+react:clip=1.6+ls+energy`` or ``fmls``.
-            model: the network's name, ``classifier.name``, for presets with published hyperparameters per network.
-            classes: how many it tells apart; None for as many as the published network, or its library's weights, do.
+    def __add__(self, other: AnyStages) -> Detector:
+        return Detector.joined([self, other])
 
-        Raises:
-            InputError: the spec cannot be read; the message names the part and the way out.
-        """
-        (spec,) = specs_of([spec])
-        return cls(parse_stages(spec, model, classes))
+    def __radd__(self, other: AnyStages) -> Detector:
+        return Detector.joined([other, self])
 
     @property
     def input_stage(self) -> InputStage | None:
@@ -70,29 +88,56 @@ class Detector(Chain):
         stage = self.input_stage
         return self.pass_key if stage is not None and stage.fixed else PLAIN_PASS
 
-    @property
-    def needs_images(self) -> bool:
-        """Whether the input stage chooses something by running the network over ID images."""
-        return self.input_stage is not None and self.input_stage.needs_images
+    def fit(
+        self, features: Any = None, labels: Any = None, *, head: AnyHead | None = None, held_out: Any = None
+    ) -> Self:
+        """Fit every stage on training features, as far as it learns from any.
 
-    def fit(self, data: TrainingData) -> Self:
-        """Fit every stage for a head (and on its training features, for stages that need them).
+        Args:
+            features: training features ``(N, L)`` as an array or tensor, or a ``FeatureSet`` with all that follows.
+            labels: their true classes ``(N,)``.
+            head: the classification head, ``(W, b)`` or an ``nn.Linear``; needless where no stage reads one.
+            held_out: ID features that are none of these, for ensembles and a fitted temperature; without, a share of
+                the training features is kept apart for them.
 
         Raises:
-            InputError: a stage needs training images and there are none, or they do not suffice.
+            InputError: a stage needs training features, labels or a head and there are none, or they do not suffice.
         """
+        data = features if isinstance(features, FeatureSet) else FeatureSet(features, labels, head=head)
+        if held_out is not None:
+            apart = held_out if isinstance(held_out, FeatureSet) else FeatureSet(held_out, head=data.head)
+            data = data.with_held_out(apart)
         fit_all([self], data)
         return self
 
-    def forward(self, features: Features) -> Tensor:
-        """Scores ``(B,)`` float64 of raw features; higher means more in-distribution; NaN where one is not finite.
+    def forward(self, features: Any = None, *, logits: Any = None, head: AnyHead | None = None) -> Any:
+        """Scores ``(N,)`` float64; higher means more in-distribution; NaN for a row that is not finite.
+
+        Args:
+            features: penultimate features ``(N, L)`` as an array or tensor, ``Features``, or a ``FeatureSet``.
+            logits: ``(N, C)``, where these are at hand; enough for a detector that reads nothing else.
+            head: what reads features given as an array; by default the head that the detector was fitted with.
+
+        Returns:
+            an array for arrays; for tensors a tensor, on their device.
 
         Raises:
-            RuntimeError: a stage is not fitted; it is named.
-            InputError: the detector was fitted for another head, or reads another pass than the one they come from.
+            InputError: a stage is not fitted, or needs what these features lack, or the detector was fitted for another
+                head, or reads another pass than the one they come from.
         """
-        self.check(features)
-        return self.usable_scores(features)
+        if isinstance(features, Features):
+            self.check(features)
+            return self.usable_scores(features)
+        if isinstance(features, FeatureSet):
+            return score_all([self], features.chunks())[0][0]
+        given = logits if features is None else features
+        if given is None:
+            raise InputError(f"detector '{self}' scores features or logits; give one of them")
+        record = FeatureSet(features, head=self.head if head is None else as_head(head), logits=logits).record()
+        with torch.no_grad():
+            self.check(record)
+            scores = self.usable_scores(record)
+        return scores if isinstance(given, Tensor) else scores.cpu().numpy()
 
     def check(self, features: Features) -> None:
         """Refuse features that the detector cannot score.
@@ -100,17 +145,35 @@ class Detector(Chain):
         Raises:
             InputError: as for calling it.
         """
-        if self.fitted_to not in (None, features.head.fingerprint):
+        self.check_complete()
+        own, theirs = self.fitted_to, features.head.fingerprint
+        if own and theirs and own != theirs:
             raise InputError(
-                f"detector '{self}' was fitted for another model's head ({self.fitted_to}, not "
-                f"{features.head.fingerprint}); fit it again for this model"
+                f"detector '{self}' was fitted for another model's head ({own}, not {theirs}); fit it again for this "
+                "model"
             )
         check_width(features)
+        if self.width is not None and features.has_h and features.h.shape[1] != self.width:
+            raise InputError(
+                f"detector '{self}' was fitted on features of {self.width:,}, these have {features.h.shape[1]:,}; fit "
+                "it again on features of this network"
+            )
         if features.network_pass != self.pass_key:
             made = f"'{self.input_stage!r}' makes" if self.input_stage else "runs the network as it is"
             raise InputError(
                 f"detector '{self}' reads features of the pass that {made}; these come from another: {BY_IMAGES}"
             )
+        if not (features.has_head and features.has_h):
+            check_there(self.steps, features)
+
+    def check_complete(self) -> None:
+        """Refuse a detector that has no score yet.
+
+        Raises:
+            InputError: it has none.
+        """
+        if self.steps[-1].place != "score":
+            check_order(self.steps, repr(self))
 
     def usable_scores(self, features: Features) -> Tensor:
         """Scores ``(B,)`` of features that were checked, NaN where something that the detector reads is not finite."""
@@ -121,8 +184,6 @@ class Detector(Chain):
         if finite.any():  # the others stay away from the rows that a stage looks at together
             scores[finite] = self.of_any_pass(features.rows(finite)).to(torch.float64)
         return scores
-
-    score = forward
 
     @property
     def size(self) -> int:
@@ -144,7 +205,7 @@ class Detector(Chain):
     def save(self, path: str | Path) -> None:
         """Write the fitted detector to one safetensors file with JSON metadata; an existing file is replaced whole."""
         if self.fitted_to is None:
-            raise InputError(f"detector '{self}' is not fitted; fit it before saving")
+            raise NotFitted(f"detector '{self}' is not fitted; fit it before saving")
         metadata = {
             "format": FORMAT,
             "spec": repr(self),
@@ -177,7 +238,7 @@ class Detector(Chain):
             raise InputError(f"{path} does not say what detector it holds, or for which head; fit and save it again")
         stored = metadata.pop("hash", None)  # not in the first files
         try:
-            detector = cls.parse(metadata["spec"])
+            detector = cls(metadata["spec"])
             detector.restore(tensors, metadata["head"])
         except InputError as e:
             raise InputError(f"{path}: {e}; fit and save it again") from None
@@ -209,23 +270,93 @@ class Detector(Chain):
         self.fitted_to = head
 
 
-def specs_of(given: str | Iterable[str]) -> list[str]:
-    """One spec string, or several, as a list.
+Stage.join = Detector.joined
+AnyStages = str | Stage | Chain | Sequence[Any]
+AnyDetector = AnyStages | Callable[[Features], Tensor]
+
+
+class Function(Score):
+    """A function of the caller's own, from features to scores ``(B,)``."""
+
+    def __init__(self, function: Callable[[Features], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+        self.name = getattr(function, "__name__", type(function).__name__)  # type: ignore[misc]
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def forward(self, f: Features) -> Tensor:
+        """Score a batch."""
+        return torch.as_tensor(self.function(f)).to(torch.float64)
+
+
+def steps_of(part: Any, model: str | None = None, classes: int | None = None, *, partial: bool = False) -> list[Stage]:
+    """The stages of a spec string, a stage, a chain of them or a function.
 
     Raises:
-        InputError: one is no text.
+        InputError: it is none of these, or as ``Detector``.
     """
-    several = isinstance(given, Iterable) and not isinstance(given, str)
-    specs: list[Any] = list(given) if several else [given]
-    for spec in specs:
-        if not isinstance(spec, str):
-            hint = f"; this detector's is {spec!r}" if isinstance(spec, Detector) else ""
-            raise InputError(f"expected a detector as a spec string, e.g. 'fmls', got {type(spec).__name__}{hint}")
-    return specs
+    if isinstance(part, str):
+        return parse_stages(part, model, classes, partial=partial)
+    if isinstance(part, Stage):
+        return [part]
+    if isinstance(part, Chain):
+        return part.steps
+    if callable(part) and not isinstance(part, type):
+        return [Function(part)]
+    made = f"; make one: {part.__name__}()" if isinstance(part, type) else ""
+    raise InputError(
+        f"expected a detector: a spec string, e.g. 'fmls', stages joined with +, or a function of features; got "
+        f"{getattr(part, '__name__', type(part).__name__)}{made}"
+    )
+
+
+def detectors_of(
+    given: AnyDetector | Iterable[AnyDetector], model: str | None = None, classes: int | None = None
+) -> dict[str, Detector]:
+    """Detectors by what the caller called them: the spec string as it was given, else the detector's own.
+
+    Args:
+        given: one or several: spec strings, stages, detectors, functions of features.
+        model: the network's name, for presets.
+        classes: how many it tells apart.
+
+    Raises:
+        InputError: one is no detector.
+    """
+    several: Iterable[Any] = [given]
+    if isinstance(given, Iterable) and not isinstance(given, str | Stage | Chain):
+        several = given
+    found: dict[str, Detector] = {}
+    for one in several:
+        detector = one if isinstance(one, Detector) else Detector([one] if callable(one) else one, model, classes)
+        detector.check_complete()
+        found[one.strip() if isinstance(one, str) else repr(detector)] = detector
+    return found
+
+
+def check_there(stages: Iterable[Stage], features: Features) -> None:
+    """Refuse features that lack what a stage declares to read.
+
+    Raises:
+        Missing: the stage, and what it reads.
+    """
+    for stage in stages:
+        needs = stage.needs
+        if needs.features and not features.has_h:
+            raise Missing(f"stage '{stage.name}' reads penultimate features, and these are logits alone: give both")
+        if needs.head and not features.has_head:
+            raise Missing(f"stage '{stage.name}' reads the classification head, and there is none: {_GIVE_HEAD}")
+        if needs.logits and not features.has_logits:
+            raise Missing(f"stage '{stage.name}' reads logits, and there is no head to compute them by: {_GIVE_HEAD}")
+
+
+_GIVE_HEAD = "give head=(W, b), or a model with a classification head"
 
 
 def fit_all(
-    detectors: Sequence[Detector], data: TrainingData, failed: Callable[[Detector, InputError], None] | None = None
+    detectors: Sequence[Detector], data: FeatureSet, failed: Callable[[Detector, InputError], None] | None = None
 ) -> list[float]:
     """Fit several detectors at once. Equal shape and modulate stages are fitted once and shared between them.
 
@@ -241,9 +372,10 @@ def fit_all(
         the seconds that each detector's stages took to fit, a shared stage's counted in full for each.
     """
     shared: dict[tuple[str, str], tuple[Stage, float]] = {}
-    raw: dict[tuple[str, frozenset[str]], TrainingData] = {}
+    raw: dict[tuple[str, frozenset[str]], FeatureSet] = {}
     seconds = []
     for detector in detectors:
+        detector.check_complete()
         *before, last = detector.steps
         key, columns = detector.training_pass_key, frozenset(detector.columns)
         own = raw.setdefault((key, columns), checked(data.raw, key, columns, repr(detector)))
@@ -260,11 +392,18 @@ def fit_all(
                 raise
             failed(detector, e)
         else:
-            detector.fitted_to = data.head.fingerprint
+            detector.head, detector.fitted_to, detector.width = data.head, data.head.fingerprint, _width(data)
         seconds.append(spent)
         if detector.size > LARGE:
             log.warning("detector %r holds %s of training features", detector, _megabytes(detector.size))
     return seconds
+
+
+def _width(data: FeatureSet) -> int | None:
+    if not isinstance(data.head, NoHead):
+        return data.head.weight.shape[1]
+    first = next(data.chunks(), None) if data.given else None
+    return first.h.shape[1] if first is not None and first.has_h else None
 
 
 def _megabytes(size: int) -> str:
@@ -272,7 +411,7 @@ def _megabytes(size: int) -> str:
 
 
 @torch.no_grad()
-def _fit(stage: Stage, data: TrainingData) -> float:
+def _fit(stage: Stage, data: FeatureSet) -> float:
     start = time.perf_counter()
     fit_stage(stage, data)
     return time.perf_counter() - start
@@ -287,7 +426,7 @@ def score_all(detectors: Sequence[Detector], chunks: Iterable[Features]) -> tupl
     scores: list[list[Tensor]] = [[] for _ in detectors]
     seconds = [0.0] * len(detectors)
     for f in chunks:
-        blocks = list(f.blocks(max(1, BLOCK // f.h.shape[1])))
+        blocks = list(f.blocks(max(1, BLOCK // f.width)))
         for i, detector in enumerate(detectors):
             start = time.perf_counter()
             detector.check(f)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,23 +13,23 @@ from torch import Tensor, nn
 
 from nescio.core import numerics
 from nescio.core.errors import InputError
-from nescio.core.features import Features, TrainingData
+from nescio.core.feature_set import FeatureSet
+from nescio.core.features import Features
 from nescio.core.fitting import held_out
-from nescio.core.stage import Chain, Probe, Stage
+from nescio.core.needs import Needs
+from nescio.core.stage import Chain, Score
 
 HELD_OUT = 0.2
 """Share of the training images that puts the members on a common scale, where no others are given."""
 
 
-class Ensemble(Stage, place="score"):
+class Ensemble(Score):
     """Members are whole detectors without an input stage; one before the ensemble serves all of them.
 
     They are fitted on one part of the data, and their scale is taken from ID features that none of them was fitted on:
     those given for calibration, or a random share of the training images. (Members that themselves take a scale from
     given images, an ensemble or ``gram``, share these with the ensemble around them.)
     """
-
-    needs_held_out = True
 
     def __init__(self, members: Sequence[Chain]) -> None:
         super().__init__()
@@ -41,7 +43,6 @@ class Ensemble(Stage, place="score"):
                     f"members: {own!r}+{self.name}({rest},…)"
                 )
         self.members = nn.ModuleList(members)
-        self.needs_train = any(member.needs_train for member in members)
 
     @property
     def chains(self) -> list[Chain]:
@@ -55,19 +56,16 @@ class Ensemble(Stage, place="score"):
         """The members' settings and what they learnt."""
         return {"members": [chain.settings() for chain in self.chains]}
 
-    def needs_heads(self) -> set[str]:
-        """The heads that some member reads."""
-        return {head for chain in self.chains for head in chain.needs_heads()}
+    @property
+    def needs(self) -> Needs:
+        """What some member needs, and held-out features."""
+        return functools.reduce(operator.or_, (chain.needs for chain in self.chains), Needs(held_out=True))
 
     def unexportable(self) -> str | None:
         """What holds for the first member that cannot be exported."""
         return next((f"has a member that cannot be: {why}" for m in self.chains if (why := m.unexportable())), None)
 
-    def probes(self) -> Mapping[str, Probe]:
-        """The probes of all members."""
-        return {name: probe for chain in self.chains for name, probe in chain.probes().items()}
-
-    def fit(self, data: TrainingData) -> None:
+    def fit(self, data: FeatureSet) -> None:
         """Fit the members, then score the held-out features with them."""
         fit, held = held_out(data, HELD_OUT)
         try:
@@ -79,7 +77,7 @@ class Ensemble(Stage, place="score"):
             raise InputError(
                 f"{e} ({self.name}(…) keeps a fifth of the training images apart; give others for that: --calibrate)"
             ) from None
-        self.scale(torch.cat([self.scores(f) for f in held()]))
+        self.scale(torch.cat([self.scores(f) for f in held.chunks()]))
 
     def scores(self, f: Features) -> Tensor:
         """The members' scores ``(B, members)``."""

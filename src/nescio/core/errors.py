@@ -14,6 +14,14 @@ class InputError(ValueError):
     """Something the user gave cannot be used. The command line prints it and exits with 2."""
 
 
+class NotFitted(InputError, RuntimeError):
+    """A stage is asked for a score before it has learned what it scores by."""
+
+
+class Missing(InputError):
+    """Something is read that these features do not have: a head, logits, labels, the features themselves."""
+
+
 class BadImage(ValueError):
     """One image cannot be decoded. It is recorded and skipped; it never stops a run."""
 

@@ -1,4 +1,4 @@
-"""What one pass through a network leaves behind: the head, and a record of features per batch."""
+"""What one pass through a network leaves behind: the head, and a record of features of a batch."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from nescio.core.errors import InputError
+from nescio.core.errors import InputError, Missing
 
 PLAIN_PASS = "plain"  # noqa: S105 - a pass through a network
 """Names the pass that runs the network as it is, without an input stage."""
@@ -84,6 +85,30 @@ class Head:
         return dataclasses.replace(self, weight=self.weight * mask)
 
 
+class NoHead(Head):
+    """Stands where there is no classification head: an encoder's features, or logits alone. What asks for it fails."""
+
+    def __init__(self) -> None:
+        """Nothing is set."""
+
+    def __getattr__(self, name: str) -> Tensor:
+        if name in ("weight", "bias"):
+            raise Missing("there is no classification head: give head=(W, b) or an nn.Linear, or a model that has one")
+        raise AttributeError(name)
+
+    def cpu(self) -> Head:
+        """As it is."""
+        return self
+
+    @property
+    def fingerprint(self) -> str:
+        """Of nothing."""
+        return ""
+
+
+NO_HEAD = NoHead()
+
+
 class Columns(Mapping[str, Tensor]):
     """Named tensors of B rows, each read only when it is asked for, and once."""
 
@@ -136,11 +161,71 @@ class Features:
     _logits: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if self.h.dtype != self.head.weight.dtype:
-            object.__setattr__(self, "h", self.h.to(self.head.weight.dtype))
+        for name in ("h", "pred"):
+            if getattr(self, name) is None:
+                object.__delattr__(self, name)  # whoever reads it is told so, by __getattr__
+        if "h" in vars(self) and self.h.dtype != (kind := self._dtype):
+            object.__setattr__(self, "h", self.h.to(kind))
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """What is computed in: the head's type, else float32 or float64."""
+        if self.has_head:
+            return self.head.weight.dtype
+        return torch.float64 if self.h.dtype == torch.float64 else torch.float32
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "h":
+            raise Missing("there are logits alone: give the penultimate features, too")
+        if name == "pred":
+            return self.logits.argmax(dim=1)
+        raise AttributeError(f"'Features' object has no attribute '{name}'")
+
+    @classmethod
+    def of(
+        cls,
+        h: Tensor | None = None,
+        *,
+        head: Head = NO_HEAD,
+        logits: Tensor | None = None,
+        pred: Tensor | None = None,
+        labels: Tensor | None = None,
+        aux: Mapping[str, Tensor] | None = None,
+    ) -> Features:
+        """A record of what there is: features, logits, or both. Without ``pred``, the prediction is the logits'."""
+        return cls(h, head, pred, labels, Columns.of(aux or {}), _logits=logits)  # type: ignore[arg-type]
+
+    @property
+    def has_head(self) -> bool:
+        """Whether there is a classification head."""
+        return not isinstance(self.head, NoHead)
+
+    @property
+    def has_h(self) -> bool:
+        """Whether there are penultimate features."""
+        return "h" in vars(self)
+
+    @property
+    def has_logits(self) -> bool:
+        """Whether there are logits, or what they follow from."""
+        return self._logits is not None or (self.has_head and self.has_h)
 
     def __len__(self) -> int:
-        return self.h.shape[0]
+        return (self.h if self.has_h else self.logits).shape[0]
+
+    @property
+    def width(self) -> int:
+        """L; C where there are logits alone."""
+        return (self.h if self.has_h else self.logits).shape[1]
+
+    def of_pass(self, key: str) -> Features:
+        """The record, marked as made by the pass of that key."""
+        return self.with_fields(network_pass=key)
+
+    def with_fields(self, **changes: Any) -> Features:
+        """The record with other fields; what is missing stays so."""
+        fields = {f.name: vars(self).get(f.name) for f in dataclasses.fields(self)}
+        return Features(**fields | changes)  # type: ignore[arg-type]
 
     @property
     def raw(self) -> Features:
@@ -154,22 +239,22 @@ class Features:
 
     @cached_property
     def _finite(self) -> Tensor:
-        finite = self.h.sum(dim=1).isfinite()  # a thirtieth of the time; but a sum can overflow
-        return finite if bool(finite.all()) else self.h.isfinite().all(dim=1)
+        rows = self.h if self.has_h else self.logits
+        finite = rows.sum(dim=1).isfinite()  # a thirtieth of the time; but a sum can overflow
+        return finite if bool(finite.all()) else rows.isfinite().all(dim=1)
 
     def finite(self, columns: Collection[str] = ()) -> Tensor:
         """Whether everything in a row is finite: h, and what probes or heads of these names said. ``(B,)`` bool."""
         parts = [self.aux[name] for name in self.aux if name.rpartition(".")[0] in columns]
-        parts += [] if self._logits is None else [self._logits]
+        parts += [] if self._logits is None or not self.has_h else [self._logits]
         return functools.reduce(torch.logical_and, (t.isfinite().all(dim=1) for t in parts), self._finite)
 
     def rows(self, pick: Tensor | slice) -> Features:
         """Some rows of the record, by index or as a slice."""
-        labels = None if self.labels is None else self.labels[pick]
-        logits = None if self._logits is None else self._logits[pick]
+        own = {name: vars(self).get(name) for name in ("h", "pred", "labels", "_logits")}
+        cut = {name: None if t is None else t[pick] for name, t in own.items()}
         raw = None if self._raw is None else self._raw.rows(pick)
-        aux = self.aux.rows(pick)
-        return Features(self.h[pick], self.head, self.pred[pick], labels, aux, self.network_pass, raw, logits)
+        return self.with_fields(**cut, aux=self.aux.rows(pick), _raw=raw)
 
     def blocks(self, rows: int) -> Iterator[Features]:
         """The record in consecutive parts of at most ``rows`` rows; ``h`` is not copied."""
@@ -180,53 +265,24 @@ class Features:
         """What a probe made of each feature map, by depth: tensors ``(B, D_i)``.
 
         Raises:
-            InputError: the features were extracted without this probe.
+            Missing: the features were made without this probe.
         """
         names = [name for name in self.aux if name.rpartition(".")[0] == probe]
         if not names:
-            raise InputError(f"these features were extracted without the probe '{probe}'; give it to extract(probes=…)")
+            raise Missing(
+                f"these features were made without the probe '{probe}': make them with session.features(images, "
+                "readers=[detector])"
+            )
         return [self.aux[name] for name in sorted(names, key=lambda name: int(name.rpartition(".")[2]))]
 
     def with_h(self, h: Tensor) -> Features:
         """The record with other features; its logits follow from them."""
-        return dataclasses.replace(self, h=h, _logits=None, _raw=self.raw)
+        return self.with_fields(h=h, _logits=None, _raw=self.raw)
 
     def with_head(self, head: Head) -> Features:
         """The record with another head; its logits follow from it."""
-        return dataclasses.replace(self, head=head, _logits=None, _raw=self.raw)
+        return self.with_fields(head=head, _logits=None, _raw=self.raw)
 
     def with_logits(self, logits: Tensor) -> Features:
         """The record with its logits replaced."""
-        return dataclasses.replace(self, _logits=logits, _raw=self.raw)
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """What stages are fitted on: the head, and fresh iterators over labelled chunks of features.
-
-    ``chunks`` is None where the user gave no training images; a stage that asks for them then fails by name.
-    ``held_out``, where given, are ID features that no stage is fitted on, to put scores on a common scale.
-    """
-
-    head: Head
-    chunks: Callable[[], Iterator[Features]] | None = None
-    held_out: Callable[[], Iterator[Features]] | None = None
-
-    def __call__(self) -> Iterator[Features]:
-        """A fresh pass over the training features."""
-        if self.chunks is None:
-            raise InputError("no training images were given")
-        return self.chunks()
-
-    def map(self, change: Callable[[Features], Features]) -> TrainingData:
-        """The same data as later stages see it."""
-
-        def changed(chunks: Callable[[], Iterator[Features]] | None) -> Callable[[], Iterator[Features]] | None:
-            return chunks if chunks is None else lambda: map(change, chunks())
-
-        return TrainingData(self.head, changed(self.chunks), changed(self.held_out))
-
-    @property
-    def raw(self) -> TrainingData:
-        """The same data as the network produced it."""
-        return self.map(lambda f: f.raw)
+        return self.with_fields(_logits=logits, _raw=self.raw)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 import torch
@@ -10,13 +10,12 @@ from torch import Tensor
 
 from nescio.core import numerics
 from nescio.core.errors import InputError, some
-from nescio.core.features import Features, TrainingData
+from nescio.core.feature_set import Chunks, FeatureSet
+from nescio.core.features import Features
 
-Chunks = Callable[[], Iterator[Features]]
 BY_IMAGES = (
     "give the images to nescio.bench, nescio.fit or a loaded detector (nescio.load(FILE)(images)), or make the "
-    "features by that pass: extract(…, network_pass=…), with pass_of(detector) or training_pass(detector) of "
-    "nescio.run.extraction"
+    "features by that pass: session.features(images, readers=[detector])"
 )
 """Where a detector gets features of the pass that it reads."""
 
@@ -27,12 +26,15 @@ def check_width(f: Features) -> None:
     Raises:
         InputError: they are not of shape (B, L), L the head's.
     """
-    width = f.head.weight.shape[1]
-    if f.h.ndim != 2 or f.h.shape[1] != width:
+    if not f.has_h:
+        return
+    if f.h.ndim != 2:
+        raise InputError(f"expected features of shape (B, L), got {tuple(f.h.shape)}")
+    if f.has_head and f.h.shape[1] != (width := f.head.weight.shape[1]):
         raise InputError(f"expected features of shape (B, {width}), as the head reads, got {tuple(f.h.shape)}")
 
 
-def checked(data: TrainingData, network_pass: str, columns: Collection[str], wanted_by: str) -> TrainingData:
+def checked(data: FeatureSet, network_pass: str, columns: Collection[str], wanted_by: str) -> FeatureSet:
     """The same data, whose first whole pass looks for what no detector can be fitted on.
 
     Args:
@@ -45,10 +47,12 @@ def checked(data: TrainingData, network_pass: str, columns: Collection[str], wan
         InputError: while the data are read: there are none, another pass made them, or some of them are not finite.
     """
 
-    def watched(chunks: Chunks | None, title: str) -> Chunks | None:
-        return None if chunks is None else _Watched(chunks, title, network_pass, columns, wanted_by)
+    def watched(rows: FeatureSet, title: str) -> FeatureSet:
+        chunks = _Watched(rows.chunks, title, network_pass, columns, wanted_by) if rows.given else None
+        return FeatureSet.stream(chunks, rows.head)
 
-    return TrainingData(data.head, watched(data.chunks, "training"), watched(data.held_out, "held-out"))
+    held_out = data.held_out
+    return watched(data, "training").with_held_out(None if held_out is None else watched(held_out, "held-out"))
 
 
 class _Watched:
@@ -87,14 +91,14 @@ class _Watched:
             )
 
 
-def labelled(data: TrainingData, wanted_by: str) -> Iterator[tuple[Tensor, Tensor]]:
+def labelled(data: FeatureSet, wanted_by: str) -> Iterator[tuple[Tensor, Tensor]]:
     """Pairs ``h (B, L)``, ``y (B,)`` of the training features.
 
     Raises:
         InputError: a label is missing or outside the head's range.
     """
-    n = data.head.n_classes
-    for f in data():
+    n = data.n_classes
+    for f in data.chunks():
         if f.labels is None or (f.labels < 0).any() or (f.labels >= n).any():
             raise InputError(f"stage '{wanted_by}' needs images with labels in 0…{n - 1}")
         yield f.h, f.labels
@@ -110,31 +114,31 @@ def refuse_empty(counts: Tensor, wanted_by: str) -> None:
         )
 
 
-def prototypes(data: TrainingData, wanted_by: str) -> Tensor:
+def prototypes(data: FeatureSet, wanted_by: str) -> Tensor:
     """Mean training feature of each class by true label, ``(C, L)``, in the head's dtype.
 
     Raises:
         InputError: a label is missing or outside the head's range, or a class has no image; the class is named.
     """
-    means, counts = numerics.class_means(labelled(data, wanted_by), data.head.n_classes)
+    means, counts = numerics.class_means(labelled(data, wanted_by), data.n_classes)
     refuse_empty(counts, wanted_by)
-    return means.to(data.head.weight.dtype)
+    return means.to(data.dtype)
 
 
-def mean_feature(data: TrainingData) -> Tensor:
+def mean_feature(data: FeatureSet) -> Tensor:
     """Mean of all training features ``(L,)``, whatever their labels, in the head's dtype."""
-    pairs = ((f.h, torch.zeros(len(f), dtype=torch.int64, device=f.h.device)) for f in data())
-    return numerics.class_means(pairs, 1)[0][0].to(data.head.weight.dtype)
+    pairs = ((f.h, torch.zeros(len(f), dtype=torch.int64, device=f.h.device)) for f in data.chunks())
+    return numerics.class_means(pairs, 1)[0][0].to(data.dtype)
 
 
-def subsample(data: TrainingData, share: float, *, rest: bool = False) -> Iterator[Features]:
+def subsample(data: FeatureSet, share: float, *, rest: bool = False) -> Iterator[Features]:
     """A random share of the training features, the same for any chunking; at least the first one.
 
     ``rest`` gives what the same call without it leaves out.
     """
     rng = np.random.default_rng(0)
     first = True
-    for f in data():
+    for f in data.chunks():
         keep = rng.random(len(f)) < share
         keep[0] |= first
         first = False
@@ -143,14 +147,14 @@ def subsample(data: TrainingData, share: float, *, rest: bool = False) -> Iterat
             yield f.rows(torch.from_numpy(np.flatnonzero(keep)).to(f.h.device))
 
 
-def held_out(data: TrainingData, share: float) -> tuple[TrainingData, TrainingData]:
+def held_out(data: FeatureSet, share: float) -> tuple[FeatureSet, FeatureSet]:
     """Data to fit on, and ID features for a scale that nothing is fitted on.
 
     The second are those given for it, or else a random share of the training features, which the first then lack.
     """
     if data.held_out is not None:
-        return data, TrainingData(data.head, data.held_out)
-    if data.chunks is None:
+        return data, data.held_out
+    if not data.given:
         return data, data
-    fit = TrainingData(data.head, lambda: subsample(data, share, rest=True))
-    return fit, TrainingData(data.head, lambda: subsample(data, share))
+    fit = FeatureSet.stream(lambda: subsample(data, share, rest=True), data.head)
+    return fit, FeatureSet.stream(lambda: subsample(data, share), data.head)

@@ -8,7 +8,7 @@ import inspect
 import itertools
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
@@ -95,8 +95,12 @@ def names_preset(spec: str) -> bool:
     return any(expand(part) != part.strip() for part in re.split(r"[(),]", spec))
 
 
-def parse_stages(spec: str, model: str | None = None, classes: int | None = None) -> list[Stage]:
+def parse_stages(
+    spec: str, model: str | None = None, classes: int | None = None, *, partial: bool = False
+) -> list[Stage]:
     """The stages that a spec string names, checked for order; presets are for the network that is named.
+
+    ``partial``: the score may be missing.
 
     Raises:
         InputError: a stage or option is unknown (the nearest is named), a value does not fit, the stages stand in the
@@ -107,8 +111,7 @@ def parse_stages(spec: str, model: str | None = None, classes: int | None = None
     _check_brackets(spec)
     whole = expand(spec, model, classes)
     stages = [_parse_stage(text.strip(), spec, model, classes) for text in _split(whole, "+")]
-    _check_order(stages, spec)
-    _check_members(stages, spec)
+    check_order(stages, spec, partial=partial)
     return stages
 
 
@@ -132,7 +135,7 @@ def _check_size(spec: str) -> None:
         )
 
 
-def _check_members(stages: list[Stage], spec: str) -> None:
+def _check_members(stages: Sequence[Stage], spec: str) -> None:
     """Each member, behind what stands before its ensemble, must be a detector by itself."""
     *before, last = stages
     standing = "+".join(map(repr, before))
@@ -140,8 +143,7 @@ def _check_members(stages: list[Stage], spec: str) -> None:
         together = [*before, *chain.steps]
         whole = "+".join(map(repr, together))
         try:
-            _check_order(together, whole)
-            _check_members(together, whole)
+            check_order(together, whole)
         except InputError as e:
             raise InputError(f"in '{spec}', the member '{chain!r}' stands behind '{standing}': {e}") from None
 
@@ -169,10 +171,15 @@ def _members(text: str) -> Iterator[str]:
     yield ",".join(waiting)
 
 
-def _check_order(stages: list[Stage], spec: str) -> None:
+def check_order(stages: Sequence[Stage], spec: str, *, partial: bool = False) -> None:
+    """Refuse stages that are no detector, or with ``partial`` cannot become one.
+
+    Raises:
+        InputError: as ``parse_stages``.
+    """
     ordered = sorted(stages, key=lambda s: PLACES.index(s.place))
     scores = [s.name for s in stages if s.place == "score"]
-    if not scores:
+    if not scores and not partial:
         raise InputError(f"detector '{spec}' has no score stage at the end; add one, e.g. '{spec}+energy'")
     if len(scores) > 1:
         raise InputError(
@@ -189,6 +196,8 @@ def _check_order(stages: list[Stage], spec: str) -> None:
     if [id(s) for s in stages] != [id(s) for s in ordered]:
         right = "+".join(map(repr, ordered))
         raise InputError(f"stages of '{spec}' are out of order ({' → '.join(PLACES)}); write '{right}'")
+    if scores:
+        _check_members(stages, spec)
 
 
 def _parse_stage(text: str, spec: str, model: str | None, classes: int | None) -> Stage:

@@ -2,46 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import operator
 import re
 import sys
 import types
 import typing
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
-from nescio.core.errors import InputError
-from nescio.core.features import Features, Head, TrainingData
+from nescio.core.errors import InputError, Missing, NotFitted
+from nescio.core.feature_set import FeatureSet
+from nescio.core.features import Features
+from nescio.core.needs import Needs
 from nescio.core.options import Optioned
 
 PLACES = ("input", "shape", "modulate", "score")
 REGISTRY: dict[str, type[Stage]] = {}
-
-
-@dataclass(frozen=True)
-class Maps:
-    """What a probe sees of a batch.
-
-    Attributes:
-        layers: feature maps ``(B, K_i, H_i, W_i)`` by depth: the last one of each resolution through which all later
-            ones are computed. The very last is the one that the network pools.
-        rest: the network from that last feature map on: ``(B, K, H, W)`` to penultimate features ``(B, L)``.
-        head: the classification head.
-        heads: the heads that the network was trained with beside the classification head, by name.
-    """
-
-    layers: Sequence[Tensor]
-    rest: Callable[[Tensor], Tensor]
-    head: Head
-    heads: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
-
-
-Probe = Callable[[Maps], Sequence[Tensor]]
-"""Reduces feature maps within the network's pass to tensors ``(B, D_i)``, which go to the bank."""
 
 
 class Stage(Optioned, nn.Module):
@@ -54,10 +35,8 @@ class Stage(Optioned, nn.Module):
 
     kind = "stage"
     place: ClassVar[str]
-    needs_train: bool = False
-    """Whether ``fit`` iterates over training features (and so whether the user must give training images)."""
-    needs_held_out: bool = False
-    """Whether ``fit`` wants ID features apart from the training features; without, it takes a share of these."""
+    join: ClassVar[Callable[[list[Any]], Any]]
+    """What ``+`` makes of stages and spec strings: a detector, whose file sets this."""
     groups_by_class: bool = False
     """Whether work is done once per predicted class and batch, so that large batches save most of it."""
     _declared: ClassVar[list[str]]
@@ -91,13 +70,16 @@ class Stage(Optioned, nn.Module):
             ]
         return list(dict.fromkeys(cls._declared))
 
-    def needs_heads(self) -> set[str]:
-        """Heads that the network must have been trained with, beside the classification head."""
-        return set()
+    @property
+    def needs(self) -> Needs:
+        """What must be there for it to fit and score, with the options that it has."""
+        return Needs()
 
-    def probes(self) -> Mapping[str, Probe]:
-        """What this stage wants to be computed from feature maps, by a name that says all it depends on."""
-        return {}
+    def __add__(self, other: Any) -> Any:
+        return Stage.join([self, other])
+
+    def __radd__(self, other: Any) -> Any:
+        return Stage.join([other, self])
 
     def unexportable(self) -> str | None:
         """Why an ONNX graph cannot hold the stage, as the rest of a sentence that its name begins.
@@ -106,7 +88,7 @@ class Stage(Optioned, nn.Module):
         """
         return None
 
-    def fit(self, data: TrainingData) -> None:
+    def fit(self, data: FeatureSet) -> None:
         """Learn from the head or the training features; most stages have nothing to learn."""
 
     def learned(self) -> dict[str, Any]:
@@ -115,10 +97,25 @@ class Stage(Optioned, nn.Module):
 
     def __call__(self, features: Features) -> Any:
         """Run ``forward``, after a check that nothing it reads is still unfitted."""
-        missing = [name for name, buffer in self._buffers.items() if buffer is None]
-        if missing:
-            raise RuntimeError(f"stage '{self.name}' is not fitted (it has no {missing[0]} yet): call fit first")
-        return super().__call__(features)
+        for name, buffer in self._buffers.items():
+            if buffer is None:
+                raise NotFitted(f"stage '{self.name}' is not fitted (it has no {name} yet): call fit first")
+        try:
+            return super().__call__(features)
+        except Missing as e:
+            raise e if str(e).startswith("stage '") else Missing(f"stage '{self.name}': {e}") from None
+
+
+class Score(Stage, place="score"):
+    """A stage that ends a detector: features to scores ``(B,)``, higher for images more like the training images."""
+
+
+class Shape(Stage, place="shape"):
+    """A stage that changes penultimate features or the head."""
+
+
+class Modulate(Stage, place="modulate"):
+    """A stage that changes logits."""
 
 
 def _means_tensor(kind: Any, names: dict[str, Any]) -> bool:
@@ -138,7 +135,7 @@ def _means_tensor(kind: Any, names: dict[str, Any]) -> bool:
     return isinstance(kind, type) and issubclass(kind, Tensor)
 
 
-def fit_stage(stage: Stage, data: TrainingData) -> None:
+def fit_stage(stage: Stage, data: FeatureSet) -> None:
     """Fit a stage, and make sure that a file of the detector will hold all that it learned.
 
     Raises:
@@ -176,28 +173,14 @@ class Chain(nn.Module):
         return [s for s in self.stages if isinstance(s, Stage)]
 
     @property
-    def needs_train(self) -> bool:
-        """Whether fitting reads training features."""
-        return any(s.needs_train for s in self.steps)
+    def needs(self) -> Needs:
+        """What some stage needs."""
+        return functools.reduce(operator.or_, (s.needs for s in self.steps))
 
     @property
-    def needs_held_out(self) -> bool:
-        """Whether fitting wants ID features apart from the training features."""
-        return any(s.needs_held_out for s in self.steps)
-
-    def needs_heads(self) -> set[str]:
-        """Heads, beside the classification head, that some stage reads."""
-        return {head for s in self.steps for head in s.needs_heads()}
-
-    @property
-    def columns(self) -> set[str]:
+    def columns(self) -> frozenset[str]:
         """Names of the probes, heads and input stages whose columns some stage reads."""
-        own = {s.name for s in self.steps if s.place == "input"}
-        return own.union(*(names for s in self.steps for names in (s.probes(), s.needs_heads())))
-
-    def probes(self) -> dict[str, Probe]:
-        """The probes of all stages."""
-        return {name: probe for s in self.steps for name, probe in s.probes().items()}
+        return self.needs.columns | {s.name for s in self.steps if s.place == "input"}
 
     def unexportable(self) -> str | None:
         """Why an ONNX graph cannot hold the stages: a sentence about the first that it cannot hold."""
@@ -207,7 +190,7 @@ class Chain(nn.Module):
         """Every hyperparameter of every stage, defaults included, and the single numbers that fitting chose."""
         return {s.name: s.settings() | s.learned() for s in self.steps}
 
-    def fit_stages(self, data: TrainingData) -> None:
+    def fit_stages(self, data: FeatureSet) -> None:
         """Fit every stage: on raw training features, the score on what the others produce."""
         *before, last = self.steps
         for stage in before:
@@ -241,20 +224,16 @@ class Network(Protocol):
 class InputStage(Stage, place="input"):
     """A stage that changes how the network is run. It makes its own pass over the images.
 
-    ``reads`` says what the pass follows from: the stage's own ``"options"`` (training images then go through it too,
-    and detectors with the same stage share it), or also the fitted ``"pipeline"`` before the score, or the ``"score"``.
+    ``needs.rerun`` says what the pass follows from.
     """
 
-    reads: ClassVar[Literal["options", "pipeline", "score"]]
-    needs_images: ClassVar[bool] = False
-    """Whether ``choose`` wants to run the network over ID images, once the detector is fitted."""
     replaces_logits: ClassVar[bool] = False
     """Whether the pass gives logits of its own, which a change of features or head would lose."""
 
     @property
     def fixed(self) -> bool:
         """Whether the pass follows from the options alone: training images then go through it too."""
-        return self.reads == "options"
+        return self.needs.rerun == "options"
 
     def unexportable(self) -> str | None:
         """A graph is one plain pass."""
@@ -262,7 +241,7 @@ class InputStage(Stage, place="input"):
 
     def depends_on(self, stages: Sequence[Stage]) -> int:
         """How many of a detector's stages decide what the pass does."""
-        return {"options": 1, "pipeline": len(stages) - 1, "score": len(stages)}[self.reads]
+        return {"options": 1, "pipeline": len(stages) - 1, "score": len(stages)}[self.needs.rerun]
 
     def prepare(self, body: nn.Module) -> nn.Module:
         """The network as this pass runs it; ``body`` is a copy whose modules may be exchanged.

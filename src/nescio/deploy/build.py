@@ -17,7 +17,7 @@ from nescio.calibration.conformal import Calibration, check_shares
 from nescio.calibration.posterior import ProxyCalibrator
 from nescio.core.detector import Detector, score_all
 from nescio.core.errors import InputError, check_choice
-from nescio.core.features import TrainingData
+from nescio.core.feature_set import FeatureSet
 from nescio.data.overlap import MOST_SHARED, shared_images
 from nescio.data.source import AnySource, Rows, Source, as_source
 from nescio.deploy.deployed import Deployed
@@ -67,7 +67,7 @@ def fit(
     """
     classifier = as_classifier(classifier)
     check_shares(accept, confidence)
-    fitted = Detector.parse(detector, classifier.name, classifier.head.n_classes)
+    fitted = Detector(detector, classifier.name, classifier.head.n_classes)
     check_model(fitted, classifier)
     if why := fitted.unexportable():
         log.info("nescio export will refuse this detector: %s", why)
@@ -75,7 +75,7 @@ def fit(
         check_choice("proxy", proxy, [p for p in PROXIES if p != BACKGROUND])
     held = as_source(calibrate)
     training = None if train is None else as_source(train)
-    if training is None and (fitted.needs_train or fitted.needs_held_out or fitted.needs_images):
+    if training is None and (fitted.needs.train or fitted.needs.held_out or fitted.needs.images):
         told = ", which is taken where none is named," if detector == DEFAULT_DETECTOR else ""
         raise InputError(
             f"detector '{detector}'{told} is fitted on training images; give them (--train), or name one that is not "
@@ -84,14 +84,14 @@ def fit(
     held = _unseen(held, training, classifier)
     classifier = with_classes(classifier, {"training": training, "calibration": held})
     chunks, accuracy = None, None
-    if training is not None and (fitted.needs_train or fitted.needs_held_out):
+    if training is not None and (fitted.needs.train or fitted.needs.held_out):
         network_pass = training_pass(fitted)
         train_bank = extract(
-            classifier, training, network_pass=network_pass, probes=fitted.probes(), title="train", **extraction
+            classifier, training, network_pass=network_pass, probes=fitted.needs.probes, title="train", **extraction
         )
         chunks = train_bank.chunks
         accuracy = measure(classifier, train_bank, "training") if network_pass is PLAIN else None
-    fitted.fit(TrainingData(classifier.head.cpu(), chunks))
+    fitted.fit(FeatureSet.stream(chunks, classifier.head.cpu()))
     choose_on(training, [fitted], classifier, workers=extraction.get("workers"))
     deployed = Deployed(classifier, fitted, Calibration(accept, confidence, ()))
     bank = extract(classifier, held, probes=deployed.plain_probes, title="calibration", **extraction)
@@ -160,7 +160,7 @@ def _scores(
         deployed.classifier,
         source,
         network_pass=pass_of(detector, deployed.classifier.device),
-        probes=detector.probes() if own else deployed.plain_probes,
+        probes=detector.needs.probes if own else deployed.plain_probes,
         title=title,
         **extraction,
     )

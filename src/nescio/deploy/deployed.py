@@ -250,13 +250,13 @@ class Deployed:
         if self.detector.input_stage is None:
             return self.classifier.optimised().probed(probes), None
         changed = self.classifier.changed(self.detector.input_stage.prepare).optimised()
-        return self.classifier.optimised().probed(probes), changed.probed(self.detector.probes())
+        return self.classifier.optimised().probed(probes), changed.probed(self.detector.needs.probes)
 
     @property
     def plain_probes(self) -> dict[str, Any]:
         """What is to be computed from feature maps in the plain pass."""
-        own = {} if self.detector.input_stage else dict(self.detector.probes())
-        return own | (dict(SSOD().probes()) if OOD_HEAD in self.classifier.heads else {})
+        own = {} if self.detector.input_stage else dict(self.detector.needs.probes)
+        return own | (dict(SSOD().needs.probes) if OOD_HEAD in self.classifier.heads else {})
 
     def _passes(self, x: Tensor) -> tuple[Features, Features | None]:
         plain, other = self._networks

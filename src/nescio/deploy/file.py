@@ -127,7 +127,7 @@ def load(
     about, tensors = _read(path)
     try:
         calibration = _checked(about, tensors)
-        detector = Detector.parse(about["detector"]["spec"])
+        detector = Detector(about["detector"]["spec"])
         detector.restore(_from_under(_DETECTOR, tensors), about["detector"]["head"])
         calibrator = about["calibrator"] and ProxyCalibrator(**about["calibrator"])
         classifier = _classifier(about["model"], _from_under(_MODEL, tensors), model, weights, device)
@@ -153,7 +153,7 @@ def describe(path: str | Path) -> dict[str, Any]:
     about, tensors = _read(path)
     try:
         calibration = _checked(about, tensors)
-        Detector.parse(about["detector"]["spec"])
+        Detector(about["detector"]["spec"])
         about["calibrator"] and ProxyCalibrator(**about["calibrator"])
     except InputError as e:
         raise InputError(f"{path}: {e}") from None
@@ -246,7 +246,7 @@ def _try(deployed: Deployed) -> None:
     x = classifier.transform.normalise(torch.zeros(1, 3, side, side, dtype=torch.uint8, device=classifier.device))
     plain, own = classifier.probed(deployed.plain_probes)(x), None
     if stage is not None:
-        changed = classifier.changed(stage.prepare).probed(detector.probes())
+        changed = classifier.changed(stage.prepare).probed(detector.needs.probes)
         own = pass_of(detector, classifier.device).run(changed, x)
     deployed.judged(plain, own)
 

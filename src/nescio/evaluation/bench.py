@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nescio.core.detector import Detector, fit_all, score_all, specs_of
+from nescio.core.detector import AnyDetector, Detector, detectors_of, fit_all, score_all
 from nescio.core.errors import InputError
-from nescio.core.features import TrainingData
+from nescio.core.feature_set import FeatureSet
 from nescio.core.progress import Clock
 from nescio.core.spec import all_specs, names_preset
 from nescio.data.overlap import MOST_SHARED, shared_images
@@ -38,12 +38,12 @@ TITLES = {"train": "training", "calibrate": "calibration", "id": "id"}
 DEFAULT_DETECTORS = ("msp", "maxlogit", "energy", "react:q=0.98+energy", "ls+energy", "fmls")
 
 
-def bench(
+def bench(  # noqa: PLR0915
     classifier: Classifier,
     *,
     id: AnySource,  # noqa: A002 - the field's word for it
     ood: Mapping[str, AnySource],
-    detectors: Sequence[str] = DEFAULT_DETECTORS,
+    detectors: AnyDetector | Sequence[AnyDetector] = DEFAULT_DETECTORS,
     train: AnySource | None = None,
     calibrate: AnySource | None = None,
     resamples: int = 0,
@@ -75,7 +75,7 @@ def bench(
     classifier, ood, clock = as_classifier(classifier), by_name(ood, "ood"), clock or Clock()
     train_source, held_source = (None if given is None else as_source(given) for given in (train, calibrate))
     id_source, ood_sources = as_source(id), {name: as_source(source) for name, source in ood.items()}
-    fitted = _parse(specs_of(detectors), classifier)
+    fitted = _parse(detectors, classifier)
     _check(classifier, train_source, held_source, id_source, ood_sources, fitted)
     classifier = with_classes(classifier, {"train": train_source, "calibrate": held_source, "id": id_source})
     warnings = _shared(train_source, held_source, id_source)
@@ -87,7 +87,7 @@ def bench(
     measured: dict[str, Accuracy | None] = {}
 
     def bank_of(name: str, source: Source, network_pass: Pass, readers: Iterable[Detector]) -> Bank:
-        probes = {name: probe for d in readers for name, probe in d.probes().items()}
+        probes = {name: probe for d in readers for name, probe in d.needs.probes.items()}
         bank = extract(
             classifier, source, network_pass=network_pass, probes=probes, title=name, clock=clock, **extraction
         )
@@ -99,19 +99,17 @@ def bench(
     # first, as it is small: what is wrong with labels or weights shows before the training images are read
     id_bank = bank_of("id", id_source, PLAIN, [d for d in fitted.values() if d.input_stage is None])
     fit_seconds: dict[str, float] = {}
+    head = classifier.head.cpu()
     for network_pass, group in _grouped(fitted, training_pass):
         members = [fitted[given] for given in group]
-        apart = [d for d in members if d.needs_held_out]
-        needy = [d for d in members if d.needs_train or (d in apart and held_source is None)]
+        apart = [d for d in members if d.needs.held_out]
+        needy = [d for d in members if d.needs.train or (d in apart and held_source is None)]
         train_bank, held_bank = (
             bank_of(name, source, network_pass, readers) if source is not None and readers else None
             for name, source, readers in (("train", train_source, needy), ("calibrate", held_source, apart))
         )
-        training = TrainingData(
-            classifier.head.cpu(),
-            train_bank.chunks if train_bank else None,
-            held_bank.chunks if held_bank else None,
-        )
+        training, held = (FeatureSet.stream(b.chunks if b else None, head) for b in (train_bank, held_bank))
+        training = training.with_held_out(held if held_bank else None)
         with clock("fit"):
             fit_seconds |= zip(group, fit_all(members, training), strict=True)
             choose_on(held_source or train_source, members, classifier, workers=extraction.get("workers"))
@@ -151,18 +149,20 @@ def bench(
     return Results([Row(**r) for r in rows], manifest, id_set, ood_sets, skipped, labelled, sample=sample)
 
 
-def _parse(specs: Sequence[str], classifier: Classifier) -> dict[str, Detector]:
+def _parse(detectors: Any, classifier: Classifier) -> dict[str, Detector]:
     """Detectors by what the user called them; of ``all``, those that this model can serve."""
+    several = [detectors] if isinstance(detectors, str) or not isinstance(detectors, Sequence) else detectors
     parsed: dict[str, Detector] = {}
-    for given in dict.fromkeys(spec.strip() for spec in specs):
-        if given == "all":
+    for given in several:
+        if isinstance(given, str) and given.strip() == "all":
             parsed |= servable(all_specs(), classifier)
             continue
-        parsed[given] = Detector.parse(given, classifier.name, classifier.head.n_classes)
-        try:
-            check_model(parsed[given], classifier)
-        except InputError as e:
-            raise InputError(f"detector '{given}': {e}") from None
+        for name, detector in detectors_of(given, classifier.name, classifier.head.n_classes).items():
+            parsed[name] = detector
+            try:
+                check_model(detector, classifier)
+            except InputError as e:
+                raise InputError(f"detector '{name}': {e}") from None
     return parsed
 
 
@@ -188,7 +188,7 @@ def _check(
     if not ood or not detectors:
         raise InputError("give at least one OOD set (--ood textures=FOLDER) and one detector (--detector energy)")
     apart = held is not None
-    needy = [g for g, d in detectors.items() if d.needs_train or (not apart and (d.needs_held_out or d.needs_images))]
+    needy = [g for g, d in detectors.items() if d.needs.train or (not apart and (d.needs.held_out or d.needs.images))]
     if needy and train is None:
         raise InputError(_without_training(needy, list(detectors)))
     _warn_of_outliers(classifier, ood)

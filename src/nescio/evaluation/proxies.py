@@ -22,7 +22,7 @@ from torch import Tensor
 
 from nescio.core.errors import InputError, check_choice
 from nescio.core.features import Features
-from nescio.core.stage import Maps, Probe
+from nescio.core.needs import Maps, Probe
 from nescio.data.corruptions import CHANGES, Changed
 from nescio.data.formats.synthetic import Gaussian, NoiseSource
 from nescio.data.source import Source

@@ -184,9 +184,9 @@ def prototypes_of(detectors: Iterable[Detector]) -> Tensor | None:
     """Mean training features by class, from the first detector that learned them from plain features."""
     for detector in detectors:
         first = detector.steps[0]
-        if isinstance(first, Cosine) and first.needs_train:  # behind another stage, it would know changed features
+        if isinstance(first, Cosine) and first.needs.train:  # behind another stage, it would know changed features
             return first.centres
         for stage in detector.modules():
-            if isinstance(stage, LogitSmoothing) and stage.needs_train:
+            if isinstance(stage, LogitSmoothing) and stage.needs.train:
                 return stage.centres
     return None

@@ -13,11 +13,11 @@ import torch
 from rich.table import Table
 
 from nescio.calibration.cost import Costs, OperatingPoint, operating_point
-from nescio.core.detector import Detector, fit_all, score_all, specs_of
+from nescio.core.detector import Detector, fit_all, score_all
 from nescio.core.errors import InputError, some
-from nescio.core.features import TrainingData
+from nescio.core.feature_set import FeatureSet
+from nescio.core.needs import Probe
 from nescio.core.spec import all_specs, search_space
-from nescio.core.stage import Probe
 from nescio.data.source import AnySource, Source, as_source
 from nescio.evaluation import metrics
 from nescio.evaluation.accuracy import Accuracy, measure, with_classes
@@ -138,15 +138,16 @@ def tune(
         InputError: a spec cannot be read or served, or a proxy cannot be had.
     """
     classifier = as_classifier(classifier)
-    specs = list(dict.fromkeys(s for given in specs_of(space) for s in search_space(given)))
-    detectors = {spec: Detector.parse(spec, classifier.name, classifier.head.n_classes) for spec in specs}
+    spaces = [space] if isinstance(space, str) else space
+    specs = list(dict.fromkeys(s for given in spaces for s in search_space(given)))
+    detectors = {spec: Detector(spec, classifier.name, classifier.head.n_classes) for spec in specs}
     for spec, detector in detectors.items():
         check_model(detector, classifier)
         if detector.input_stage is not None:
             raise InputError(
                 f"detector '{spec}' makes a pass of its own; tune what stands behind '{detector.input_stage}'"
             )
-        if train is None and (detector.needs_train or detector.needs_held_out):
+        if train is None and (detector.needs.train or detector.needs.held_out):
             raise InputError(f"detector '{spec}' is fitted on training images; give them (--train) or leave it out")
     return _judged(classifier, detectors, val, train, examples, proxy, extraction, chosen=True)
 
@@ -200,7 +201,7 @@ def _judged(
             background = _background(classifier, detectors, keep=keep)
         if not background:
             wanted = tuple(p for p in wanted if p != BACKGROUND)
-    probes = {name: p for d in detectors.values() for name, p in d.probes().items()}
+    probes = {name: p for d in detectors.values() for name, p in d.needs.probes.items()}
     own = extract(classifier, val, probes=probes | background, title="validation", **extraction)
     accuracy = measure(classifier, own, "validation")  # before the training images are read
     of_training = _fit(classifier, detectors, train, probes, extraction, leave_out=not chosen)
@@ -255,11 +256,11 @@ def _fit(
 ) -> Accuracy | None:
     """Fit all; one that cannot be is an error, or left out of ``detectors``. The accuracy on the training images."""
     chunks, accuracy = None, None
-    if train is not None and any(d.needs_train or d.needs_held_out for d in detectors.values()):
+    if train is not None and any(d.needs.train or d.needs.held_out for d in detectors.values()):
         bank = extract(classifier, train, probes=probes, title="train", **extraction)
         chunks, accuracy = bank.chunks, measure(classifier, bank, "training")
     failed: dict[Detector, InputError] = {}
-    training = TrainingData(classifier.head.cpu(), chunks)
+    training = FeatureSet.stream(chunks, classifier.head.cpu())
     fit_all(list(detectors.values()), training, failed.__setitem__ if leave_out else None)
     _leave_out(failed, detectors)
     return accuracy
@@ -286,7 +287,7 @@ def _background(classifier: Classifier, detectors: dict[str, Detector], *, keep:
     Raises:
         InputError: the network has no background, or no detector would be left, or with ``keep`` one would not.
     """
-    reading = [spec for spec, d in detectors.items() if d.probes() or d.needs_heads()]
+    reading = [spec for spec, d in detectors.items() if d.needs.probes or d.needs.heads]
     if reading and (keep or len(reading) == len(detectors)):
         raise InputError(f"it has no feature maps, which {some(reading)} reads; name another proxy (--proxy tiles)")
     if not classifier.split.averages(classifier.split.backbone(classifier.noise())):

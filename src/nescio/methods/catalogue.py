@@ -70,7 +70,7 @@ def entries() -> Iterator[Entry]:
     for name, preset in presets().items():
         if "@" not in name:
             source = preset["source"].partition(",")[0].partition(";")[0]
-            detector = Detector.parse(name)
+            detector = Detector(name)
             passes = costs.get(detector.input_stage.name, {}).get("network", "") if detector.input_stage else ""
             refused = "no" if detector.unexportable() else "yes"
             yield Entry(name, "preset", preset["about"], "", source, "", "", passes, refused)
@@ -122,20 +122,21 @@ def _onnx(stage: type[Stage]) -> str:
 
 def _needs(stage: type[Stage]) -> Iterator[str]:
     if issubclass(stage, InputStage):
-        yield "pass, of training too" if stage.reads == "options" else "pass"
-        if stage.reads != "options":
+        needs = stage().needs
+        yield "pass, of training too" if needs.rerun == "options" else "pass"
+        if needs.gradients:
             yield "gradient"
-        if stage.needs_images:
+        if needs.images:
             yield "training"
     elif issubclass(stage, Ensemble):
         yield "training"
     else:
         plain = stage()
-        if plain.needs_train or plain.needs_held_out:
+        if plain.needs.train or plain.needs.held_out:
             yield "training"
-        if plain.probes():
+        if plain.needs.probes:
             yield "probe"
-        yield from (f"{head} head" for head in sorted(plain.needs_heads()))
+        yield from (f"{head} head" for head in sorted(plain.needs.heads))
 
 
 def _gist(docstring: str) -> str:

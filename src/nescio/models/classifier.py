@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from nescio.core.errors import InputError, nearest, some
 from nescio.core.features import Columns, Features, Head
-from nescio.core.stage import Maps, Network, Probe
+from nescio.core.needs import Maps, Probe
+from nescio.core.stage import Network
 from nescio.data.transform import Transform
 from nescio.models.heads import decide, read
 from nescio.models.split import Split, Taps, split_backbone, tap

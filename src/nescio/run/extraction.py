@@ -19,8 +19,9 @@ from nescio.core import numerics
 from nescio.core.detector import Detector
 from nescio.core.errors import InputError, check_share, nearest
 from nescio.core.features import PLAIN_PASS, Features
+from nescio.core.needs import Probe
 from nescio.core.progress import Clock, progress_bar
-from nescio.core.stage import Network, Probe
+from nescio.core.stage import Network
 from nescio.data.hashing import cache_root
 from nescio.data.labels import aligned
 from nescio.data.loader import Batch, read_batches
@@ -68,11 +69,11 @@ def check_model(detector: Detector, classifier: Classifier) -> None:
     Raises:
         InputError: the network lacks what they need: batch norms, dropout, feature maps, a head.
     """
-    for head in sorted(detector.needs_heads() - set(classifier.heads)):
+    for head in sorted(detector.needs.heads - set(classifier.heads)):
         raise InputError(f"{classifier.name} was not trained with the head '{head}' that it reads; {HEADS[head].way()}")
     if detector.input_stage is not None:
         classifier.changed(detector.input_stage.prepare)
-    if detector.probes():
+    if detector.needs.probes:
         _ = classifier.taps
 
 
@@ -86,10 +87,10 @@ def servable(specs: Iterable[str], classifier: Classifier, *, trained: bool = Tr
     """
     found = {}
     for spec in specs:
-        detector = Detector.parse(spec, classifier.name, classifier.head.n_classes)
+        detector = Detector(spec, classifier.name, classifier.head.n_classes)
         try:
             check_model(detector, classifier)
-            if not trained and (detector.needs_train or detector.needs_held_out or detector.needs_images):
+            if not trained and (detector.needs.train or detector.needs.held_out or detector.needs.images):
                 raise InputError("there are no training images")
         except InputError as e:
             log.info("leaving out %s: %s", spec, e)
@@ -128,14 +129,14 @@ def choose_on(
     """
     for detector in detectors:
         stage = detector.input_stage
-        if stage is None or not stage.needs_images:
+        if stage is None or not stage.needs.images:
             continue
         if source is None:
             raise InputError(f"detector '{detector}' is fitted on training images; give them (--train)")
         some_of_it = Rows(source, numerics.drawn(len(source), CHOOSING).tolist())
         batches = read_batches(some_of_it, classifier.transform, 0, CPU_BATCH, workers)
         images = (b.images.to(classifier.device) for b in batches if b.images is not None)
-        network = classifier.changed(stage.prepare).optimised().probed(detector.probes())
+        network = classifier.changed(stage.prepare).optimised().probed(detector.needs.probes)
         fitted = copy.deepcopy(detector).to(classifier.device)
         stage.choose(network, fitted, map(classifier.transform.normalise, images))
 
@@ -166,7 +167,7 @@ def extract(
         classifier: the network.
         source: the images, as ``open_source`` takes them, or a source.
         network_pass: how to run the network.
-        probes: what to compute from feature maps on the way, by name, as ``Detector.probes()`` gives it.
+        probes: what to compute from feature maps on the way, by name, as ``Detector.needs.probes`` gives it.
         cache: folder of the banks; ``$NESCIO_CACHE/banks`` or the user's cache folder by default.
         batch_size: images per step; 32 on a CPU, 256 on a GPU by default.
         workers: decoding processes; one per core, at most 8, by default. 0 decodes in this process.

@@ -61,8 +61,8 @@ class Loop:
         self.images, self.val, self.watched, self.outliers = images, val, watched, outliers
         self.objective = objective.to(fabric.device)
         self.labels = images.labels.to(fabric.device)
-        self.detector = Detector.parse(objective.detector)
-        state.classifier.probed(self.detector.probes())  # refuses a network that it cannot judge
+        self.detector = Detector(objective.detector)
+        state.classifier.probed(self.detector.needs.probes)  # refuses a network that it cannot judge
         self.size = recipe.batch_size
         if len(images) < self.size:
             raise InputError(f"{len(images):,} readable training images do not fill a batch of {self.size}")

@@ -70,7 +70,7 @@ def is_better(new: Mapping[str, Any], kept: Mapping[str, Any] | None, best: floa
 @torch.no_grad()
 def judge(classifier: Classifier, detector: Detector, val: Images, watched: Mapping[str, Images]) -> Judgement:
     """Accuracy and scores on validation images, the same images shuffled, and watched OOD sets."""
-    network, own_pass = classifier.probed(detector.probes()), pass_of(detector)
+    network, own_pass = classifier.probed(detector.needs.probes), pass_of(detector)
 
     def score(x: Tensor) -> tuple[Tensor, Tensor]:
         f = own_pass.run(network, x)

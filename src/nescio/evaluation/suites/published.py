@@ -68,7 +68,7 @@ def bench_suite(
         log.warning("suite '%s' goes without %s: not found below %s", suite.name, need.role, data_root)
     for row in suite.published:  # a mistake in them must not show after hours
         if row.detector:
-            Detector.parse(row.detector, row.model, suite.classes)
+            Detector(row.detector, row.model, suite.classes)
     oods = {name: _drawn(places[name], suite.equal) for name in suite.ood if name in places}
     groups = {
         "near average": [o for o in oods if o in suite.near],
@@ -123,7 +123,7 @@ def beside(suite: Suite, model: str, results: Results, objective: str = "") -> d
     sets = {s.name for s in results.ood_sets}
     found: dict[tuple[str, str], Published] = {}
     for row in (r for r in suite.published if r.model == model and r.detector and _is_of(r, objective)):
-        spec = repr(Detector.parse(row.detector, model, suite.classes))
+        spec = repr(Detector(row.detector, model, suite.classes))
         over = _averaged(suite, row)
         for given in (d for d, own in specs.items() if own == spec):
             where = f"{PAPERS.get(row.paper, row.paper)}, Table {row.table}: {row.method}"
@@ -142,7 +142,7 @@ def _is_of(row: PublishedRow, objective: str) -> bool:
 
 def _trained(row: PublishedRow) -> str:
     """What a network must be trained with for a row; nothing where any will do."""
-    heads = Detector.parse(row.detector, row.model).needs_heads()
+    heads = Detector(row.detector, row.model).needs.heads
     return row.training or next((HEADS[h].objective for h in heads if HEADS[h].objective in OBJECTIVES), "")
 
 

@@ -7,6 +7,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from nescio.core.errors import InputError, check_at_least, check_positive
 from nescio.core.features import Features
+from nescio.core.needs import Needs
 from nescio.core.stage import Chain, InputStage, Network
 
 
@@ -25,7 +26,7 @@ class BATS(InputStage, name="bats"):
     truncates the penultimate features instead: the stage ``typical``.
     """
 
-    reads = "options"
+    needs = Needs(rerun="options")
 
     def __init__(self, *, lam: float = 3.25, last: int = 0) -> None:
         super().__init__()

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from nescio.core import numerics
 from nescio.core.features import Columns, Features
+from nescio.core.needs import Needs
 from nescio.core.stage import Chain, InputStage, Network
 
 
@@ -23,12 +24,9 @@ class CSI(InputStage, name="csi"):
     --objective csi``.
     """
 
-    reads = "options"
-    replaces_logits = True
+    needs = Needs(features=False, heads=frozenset({"csi"}), rerun="options")
 
-    def needs_heads(self) -> set[str]:
-        """Of classes and turns."""
-        return {"csi"}
+    replaces_logits = True
 
     def forward(self, f: Features) -> Features:
         """Read the mean logits."""

@@ -8,6 +8,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from nescio.core.errors import InputError, check_at_least, check_share
 from nescio.core.features import Columns, Features
+from nescio.core.needs import Needs
 from nescio.core.stage import Chain, InputStage, Network
 
 _FLOOR = 1e-300
@@ -31,7 +32,8 @@ class MCDropout(InputStage, name="mcdropout"):
     ICML 2016. They draw a new mask per image and sample.
     """
 
-    reads = "options"
+    needs = Needs(head=True, rerun="options")
+
     replaces_logits = True
 
     def __init__(self, *, n: int = 30, p: float | None = None) -> None:

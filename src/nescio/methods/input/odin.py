@@ -8,6 +8,7 @@ from torch import Tensor
 from nescio.core import numerics
 from nescio.core.errors import check_at_least, check_positive
 from nescio.core.features import Features
+from nescio.core.needs import Needs
 from nescio.core.stage import Chain, InputStage, Network
 
 
@@ -34,7 +35,7 @@ class ODIN(InputStage, name="odin"):
     Networks", ICLR 2018. A gradient of exactly 0 moves nothing here; the authors' code moves such a pixel by +ε.
     """
 
-    reads = "pipeline"
+    needs = Needs(head=True, logits=True, gradients=True, rerun="pipeline")
 
     def __init__(self, *, eps: float = 0.0014, T: float = 1000.0, per_std: bool = False) -> None:
         super().__init__()

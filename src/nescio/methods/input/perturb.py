@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from nescio.core import numerics
-from nescio.core.errors import InputError, check_at_least
-from nescio.core.features import Features, TrainingData
+from nescio.core.errors import InputError, NotFitted, check_at_least
+from nescio.core.feature_set import FeatureSet
+from nescio.core.features import Features
+from nescio.core.needs import Needs
 from nescio.core.stage import Chain, InputStage, Network
 
 STEPS = (0.0025, 0.005, 0.01, 0.02, 0.04, 0.08)
@@ -30,7 +32,7 @@ class Perturb(InputStage, name="perturb"):
     NeurIPS 2018, eq. 3. They perturb anew for each layer; here one step raises the combined score.
     """
 
-    reads = "score"
+    needs = Needs(gradients=True, rerun="score")
 
     def __init__(self, *, eps: float = 0.0014) -> None:
         super().__init__()
@@ -60,11 +62,10 @@ class PerturbID(InputStage, name="perturbid"):
     images, where the paper takes ID validation images; ε is in units of the normalised input.
     """
 
-    reads = "score"
-    needs_images = True
+    needs = Needs(gradients=True, images=True, rerun="score")
     step: Tensor
 
-    def fit(self, data: TrainingData) -> None:
+    def fit(self, data: FeatureSet) -> None:
         """Know of no step yet: that takes images."""
         del data
         self.step = torch.tensor(0.0)
@@ -87,7 +88,7 @@ class PerturbID(InputStage, name="perturbid"):
     def run(self, network: Network, chain: Chain, x: Tensor) -> Features:
         """Features of the perturbed images."""
         if self.step == 0:
-            raise RuntimeError(f"stage '{self.name}' has no step yet: call choose with ID images first")
+            raise NotFitted(f"stage '{self.name}' has no step yet: call choose with ID images first")
         gradient = _gradient(network, chain, x)
         with torch.no_grad():
             return network(x.detach() + numerics.sign_step(gradient, float(self.step)))

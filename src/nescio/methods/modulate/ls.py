@@ -6,12 +6,14 @@ from torch import Tensor
 
 from nescio.core import numerics
 from nescio.core.errors import check_choice
-from nescio.core.features import Features, TrainingData
+from nescio.core.feature_set import FeatureSet
+from nescio.core.features import Features
 from nescio.core.fitting import prototypes
-from nescio.core.stage import Stage
+from nescio.core.needs import Needs
+from nescio.core.stage import Modulate
 
 
-class LogitSmoothing(Stage, name="ls", place="modulate"):
+class LogitSmoothing(Modulate, name="ls"):
     """Scale the logits by the cosine between the raw feature and the prototype of the predicted class.
 
     ``f̂ = s · f``, ``s = max(0, cos(h, v_c))`` with the *raw* ``h``, the raw prediction ``c`` and the prototype ``v_c``
@@ -32,11 +34,15 @@ class LogitSmoothing(Stage, name="ls", place="modulate"):
     def __init__(self, *, prototypes: str = "train") -> None:
         super().__init__()
         self.prototypes = check_choice("prototypes", prototypes, ("train", "head"))
-        self.needs_train = prototypes == "train"
 
-    def fit(self, data: TrainingData) -> None:
+    @property
+    def needs(self) -> Needs:
+        """By its options."""
+        return Needs(logits=True) | (Needs(train=True, labels=True) if self.prototypes == "train" else Needs(head=True))
+
+    def fit(self, data: FeatureSet) -> None:
         """Average the training features of each class, or take the head's rows."""
-        self.centres = prototypes(data, self.name) if self.needs_train else data.head.weight.clone()
+        self.centres = prototypes(data, self.name) if self.needs.train else data.head.weight.clone()
 
     def forward(self, f: Features) -> Features:
         """Smooth a batch."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 from nescio.core import numerics
 from nescio.core.errors import InputError, check_share
 from nescio.core.features import Features
-from nescio.core.stage import Stage
+from nescio.core.needs import Needs
+from nescio.core.stage import Modulate
 
 
-class LTS(Stage, name="lts", place="modulate"):
+class LTS(Modulate, name="lts"):
     """Multiply the logits by ``(Σ h / Σ largest h)²`` of the raw features. ``logits (B, C) -> (B, C)``.
 
     Negative features count as zero.
@@ -18,6 +19,8 @@ class LTS(Stage, name="lts", place="modulate"):
 
     Source: Djurisic, Liu and Nikolic, "Logit Scaling for Out-of-Distribution Detection", 2024.
     """
+
+    needs = Needs(logits=True)
 
     def __init__(self, *, p: float = 0.05) -> None:
         super().__init__()

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from nescio.core.errors import check_positive
-from nescio.core.features import Features, TrainingData
+from nescio.core.feature_set import FeatureSet
+from nescio.core.features import Features
 from nescio.core.fitting import labelled, subsample
-from nescio.core.stage import Stage
+from nescio.core.needs import Needs
+from nescio.core.stage import Modulate
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +24,7 @@ _FARTHEST = 6.9
 """Of log T: temperatures from 0.001 to 1,000."""
 
 
-class Temperature(Stage, name="temperature", place="modulate"):
+class Temperature(Modulate, name="temperature"):
     """Divide the logits by a temperature: ``f̂ = f / T``. ``logits (B, C) -> (B, C)``.
 
     Args:
@@ -40,16 +42,21 @@ class Temperature(Stage, name="temperature", place="modulate"):
     def __init__(self, *, T: float | None = None) -> None:
         super().__init__()
         self.T = T if T is None else check_positive("T", T)
-        self.needs_held_out = T is None
 
-    def fit(self, data: TrainingData) -> None:
+    @property
+    def needs(self) -> Needs:
+        """By its options."""
+        return Needs(features=False, logits=True, held_out=self.T is None, labels=self.T is None)
+
+    def fit(self, data: FeatureSet) -> None:
         """Take T as given, or find it by bisection: the likelihood has one maximum in 1/T."""
         temperature = self.T
         if temperature is None:
-            held = data if data.held_out is None else TrainingData(data.head, data.held_out)
+            held = data if data.held_out is None else data.held_out
             logits = held.map(lambda f: f.with_h(f.logits))
-            n = sum(len(f) for f in held())
-            pairs = labelled(TrainingData(data.head, lambda: subsample(logits, min(1, _ENOUGH / n))), self.name)
+            n = sum(len(f) for f in held.chunks())
+            some = FeatureSet.stream(lambda: subsample(logits, min(1, _ENOUGH / n)), data.head)
+            pairs = labelled(some, self.name)
             temperature = _most_likely(*(torch.cat(part) for part in zip(*pairs, strict=True)))
             if abs(math.log(temperature)) > _FARTHEST:
                 log.warning(
@@ -59,7 +66,7 @@ class Temperature(Stage, name="temperature", place="modulate"):
                 )
                 temperature = 1.0
             log.info("%r divides by %.4g", self, temperature)
-        self.temperature = torch.tensor(temperature, device=data.head.weight.device)
+        self.temperature = torch.tensor(temperature, device=data.device)
 
     def forward(self, f: Features) -> Features:
         """Divide a batch's logits."""

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from nescio.core.features import Features
-from nescio.core.stage import Stage
+from nescio.core.needs import Needs
+from nescio.core.stage import Score
 
 
-class BAL(Stage, name="bal", place="score"):
+class BAL(Score, name="bal"):
     """Probability of lying within the features' boundary times the largest softmax: ``σ(D(h)) · max softmax(f)``.
 
     D is the discriminator that was trained on made-up features. Its logit ``(B, 1)`` and logits ``(B, C) -> score
@@ -19,9 +20,7 @@ class BAL(Stage, name="bal", place="score"):
     product is that of the authors' code. Train a network for it with ``nescio train --objective bal``.
     """
 
-    def needs_heads(self) -> set[str]:
-        """The discriminator."""
-        return {"bal"}
+    needs = Needs(features=False, logits=True, heads=frozenset({"bal"}))
 
     def forward(self, f: Features) -> Tensor:
         """Score a batch."""

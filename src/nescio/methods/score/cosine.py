@@ -7,12 +7,14 @@ from torch import Tensor
 
 from nescio.core import numerics
 from nescio.core.errors import check_choice
-from nescio.core.features import Features, TrainingData
+from nescio.core.feature_set import FeatureSet
+from nescio.core.features import Features
 from nescio.core.fitting import prototypes
-from nescio.core.stage import Stage
+from nescio.core.needs import Needs
+from nescio.core.stage import Score
 
 
-class Cosine(Stage, name="cosine", place="score"):
+class Cosine(Score, name="cosine"):
     """Cosine between the feature and the prototype of the raw prediction: ``cos(h, v_c)``. ``h (B, L) -> score (B,)``.
 
     The factor of logit smoothing (``ls``), as a score of its own; here a negative cosine stays negative. Prototypes
@@ -30,11 +32,15 @@ class Cosine(Stage, name="cosine", place="score"):
     def __init__(self, *, prototypes: str = "train") -> None:
         super().__init__()
         self.prototypes = check_choice("prototypes", prototypes, ("train", "head"))
-        self.needs_train = prototypes == "train"
 
-    def fit(self, data: TrainingData) -> None:
+    @property
+    def needs(self) -> Needs:
+        """By its options."""
+        return Needs(logits=True) | (Needs(train=True, labels=True) if self.prototypes == "train" else Needs(head=True))
+
+    def fit(self, data: FeatureSet) -> None:
         """Average the training features of each class, or take the head's rows."""
-        self.centres = prototypes(data, self.name) if self.needs_train else data.head.weight.clone()
+        self.centres = prototypes(data, self.name) if self.needs.train else data.head.weight.clone()
 
     def forward(self, f: Features) -> Tensor:
         """Score a batch."""

@@ -5,14 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nescio.core.features import Features, TrainingData
+from nescio.core.feature_set import FeatureSet
+from nescio.core.features import Features
 from nescio.core.fitting import mean_feature
-from nescio.core.stage import Stage
+from nescio.core.needs import Needs
+from nescio.core.stage import Score
 
 _EPS = 1e-8
 
 
-class FDBD(Stage, name="fdbd", place="score"):
+class FDBD(Score, name="fdbd"):
     """Mean distance from the feature to the decision boundaries, relative to its distance from the training mean.
 
     ``mean_{k≠c} |f_c - f_k| / ‖w_c - w_k‖ / ‖h - μ‖`` for the predicted class c;
@@ -21,11 +23,12 @@ class FDBD(Stage, name="fdbd", place="score"):
     Source: Liu and Qin, "Fast Decision Boundary based Out-of-Distribution Detector", ICML 2024.
     """
 
-    needs_train = True
+    needs = Needs(head=True, logits=True, train=True)
+
     mean: Tensor
     gaps: Tensor
 
-    def fit(self, data: TrainingData) -> None:
+    def fit(self, data: FeatureSet) -> None:
         """Average the training features; measure the distances between the head's rows."""
         self.mean = mean_feature(data)
         weight = data.head.weight.to(torch.float64)

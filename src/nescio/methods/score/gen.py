@@ -7,10 +7,11 @@ from torch import Tensor
 
 from nescio.core.errors import InputError, check_share
 from nescio.core.features import Features
-from nescio.core.stage import Stage
+from nescio.core.needs import Needs
+from nescio.core.stage import Score
 
 
-class GEN(Stage, name="gen", place="score"):
+class GEN(Score, name="gen"):
     """Negative generalised entropy of the M largest probabilities: ``-Σ p^γ (1 - p)^γ``.
 
     ``logits (B, C) -> score (B,)``.
@@ -21,6 +22,8 @@ class GEN(Stage, name="gen", place="score"):
 
     Source: Liu, Lochman and Zach, "GEN: Pushing the Limits of Softmax-Based Out-of-Distribution Detection", CVPR 2023.
     """
+
+    needs = Needs(features=False, logits=True)
 
     def __init__(self, *, gamma: float = 0.1, M: int = 100) -> None:
         super().__init__()

@@ -9,12 +9,14 @@ from torch import Tensor
 
 from nescio.core import numerics
 from nescio.core.errors import check_choice, check_positive
-from nescio.core.features import Features, TrainingData
+from nescio.core.feature_set import FeatureSet
+from nescio.core.features import Features
 from nescio.core.fitting import labelled, refuse_empty
-from nescio.core.stage import Stage
+from nescio.core.needs import Needs
+from nescio.core.stage import Score
 
 
-class GMM(Stage, name="gmm", place="score"):
+class GMM(Score, name="gmm"):
     """Log-likelihood of the feature under a mixture of one Gaussian per class.
 
     ``log Σ_k π_k N(h; μ_k, Σ_k)``, π_k the share of class k; ``h (B, L) -> score (B,)``. Means and covariances by true
@@ -28,7 +30,8 @@ class GMM(Stage, name="gmm", place="score"):
     Source: Mukhoti et al., "Deep Deterministic Uncertainty: A New Simple Baseline", CVPR 2023 (full covariances).
     """
 
-    needs_train = True
+    needs = Needs(train=True, labels=True)
+
     means: Tensor
     whitening: Tensor
     offset: Tensor
@@ -38,9 +41,9 @@ class GMM(Stage, name="gmm", place="score"):
         self.covariance = check_choice("covariance", covariance, ("diag", "tied", "full"))
         self.shrink = check_positive("shrink", shrink)
 
-    def fit(self, data: TrainingData) -> None:
+    def fit(self, data: FeatureSet) -> None:
         """Estimate the mixture in two passes; in one if the covariance is tied."""
-        n = data.head.n_classes
+        n = data.n_classes
         if self.covariance == "tied":
             moments = numerics.moments(labelled(data, self.name), n)
             means, counts, scatter = moments.means, moments.counts, moments.within[None]
@@ -63,7 +66,7 @@ class GMM(Stage, name="gmm", place="score"):
         log_share = (counts / counts.sum()).log()
         self.offset = log_share - (log_det + means.shape[1] * math.log(2 * math.pi)) / 2
 
-    def _scatter(self, data: TrainingData, means: Tensor, counts: Tensor) -> Tensor:
+    def _scatter(self, data: FeatureSet, means: Tensor, counts: Tensor) -> Tensor:
         """Covariance of each class around its mean: ``(C, L, L)``, or variances ``(C, L)``."""
         full = self.covariance == "full"
         scatter = means.new_zeros(*means.shape, means.shape[1]) if full else torch.zeros_like(means)

@@ -7,10 +7,11 @@ from torch import Tensor
 
 from nescio.core.errors import check_choice
 from nescio.core.features import Features
-from nescio.core.stage import Stage
+from nescio.core.needs import Needs
+from nescio.core.stage import Score
 
 
-class GODIN(Stage, name="godin", place="score"):
+class GODIN(Score, name="godin"):
     """A part of decomposed confidence ``h_i(x) / g(x)``: the largest numerator ``max_i h_i(x)``, or ``g(x)``.
 
     Both come from the head that the network was trained with, ``(B, 2) -> score (B,)``: a numerator is a cosine, a
@@ -24,13 +25,11 @@ class GODIN(Stage, name="godin", place="score"):
     ``g``. Train a network for it with ``nescio train --objective godin``.
     """
 
+    needs = Needs(features=False, heads=frozenset({"godin"}))
+
     def __init__(self, *, read: str = "h") -> None:
         super().__init__()
         self.read = check_choice("read", read, ("h", "g"))
-
-    def needs_heads(self) -> set[str]:
-        """The dividing head."""
-        return {"godin"}
 
     def forward(self, f: Features) -> Tensor:
         """Score a batch."""

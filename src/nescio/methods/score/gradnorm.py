@@ -7,10 +7,11 @@ from torch import Tensor
 
 from nescio.core.errors import check_positive
 from nescio.core.features import Features
-from nescio.core.stage import Stage
+from nescio.core.needs import Needs
+from nescio.core.stage import Score
 
 
-class GradNorm(Stage, name="gradnorm", place="score"):
+class GradNorm(Score, name="gradnorm"):
     """L1 norm of the head's weight gradient of ``KL(uniform ‖ softmax(f / T))``, without a backward pass.
 
     The gradient is the outer product of ``(p - 1/C) / T`` and ``h``, so its norm is ``‖h‖₁ · ‖p - 1/C‖₁ / T``;
@@ -22,6 +23,8 @@ class GradNorm(Stage, name="gradnorm", place="score"):
     Source: Huang, Geng and Li, "On the Importance of Gradients for Detecting Distributional Shifts in the Wild",
     NeurIPS 2021, eqs. 6-9. Their code sums over the classes where the formula averages: a factor C, the same ranking.
     """
+
+    needs = Needs(logits=True)
 
     def __init__(self, *, T: float = 1.0) -> None:
         super().__init__()

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from nescio.core.errors import InputError, check_at_least
-from nescio.core.features import Features, TrainingData
+from nescio.core.feature_set import FeatureSet
+from nescio.core.features import Features
 from nescio.core.fitting import held_out
-from nescio.core.stage import Maps, Probe, Stage
+from nescio.core.needs import Maps, Needs
+from nescio.core.stage import Score
 
 _TINY = 1e-6
 _AT_ONCE = 1 << 18
 HELD_OUT = 0.1
 
 
-class Gram(Stage, name="gram", place="score"):
+class Gram(Score, name="gram"):
     """Negative deviation of Gram statistics from the range that training images of the predicted class span.
 
     Statistics of a feature map ``F (K, H·W)``: the row sums of ``G_p = F^p (F^p)ᵀ``, to the power 1/p with their sign,
@@ -33,8 +35,6 @@ class Gram(Stage, name="gram", place="score"):
     every convolution. A class that is never predicted in training has the range of all images.
     """
 
-    needs_train = True
-    needs_held_out = True
     lowest: Tensor
     highest: Tensor
     expected: Tensor
@@ -47,20 +47,21 @@ class Gram(Stage, name="gram", place="score"):
     def _probe(self) -> str:
         return f"gram{self.orders}"
 
-    def probes(self) -> Mapping[str, Probe]:
-        """Row sums of the Gram matrices of each feature map."""
+    @property
+    def needs(self) -> Needs:
+        """Row sums of the Gram matrices of each feature map, of training images and held-out ones."""
 
         def statistics(maps: Maps) -> Sequence[Tensor]:
             return [_row_sums(fmap, self.orders) for fmap in maps.layers]
 
-        return {self._probe: statistics}
+        return Needs(features=False, logits=True, train=True, held_out=True, probes={self._probe: statistics})
 
-    def fit(self, data: TrainingData) -> None:
+    def fit(self, data: FeatureSet) -> None:
         """Find the ranges in one pass, the expected deviations in another."""
         ranges, scale = held_out(data, HELD_OUT)
-        n = data.head.n_classes
+        n = data.n_classes
         low = high = None
-        for f in ranges():
+        for f in ranges.chunks():
             g = torch.cat(f.probed(self._probe), dim=1).to(torch.float64)
             if low is None or high is None:
                 low, high = g.new_full((n, g.shape[1]), torch.inf), g.new_full((n, g.shape[1]), -torch.inf)
@@ -72,7 +73,7 @@ class Gram(Stage, name="gram", place="score"):
         seen = low.isfinite()
         self.lowest, self.highest = torch.where(seen, low, low.amin(dim=0)), torch.where(seen, high, high.amax(dim=0))
         total, count = low.new_zeros(()), 0
-        for f in scale():
+        for f in scale.chunks():
             total, count = total + self._deviations(f).sum(dim=0), count + len(f)
         expected = total / max(1, count)
         self.expected = torch.where(expected > 0, expected, 1)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nescio.core.features import Features, TrainingData
-from nescio.core.stage import Stage
+from nescio.core.feature_set import FeatureSet
+from nescio.core.features import Features
+from nescio.core.needs import Needs
+from nescio.core.stage import Score
 
 _FLOOR = -1e30
 
 
-class KLMatching(Stage, name="klm", place="score"):
+class KLMatching(Score, name="klm"):
     """Negative Kullback-Leibler divergence to the nearest class template.
 
     ``-min_k KL(p ‖ d_k)``, ``d_k`` = mean softmax of the training images predicted as class k; a class that is never
@@ -21,14 +23,15 @@ class KLMatching(Stage, name="klm", place="score"):
     over a validation set; on training images the templates are a little sharper.
     """
 
-    needs_train = True
+    needs = Needs(features=False, logits=True, train=True)
+
     log_templates: Tensor
 
-    def fit(self, data: TrainingData) -> None:
+    def fit(self, data: FeatureSet) -> None:
         """Average the softmax by prediction."""
-        n = data.head.n_classes
-        sums = data.head.weight.new_zeros(n, n, dtype=torch.float64)
-        for f in data():
+        n = data.n_classes
+        sums = torch.zeros(n, n, dtype=torch.float64, device=data.device)
+        for f in data.chunks():
             sums.index_add_(0, f.pred, f.logits.to(torch.float64).softmax(dim=1))
         self.log_templates = (sums / sums.sum(dim=1, keepdim=True)).log().nan_to_num(nan=_FLOOR, neginf=_FLOOR)
 

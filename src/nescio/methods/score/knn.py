@@ -9,12 +9,14 @@ from torch import Tensor
 
 from nescio.core import numerics
 from nescio.core.errors import InputError, check_at_least, check_choice, check_share
-from nescio.core.features import Features, TrainingData
+from nescio.core.feature_set import FeatureSet
+from nescio.core.features import Features
 from nescio.core.fitting import subsample
-from nescio.core.stage import Stage
+from nescio.core.needs import Needs
+from nescio.core.stage import Score
 
 
-class KNN(Stage, name="knn", place="score"):
+class KNN(Score, name="knn"):
     """Negative Euclidean distance to the k-th nearest training feature, all features scaled to length one.
 
     ``-‖z - z_(k)‖``, ``z = h / ‖h‖``; ``h (B, L) -> score (B,)``. The search is exact: a chunked product finds the
@@ -31,7 +33,8 @@ class KNN(Stage, name="knn", place="score"):
     Source: Sun et al., "Out-of-Distribution Detection with Deep Nearest Neighbors", ICML 2022.
     """
 
-    needs_train = True
+    needs = Needs(train=True)
+
     bank: Tensor
 
     def __init__(self, *, k: int = 50, alpha: float = 1.0, index: str = "exact") -> None:
@@ -43,7 +46,7 @@ class KNN(Stage, name="knn", place="score"):
         if index != "exact":
             _import_faiss()
 
-    def fit(self, data: TrainingData) -> None:
+    def fit(self, data: FeatureSet) -> None:
         """Keep the training features."""
         bank = torch.cat([numerics.normalised(f.h) for f in subsample(data, self.alpha)])
         # ‖z - b‖² = ‖z‖² - 2 (z · b - ‖b‖²/2): with this column the nearest has the largest product, zero b or not

@@ -8,50 +8,59 @@ import torch
 from torch import Tensor
 
 from nescio.core.features import Features
-from nescio.core.stage import Stage
+from nescio.core.needs import Needs
+from nescio.core.stage import Score
 
 
-class MSP(Stage, name="msp", place="score"):
+class MSP(Score, name="msp"):
     """Maximum softmax probability: ``max_k softmax(f)_k``. ``logits (B, C) -> score (B,)`` in (0, 1].
 
     Source: Hendrycks and Gimpel, "A Baseline for Detecting Misclassified and Out-of-Distribution Examples in Neural
     Networks", ICLR 2017.
     """
 
+    needs = Needs(features=False, logits=True)
+
     def forward(self, f: Features) -> Tensor:
         """Score a batch."""
         return f.logits.to(torch.float64).softmax(dim=1).amax(dim=1)
 
 
-class MaxLogit(Stage, name="maxlogit", place="score"):
+class MaxLogit(Score, name="maxlogit"):
     """The largest logit: ``max_k f_k``. ``logits (B, C) -> score (B,)``.
 
     Source: Hendrycks et al., "Scaling Out-of-Distribution Detection for Real-World Settings", ICML 2022.
     """
+
+    needs = Needs(features=False, logits=True)
 
     def forward(self, f: Features) -> Tensor:
         """Score a batch."""
         return f.logits.to(torch.float64).amax(dim=1)
 
 
-class Energy(Stage, name="energy", place="score"):
+class Energy(Score, name="energy"):
     """The negative free energy: ``log Σ_k exp f_k``. ``logits (B, C) -> score (B,)``.
 
     Source: Liu et al., "Energy-based Out-of-distribution Detection", NeurIPS 2020 (T = 1, their default; another
     temperature is the stage ``temperature`` before it, up to the factor T, which changes no ranking).
     """
 
+    needs = Needs(features=False, logits=True)
+
     def forward(self, f: Features) -> Tensor:
         """Score a batch."""
         return f.logits.to(torch.float64).logsumexp(dim=1)
 
 
-class Entropy(Stage, name="entropy", place="score"):
+class Entropy(Score, name="entropy"):
     """The negative Shannon entropy of the softmax: ``Σ_k p_k log p_k``. ``logits (B, C) -> score (B,)``, in nats.
 
     Source: Chan et al., "Entropy Maximization and Meta Classification for Out-of-Distribution Detection in Semantic
     Segmentation", ICCV 2021.
     """
+
+    needs = Needs(features=False, logits=True)
 
     def forward(self, f: Features) -> Tensor:
         """Score a batch."""

@@ -7,12 +7,14 @@ from torch import Tensor
 
 from nescio.core import numerics
 from nescio.core.errors import check_positive
-from nescio.core.features import Features, TrainingData
+from nescio.core.feature_set import FeatureSet
+from nescio.core.features import Features
 from nescio.core.fitting import labelled, refuse_empty
-from nescio.core.stage import Stage
+from nescio.core.needs import Needs
+from nescio.core.stage import Score
 
 
-class Mahalanobis(Stage, name="mahalanobis", place="score"):
+class Mahalanobis(Score, name="mahalanobis"):
     """Negative squared Mahalanobis distance to the nearest class mean, one covariance for all classes.
 
     ``-min_k (h - μ_k)ᵀ Σ⁻¹ (h - μ_k)``; ``h (B, L) -> score (B,)``. Class means by true label, and the covariance
@@ -27,7 +29,8 @@ class Mahalanobis(Stage, name="mahalanobis", place="score"):
     layers learns from OOD data.
     """
 
-    needs_train = True
+    needs = Needs(train=True, labels=True)
+
     means: Tensor
     whitening: Tensor
 
@@ -35,9 +38,9 @@ class Mahalanobis(Stage, name="mahalanobis", place="score"):
         super().__init__()
         self.shrink = check_positive("shrink", shrink)
 
-    def fit(self, data: TrainingData) -> None:
+    def fit(self, data: FeatureSet) -> None:
         """Estimate means and covariance in one pass."""
-        moments = numerics.moments(labelled(data, self.name), data.head.n_classes)
+        moments = numerics.moments(labelled(data, self.name), data.n_classes)
         refuse_empty(moments.counts, self.name)
         self.take(moments)
 

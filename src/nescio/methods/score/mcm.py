@@ -8,10 +8,11 @@ from torch.nn.functional import normalize
 
 from nescio.core.errors import check_positive
 from nescio.core.features import Features
-from nescio.core.stage import Stage
+from nescio.core.needs import Needs
+from nescio.core.stage import Score
 
 
-class MCM(Stage, name="mcm", place="score"):
+class MCM(Score, name="mcm"):
     """Largest softmax share of the cosines to the classes' texts: ``max_k softmax(cos(h, w_k) / T)_k``.
 
     ``h (B, L) -> score (B,)`` in (0, 1]. Row k of the head, ``w_k``, is class k's text in a classifier made of class
@@ -24,6 +25,8 @@ class MCM(Stage, name="mcm", place="score"):
     Source: Ming et al., "Delving into Out-of-Distribution Detection with Vision-Language Representations", NeurIPS
     2022, section 3. The prompt of their code is "a photo of a {}", without a full stop (``prompt=``).
     """
+
+    needs = Needs(head=True)
 
     def __init__(self, *, T: float = 1.0) -> None:
         super().__init__()

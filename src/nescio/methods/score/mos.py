@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from nescio.core.features import Features
-from nescio.core.stage import Stage
+from nescio.core.needs import Needs
+from nescio.core.stage import Score
 
 
-class MOS(Stage, name="mos", place="score"):
+class MOS(Score, name="mos"):
     """The least of the probabilities of "others" over the groups of classes, negative: ``-min_g p(others | g)``.
 
     An ID image belongs to one group, which knows it; an OOD image to none. ``log p (B, G) -> score (B,)`` in [-1, 0].
@@ -18,9 +19,7 @@ class MOS(Stage, name="mos", place="score"):
     equation 5. Train a network for it with ``nescio train --objective mos``.
     """
 
-    def needs_heads(self) -> set[str]:
-        """The groups' "others"."""
-        return {"mos"}
+    needs = Needs(features=False, heads=frozenset({"mos"}))
 
     def forward(self, f: Features) -> Tensor:
         """Score a batch."""

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from nescio.core import numerics
 from nescio.core.errors import InputError, check_positive
-from nescio.core.features import Features, TrainingData
+from nescio.core.feature_set import FeatureSet
+from nescio.core.features import Features
 from nescio.core.fitting import labelled, refuse_empty
-from nescio.core.stage import Maps, Probe, Stage
+from nescio.core.needs import Maps, Needs
+from nescio.core.stage import Score
 
 
 def _means(maps: Maps) -> Sequence[Tensor]:
     return [fmap.mean(dim=(2, 3)) for fmap in maps.layers]
 
 
-class MultiMahalanobis(Stage, name="multimahalanobis", place="score"):
+class MultiMahalanobis(Score, name="multimahalanobis"):
     """Negative sum over layers of the Mahalanobis distance to the nearest class mean, each in units of its ID spread.
 
     ``-Σ_l min_k (x_l - μ_lk)ᵀ Σ_l⁻¹ (x_l - μ_lk) / s_l``: ``x_l`` the spatial mean of the last feature map of each
@@ -33,7 +35,7 @@ class MultiMahalanobis(Stage, name="multimahalanobis", place="score"):
     here, so all layers count alike.
     """
 
-    needs_train = True
+    needs = Needs(features=False, train=True, labels=True, probes={"mean": _means})
     means: Tensor
     whitening: Tensor
     spread: Tensor
@@ -42,20 +44,16 @@ class MultiMahalanobis(Stage, name="multimahalanobis", place="score"):
         super().__init__()
         self.shrink = check_positive("shrink", shrink)
 
-    def probes(self) -> Mapping[str, Probe]:
-        """Spatial means of the feature maps."""
-        return {"mean": _means}
-
-    def fit(self, data: TrainingData) -> None:
+    def fit(self, data: FeatureSet) -> None:
         """Estimate the Gaussians in a pass per layer, the spread of the distances in one more."""
-        depth = len(next(data()).probed("mean"))
+        depth = len(next(data.chunks()).probed("mean"))
         layers = [data.map(lambda f, i=i: f.with_h(f.probed("mean")[i])) for i in range(depth)]  # type: ignore[misc]
-        moments = [numerics.moments(labelled(layer, self.name), data.head.n_classes) for layer in layers]
+        moments = [numerics.moments(labelled(layer, self.name), data.n_classes) for layer in layers]
         refuse_empty(moments[0].counts, self.name)
         roots = [numerics.whitening(m.within, self.shrink) for m in moments]
         self.whitening = torch.cat([root.flatten() for root in roots])
         self.means = torch.cat([(m.means @ root).flatten() for m, root in zip(moments, roots, strict=True)])
-        distances = torch.cat([self._distances(f) for f in data()])
+        distances = torch.cat([self._distances(f) for f in data.chunks()])
         spread = distances.std(dim=0, correction=0)
         self.spread = torch.where(spread > 0, spread, 1)
 

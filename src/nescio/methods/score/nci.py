@@ -6,14 +6,16 @@ import torch
 from torch import Tensor
 
 from nescio.core.errors import check_at_least
-from nescio.core.features import Features, TrainingData
+from nescio.core.feature_set import FeatureSet
+from nescio.core.features import Features
 from nescio.core.fitting import mean_feature
-from nescio.core.stage import Stage
+from nescio.core.needs import Needs
+from nescio.core.stage import Score
 
 _EPS = 1e-8
 
 
-class NCI(Stage, name="nci", place="score"):
+class NCI(Score, name="nci"):
     """Projection of the predicted class's weights on the centred feature, plus a share of the feature's L1 norm.
 
     ``w_c · (h - μ) / ‖h - μ‖ + α ‖h‖₁``, μ the mean training feature; ``h (B, L) -> score (B,)``. Where ``h = μ`` the
@@ -25,14 +27,15 @@ class NCI(Stage, name="nci", place="score"):
     Source: Liu and Qin, "Detecting Out-of-Distribution Through the Lens of Neural Collapse", CVPR 2025.
     """
 
-    needs_train = True
+    needs = Needs(head=True, logits=True, train=True)
+
     mean: Tensor
 
     def __init__(self, *, alpha: float = 0.0) -> None:
         super().__init__()
         self.alpha = check_at_least("alpha", alpha, 0)
 
-    def fit(self, data: TrainingData) -> None:
+    def fit(self, data: FeatureSet) -> None:
         """Average the training features."""
         self.mean = mean_feature(data)
 

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from nescio.core.features import Features
-from nescio.core.stage import Stage
+from nescio.core.needs import Needs
+from nescio.core.stage import Score
 
 
-class NegLabel(Stage, name="neglabel", place="score"):
+class NegLabel(Score, name="neglabel"):
     """The classes' share of a softmax beside negative labels: ``mean_g Σ_c e^f_c / (Σ_c e^f_c + Σ_p e^n_gp)``.
 
     ``f (B, C)`` are the logits, ``n_gp`` the scaled cosines to the texts of the g-th group of negative labels: words
@@ -20,9 +21,7 @@ class NegLabel(Stage, name="neglabel", place="score"):
     ``--model 'clip:NAME:negatives=FILE'``.
     """
 
-    def needs_heads(self) -> set[str]:
-        """The negative labels."""
-        return {"neglabel"}
+    needs = Needs(features=False, logits=True, heads=frozenset({"neglabel"}))
 
     def forward(self, f: Features) -> Tensor:
         """Score a batch."""

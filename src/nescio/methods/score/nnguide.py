@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from nescio.core import numerics
-from nescio.core.features import Features, TrainingData
+from nescio.core.feature_set import FeatureSet
+from nescio.core.features import Features
 from nescio.core.fitting import subsample
+from nescio.core.needs import Needs
 from nescio.methods.score.knn import KNN
 
 
@@ -23,10 +25,12 @@ class NNGuide(KNN, name="nnguide"):
     Source: Park, Jung and Teoh, "Nearest Neighbor Guidance for Out-of-Distribution Detection", ICCV 2023.
     """
 
+    needs = Needs(logits=True, train=True)
+
     def __init__(self, *, k: int = 10, alpha: float = 1.0) -> None:
         super().__init__(k=k, alpha=alpha)
 
-    def fit(self, data: TrainingData) -> None:
+    def fit(self, data: FeatureSet) -> None:
         """Keep the training directions, scaled by their energy."""
         kept = subsample(data, self.alpha)
         self.bank = torch.cat([numerics.normalised(f.h) * f.logits.logsumexp(dim=1, keepdim=True) for f in kept])

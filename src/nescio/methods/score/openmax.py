@@ -9,16 +9,18 @@ from torch import Tensor
 
 from nescio.core import numerics
 from nescio.core.errors import InputError
-from nescio.core.features import Features, TrainingData
+from nescio.core.feature_set import FeatureSet
+from nescio.core.features import Features
 from nescio.core.fitting import labelled, refuse_empty
-from nescio.core.stage import Stage
+from nescio.core.needs import Needs
+from nescio.core.stage import Score
 
 _SHIFT = 10_000.0
 """Added to the tail's distances before a Weibull distribution is fitted: the constant of the authors' library."""
 _STEPS = 200
 
 
-class OpenMax(Stage, name="openmax", place="score"):
+class OpenMax(Score, name="openmax"):
     """Negative log-probability of an unknown class that takes a part of each top class's logit.
 
     ``v_k`` is the mean logit vector of the training images of class k that are classified right (of all, where none
@@ -35,7 +37,8 @@ class OpenMax(Stage, name="openmax", place="score"):
     the logits are those of ten crops.
     """
 
-    needs_train = True
+    needs = Needs(features=False, logits=True, train=True, labels=True)
+
     means: Tensor
     shape: Tensor
     scale: Tensor
@@ -47,17 +50,17 @@ class OpenMax(Stage, name="openmax", place="score"):
             raise InputError(f"openmax needs tail of 2 or more and alpha of 1 or more, got tail={tail}, alpha={alpha}")
         self.tail, self.alpha = tail, alpha
 
-    def fit(self, data: TrainingData) -> None:
+    def fit(self, data: FeatureSet) -> None:
         """Average the logits of each class, then keep its largest distances: two passes."""
-        n = data.head.n_classes
+        n = data.n_classes
         logits = data.map(lambda f: f.with_h(f.logits))
         everything, counts = numerics.class_means(labelled(logits, self.name), n)
         refuse_empty(counts, self.name)
-        right = ((f.h[ok], f.pred[ok]) for f in logits() for ok in [f.pred == f.labels])
+        right = ((f.h[ok], f.pred[ok]) for f in logits.chunks() for ok in [f.pred == f.labels])
         means, hits = numerics.class_means(right, n)
         self.means = torch.where(hits[:, None] > 0, means, everything)
         tails = self.means.new_full((n, self.tail), -torch.inf)
-        for f in logits():
+        for f in logits.chunks():
             y = f.pred if f.labels is None else f.labels
             ours = (f.pred == y) | (hits[y] == 0)
             distances = (f.h.to(torch.float64) - self.means[y]).norm(dim=1)

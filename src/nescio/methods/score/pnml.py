@@ -7,13 +7,15 @@ from torch import Tensor
 
 from nescio.core import numerics
 from nescio.core.errors import check_positive
-from nescio.core.features import Features, TrainingData
-from nescio.core.stage import Stage
+from nescio.core.feature_set import FeatureSet
+from nescio.core.features import Features
+from nescio.core.needs import Needs
+from nescio.core.stage import Score
 
 _SMALLEST = 1e-12
 
 
-class PNML(Stage, name="pnml", place="score"):
+class PNML(Score, name="pnml"):
     """Negative regret of a learner that may refit its last layer to the image and any label.
 
     ``-log Σ_k p_k / (p_k + (1 - p_k) p_k^g) / log C``, ``g = q / (1 + q)``, ``q = zᵀ (Σ_i z_i z_iᵀ)⁻¹ z`` over the
@@ -28,18 +30,19 @@ class PNML(Stage, name="pnml", place="score"):
     Detection", NeurIPS 2021. Their code takes the pseudo-inverse, which gives such directions no regret at all.
     """
 
-    needs_train = True
+    needs = Needs(head=True, logits=True, train=True)
+
     whitening: Tensor
 
     def __init__(self, *, shrink: float = 1e-6) -> None:
         super().__init__()
         self.shrink = check_positive("shrink", shrink)
 
-    def fit(self, data: TrainingData) -> None:
+    def fit(self, data: FeatureSet) -> None:
         """Accumulate the second moment of the training directions in float64."""
         width = data.head.weight.shape[1]
         products = data.head.weight.new_zeros(width, width, dtype=torch.float64)
-        for f in data():
+        for f in data.chunks():
             z = numerics.normalised(f.h.to(torch.float64))
             products.addmm_(z.T, z)
         self.whitening = numerics.whitening(products, self.shrink)

@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 
 from nescio.core import numerics
-from nescio.core.features import Features, TrainingData
+from nescio.core.feature_set import FeatureSet
+from nescio.core.features import Features
 from nescio.core.fitting import prototypes
-from nescio.core.stage import Stage
+from nescio.core.needs import Needs
+from nescio.core.stage import Score
 
 
-class SHE(Stage, name="she", place="score"):
+class SHE(Score, name="she"):
     """Inner product with the stored pattern of the predicted class: ``h · S_c``. ``h (B, L) -> score (B,)``.
 
     ``S_c`` is the mean training feature of class ``c`` over the images that the classifier gets right (over all of the
@@ -21,14 +23,15 @@ class SHE(Stage, name="she", place="score"):
     Hopfield Energy", ICLR 2023.
     """
 
-    needs_train = True
+    needs = Needs(logits=True, train=True, labels=True)
+
     patterns: Tensor
 
-    def fit(self, data: TrainingData) -> None:
+    def fit(self, data: FeatureSet) -> None:
         """Average the correctly classified training features of each class."""
         everything = prototypes(data, self.name)
-        right = ((f.h[ok], f.pred[ok]) for f in data() for ok in [f.pred == f.labels])
-        means, counts = numerics.class_means(right, data.head.n_classes)
+        right = ((f.h[ok], f.pred[ok]) for f in data.chunks() for ok in [f.pred == f.labels])
+        means, counts = numerics.class_means(right, data.n_classes)
         self.patterns = torch.where(counts[:, None] > 0, means.to(everything.dtype), everything)
 
     def forward(self, f: Features) -> Tensor:

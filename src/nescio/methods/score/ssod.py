@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from nescio.core.errors import check_choice
 from nescio.core.features import Features
-from nescio.core.stage import Probe, Stage
+from nescio.core.needs import Maps, Needs
+from nescio.core.stage import Score
 
 TOP = 0.25
 """Share of the positions that ``pool=top`` averages."""
 
 
-class SSOD(Stage, name="ssod", place="score"):
+def _at_positions(maps: Maps) -> Sequence[Tensor]:
+    """The OOD head's logit at every position."""
+    return [maps.heads["ood"](maps.layers[-1]).flatten(1)]
+
+
+class SSOD(Score, name="ssod"):
     """Probability of ID from the OOD head that the network was trained with: ``P(ID | x) = sigmoid(f_ood(GAP(X)))``.
 
     A probe reads the head at every position i of the feature map, ``z (B, H·W)``; the head is linear, so its logit of
@@ -29,17 +35,11 @@ class SSOD(Stage, name="ssod", place="score"):
     and ``top`` are ours. Train a network for it with ``nescio train --objective ssod``.
     """
 
+    needs = Needs(features=False, probes={"ood": _at_positions}, heads=frozenset({"ood"}))
+
     def __init__(self, *, pool: str = "image") -> None:
         super().__init__()
         self.pool = check_choice("pool", pool, ("image", "mean", "top"))
-
-    def needs_heads(self) -> set[str]:
-        """The OOD head."""
-        return {"ood"}
-
-    def probes(self) -> Mapping[str, Probe]:
-        """The OOD head's logit at every position."""
-        return {"ood": lambda maps: [maps.heads["ood"](maps.layers[-1]).flatten(1)]}
 
     def forward(self, f: Features) -> Tensor:
         """Score a batch."""

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from nescio.core.errors import InputError, check_at_least
-from nescio.core.features import Features, Head, TrainingData
-from nescio.core.stage import Stage
+from nescio.core.feature_set import FeatureSet
+from nescio.core.features import Features, Head
+from nescio.core.needs import Needs
+from nescio.core.stage import Score
 
 _FILLED = 1e-6
 """A residual smaller than this share of the features' length is rounding."""
@@ -24,7 +26,7 @@ def _default_dim(width: int) -> int:
     return 1000 if width >= 2048 else 512 if width >= 768 else width // 2
 
 
-class Residual(Stage, name="residual", place="score"):
+class Residual(Score, name="residual"):
     """Negative length of the part of the feature that lies outside the principal space of the training features.
 
     ``-‖P⊥ (h - o)‖``, origin ``o = -W⁺ b``; ``P⊥`` spans the eigenvectors of the training features' second moment
@@ -37,7 +39,8 @@ class Residual(Stage, name="residual", place="score"):
     Source: Wang et al., "ViM: Out-Of-Distribution with Virtual-logit Matching", CVPR 2022.
     """
 
-    needs_train = True
+    needs = Needs(head=True, train=True)
+
     origin: Tensor
     outside: Tensor
 
@@ -45,7 +48,7 @@ class Residual(Stage, name="residual", place="score"):
         super().__init__()
         self.dim = dim if dim is None else check_at_least("dim", dim, 0)
 
-    def fit(self, data: TrainingData) -> None:
+    def fit(self, data: FeatureSet) -> None:
         """Find the principal space in one pass, accumulated in float64."""
         origin = _origin(data.head)
         width = len(origin)
@@ -53,7 +56,7 @@ class Residual(Stage, name="residual", place="score"):
         if dim >= width:
             raise InputError(f"stage '{self.name}': dim={dim} leaves nothing of {width} features; take a smaller one")
         products = origin.new_zeros(width, width)
-        for f in data():
+        for f in data.chunks():
             x = f.h.to(torch.float64) - origin
             products.addmm_(x.T, x)
         self.origin = origin
@@ -82,13 +85,15 @@ class ViM(Residual, name="vim", place="score"):
     Source: Wang et al., "ViM: Out-Of-Distribution with Virtual-logit Matching", CVPR 2022.
     """
 
+    needs = Needs(head=True, logits=True, train=True)
+
     alpha: Tensor
 
-    def fit(self, data: TrainingData) -> None:
+    def fit(self, data: FeatureSet) -> None:
         """Find the principal space, then the scale, in a pass each."""
         super().fit(data)
         logits, residuals, lengths = self.origin.new_zeros(3)
-        for f in data():
+        for f in data.chunks():
             logits += f.logits.to(torch.float64).amax(dim=1).sum()
             residuals += self.residual(f.h).sum()
             lengths += (f.h - self.origin).norm(dim=1).sum()

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from nescio.core.features import Features
-from nescio.core.stage import Stage
+from nescio.core.needs import Needs
+from nescio.core.stage import Score
 
 
-class VOS(Stage, name="vos", place="score"):
+class VOS(Score, name="vos"):
     """Probability of ID from the energy head that was trained on virtual outliers: ``sigmoid(a · E_w(x) + b)``.
 
     ``E_w`` is the logarithm of a weighted sum of the exponential logits. A logit ``(B, 1) -> score (B,)`` in [0, 1].
@@ -19,9 +20,7 @@ class VOS(Stage, name="vos", place="score"):
     --objective vos``.
     """
 
-    def needs_heads(self) -> set[str]:
-        """The energy head."""
-        return {"vos"}
+    needs = Needs(features=False, heads=frozenset({"vos"}))
 
     def forward(self, f: Features) -> Tensor:
         """Score a batch."""

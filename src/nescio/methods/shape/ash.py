@@ -8,7 +8,7 @@ from torch import Tensor
 from nescio.core import numerics
 from nescio.core.errors import check_share
 from nescio.core.features import Features
-from nescio.core.stage import Stage
+from nescio.core.stage import Shape
 
 _MAX_EXPONENT = 50.0
 """Keeps ``exp`` finite in float32; ratios of real features stay far below it."""
@@ -25,7 +25,7 @@ def _factor(h: Tensor, p: float) -> Tensor:
     return numerics.sum_over_top(h, 1 - p).clamp(max=_MAX_EXPONENT).exp()
 
 
-class ASHP(Stage, name="ashp", place="shape"):
+class ASHP(Shape, name="ashp"):
     """Set all but the largest features of each image to zero (ASH-P). ``h (B, L) -> h' (B, L)``.
 
     Args:
@@ -44,7 +44,7 @@ class ASHP(Stage, name="ashp", place="shape"):
         return f.with_h(torch.zeros_like(f.h).scatter(1, where, values))
 
 
-class ASHB(Stage, name="ashb", place="shape"):
+class ASHB(Shape, name="ashb"):
     """Prune as ASH-P, and set each of the k kept features to ``Σ h / k`` (ASH-B). ``h (B, L) -> h' (B, L)``.
 
     Args:
@@ -64,7 +64,7 @@ class ASHB(Stage, name="ashb", place="shape"):
         return f.with_h(torch.zeros_like(f.h).scatter(1, where, level.expand_as(values)))
 
 
-class ASHS(Stage, name="ashs", place="shape"):
+class ASHS(Shape, name="ashs"):
     """Prune as ASH-P, and multiply what is kept by ``exp(Σ h / Σ kept h)`` (ASH-S). ``h (B, L) -> h' (B, L)``.
 
     Negative features count as zero in both sums, and the exponent ends at 50.
@@ -85,7 +85,7 @@ class ASHS(Stage, name="ashs", place="shape"):
         return f.with_h(torch.zeros_like(f.h).scatter(1, where, values * _factor(f.h, self.p)))
 
 
-class SCALE(Stage, name="scale", place="shape"):
+class SCALE(Shape, name="scale"):
     """Multiply all features by ``exp(Σ h / Σ largest h)``: ASH-S without the pruning. ``h (B, L) -> h' (B, L)``.
 
     Negative features count as zero in both sums, and the exponent ends at 50.

@@ -6,12 +6,14 @@ from torch import Tensor
 
 from nescio.core import numerics
 from nescio.core.errors import check_share
-from nescio.core.features import Features, TrainingData
+from nescio.core.feature_set import FeatureSet
+from nescio.core.features import Features
 from nescio.core.fitting import mean_feature
-from nescio.core.stage import Stage
+from nescio.core.needs import Needs
+from nescio.core.stage import Shape
 
 
-class DICE(Stage, name="dice", place="shape"):
+class DICE(Shape, name="dice"):
     """Keep the weights that contribute most to the logits of the training images, set the others to zero.
 
     ``f = (M ⊙ W) h + b``, where ``M`` is 1 where ``W_kl · mean(h_l)`` exceeds its ``p`` quantile over the whole
@@ -25,14 +27,15 @@ class DICE(Stage, name="dice", place="shape"):
     multiplies features and weights per image, ``(B, C, L)``; masking the head gives the same logits.
     """
 
-    needs_train = True
+    needs = Needs(head=True, train=True)
+
     mask: Tensor
 
     def __init__(self, *, p: float = 0.9) -> None:
         super().__init__()
         self.p = check_share("p", p, below_one=True)
 
-    def fit(self, data: TrainingData) -> None:
+    def fit(self, data: FeatureSet) -> None:
         """Rank the contributions of all weights together."""
         contribution = data.head.weight * mean_feature(data)
         self.mask = (contribution > numerics.quantile(contribution, self.p)).to(data.head.weight.dtype)

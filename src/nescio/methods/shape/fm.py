@@ -5,11 +5,13 @@ from __future__ import annotations
 from torch import Tensor
 
 from nescio.core.errors import check_share
-from nescio.core.features import Features, TrainingData
-from nescio.core.stage import Stage
+from nescio.core.feature_set import FeatureSet
+from nescio.core.features import Features
+from nescio.core.needs import Needs
+from nescio.core.stage import Shape
 
 
-class FeatureMasking(Stage, name="fm", place="shape"):
+class FeatureMasking(Shape, name="fm"):
     """Keep the features that the head weighs highest for the predicted class, set the others to zero.
 
     ``h' = m_c ⊙ h``, where ``m_c`` is 1 at the ``k = round(L (1 - p))`` largest *signed* entries of row ``c`` of the
@@ -23,13 +25,15 @@ class FeatureMasking(Stage, name="fm", place="shape"):
     Out-of-Distribution Detection", 2024, eqs. 1-3.
     """
 
+    needs = Needs(head=True, logits=True)
+
     mask: Tensor
 
     def __init__(self, *, p: float = 0.6) -> None:
         super().__init__()
         self.p = check_share("p", p, below_one=True)
 
-    def fit(self, data: TrainingData) -> None:
+    def fit(self, data: FeatureSet) -> None:
         """Rank each row of the head."""
         weight = data.head.weight.detach()
         keep = max(1, round(weight.shape[1] * (1 - self.p)))

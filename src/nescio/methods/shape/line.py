@@ -10,15 +10,17 @@ from torch import Tensor
 
 from nescio.core import numerics
 from nescio.core.errors import check_positive, check_share
-from nescio.core.features import Features, TrainingData
+from nescio.core.feature_set import FeatureSet
+from nescio.core.features import Features
 from nescio.core.fitting import prototypes
-from nescio.core.stage import Stage
+from nescio.core.needs import Needs
+from nescio.core.stage import Shape
 
 MOST_EXPORTED = 1 << 21
 """Weights of a head whose masks a graph makes for each image of a batch: 8 MB an image. 1,000 × 2,048 are fewer."""
 
 
-class LINe(Stage, name="line", place="shape"):
+class LINe(Shape, name="line"):
     """Keep the neurons and the weights that contributed to the predicted class in training, and clip the features.
 
     The contribution of neuron l to class c is the first-order Taylor estimate of its Shapley value, averaged over the
@@ -38,7 +40,8 @@ class LINe(Stage, name="line", place="shape"):
     code takes the prediction from the clipped features, here it is the raw one; it also keeps all masks, ``(C, C, L)``.
     """
 
-    needs_train = True
+    needs = Needs(head=True, logits=True, train=True, labels=True)
+
     groups_by_class = True
     contribution: Tensor
     active: Tensor
@@ -50,7 +53,7 @@ class LINe(Stage, name="line", place="shape"):
         self.p_w = check_share("p_w", p_w, below_one=True)
         self.clip = check_positive("clip", clip)
 
-    def fit(self, data: TrainingData) -> None:
+    def fit(self, data: FeatureSet) -> None:
         """Average the features of each class; find a quantile of its neurons and one of its weights."""
         weight = data.head.weight
         self.contribution = weight * prototypes(data, self.name)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from nescio.core.features import Features
-from nescio.core.stage import Maps, Probe, Stage
+from nescio.core.needs import Maps, Needs
+from nescio.core.stage import Shape
 
 
-class RankFeat(Stage, name="rankfeat", place="shape"):
+class RankFeat(Shape, name="rankfeat"):
     """Subtract the rank-one part with the largest singular value from the last feature map.
 
     ``X' = X - σ₁ u₁ v₁ᵀ`` for each image's map ``X (K, H·W)``, then the network's own pooling:
@@ -21,9 +22,10 @@ class RankFeat(Stage, name="rankfeat", place="shape"):
     the last block. Their best variant averages these logits with those after removal one block earlier.
     """
 
-    def probes(self) -> Mapping[str, Probe]:
+    @property
+    def needs(self) -> Needs:
         """Penultimate features of the deflated map."""
-        return {self.name: _without_first_rank}
+        return Needs(probes={self.name: _without_first_rank})
 
     def unexportable(self) -> str | None:
         """It has no such operation."""

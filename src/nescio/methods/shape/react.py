@@ -9,13 +9,15 @@ from torch import Tensor
 
 from nescio.core import numerics
 from nescio.core.errors import InputError, check_positive, check_share
-from nescio.core.features import Features, TrainingData
-from nescio.core.stage import Stage
+from nescio.core.feature_set import FeatureSet
+from nescio.core.features import Features
+from nescio.core.needs import Needs
+from nescio.core.stage import Shape
 
 log = logging.getLogger(__name__)
 
 
-class ReAct(Stage, name="react", place="shape"):
+class ReAct(Shape, name="react"):
     """Clip the features from above: ``h' = min(h, λ)``, element-wise. ``h (B, L) -> h' (B, L)``.
 
     Args:
@@ -31,23 +33,25 @@ class ReAct(Stage, name="react", place="shape"):
 
     limit: Tensor
 
-    needs_train = True  # unless clip is given
-
     def __init__(self, *, clip: float | None = None, q: float | None = None) -> None:
         super().__init__()
         if clip is not None and q is not None:
             raise InputError(f"react takes clip or q, not both (got clip={clip:g} and q={q:g})")
         self.clip = clip if clip is None else check_positive("clip", clip)
         self.q = q if q is None else check_share("q", q)
-        self.needs_train = clip is None
 
-    def fit(self, data: TrainingData) -> None:
+    @property
+    def needs(self) -> Needs:
+        """By its options."""
+        return Needs(train=self.clip is None)
+
+    def fit(self, data: FeatureSet) -> None:
         """Take λ as given, or find the quantile in two passes over the training features."""
         limit = self.clip
         if limit is None:
-            (limit,) = numerics.quantiles(lambda: (f.h for f in data()), [0.9 if self.q is None else self.q])
+            (limit,) = numerics.quantiles(lambda: (f.h for f in data.chunks()), [0.9 if self.q is None else self.q])
             log.info("%r clips at %.4g", self, limit)
-        self.limit = torch.tensor(limit, device=data.head.weight.device)
+        self.limit = torch.tensor(limit, device=data.device)
 
     def forward(self, f: Features) -> Features:
         """Clip a batch."""

@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 
 from nescio.core.errors import check_positive
-from nescio.core.features import Features, TrainingData
+from nescio.core.feature_set import FeatureSet
+from nescio.core.features import Features
 from nescio.core.fitting import mean_feature
-from nescio.core.stage import Stage
+from nescio.core.needs import Needs
+from nescio.core.stage import Shape
 
 
-class Typical(Stage, name="typical", place="shape"):
+class Typical(Shape, name="typical"):
     """Clip each feature to its typical set in training: ``[μ_l - λ σ_l, μ_l + λ σ_l]``. ``h (B, L) -> h' (B, L)``.
 
     μ and σ are mean and standard deviation of the raw training features. This is what the public code of BATS does;
@@ -23,7 +25,8 @@ class Typical(Stage, name="typical", place="shape"):
     Source: Zhu et al., "Boosting Out-of-distribution Detection with Typical Features", NeurIPS 2022.
     """
 
-    needs_train = True
+    needs = Needs(train=True)
+
     low: Tensor
     high: Tensor
 
@@ -31,7 +34,7 @@ class Typical(Stage, name="typical", place="shape"):
         super().__init__()
         self.lam = check_positive("lam", lam)
 
-    def fit(self, data: TrainingData) -> None:
+    def fit(self, data: FeatureSet) -> None:
         """Find mean and variance of each feature in a pass each."""
         mean = mean_feature(data)
         spread = self.lam * mean_feature(data.map(lambda f: f.with_h((f.h - mean).square()))).sqrt()

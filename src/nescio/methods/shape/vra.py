@@ -9,13 +9,15 @@ from torch import Tensor
 
 from nescio.core import numerics
 from nescio.core.errors import InputError, check_share
-from nescio.core.features import Features, TrainingData
-from nescio.core.stage import Stage
+from nescio.core.feature_set import FeatureSet
+from nescio.core.features import Features
+from nescio.core.needs import Needs
+from nescio.core.stage import Shape
 
 log = logging.getLogger(__name__)
 
 
-class VRA(Stage, name="vra", place="shape"):
+class VRA(Shape, name="vra"):
     """Set low features to zero and clip high ones: ``0`` below α, ``h`` between, ``β`` above.
 
     ``h (B, L) -> h' (B, L)``.
@@ -27,7 +29,8 @@ class VRA(Stage, name="vra", place="shape"):
     Source: Xu et al., "VRA: Variational Rectified Activation for Out-of-distribution Detection", NeurIPS 2023.
     """
 
-    needs_train = True
+    needs = Needs(train=True)
+
     floor: Tensor
     ceiling: Tensor
 
@@ -37,11 +40,11 @@ class VRA(Stage, name="vra", place="shape"):
         if low > high:
             raise InputError(f"vra needs low <= high, got low={low:g} and high={high:g}")
 
-    def fit(self, data: TrainingData) -> None:
+    def fit(self, data: FeatureSet) -> None:
         """Find both quantiles of the training features."""
-        floor, ceiling = numerics.quantiles(lambda: (f.h for f in data()), [self.low, self.high])
+        floor, ceiling = numerics.quantiles(lambda: (f.h for f in data.chunks()), [self.low, self.high])
         log.info("%r keeps %.4g to %.4g", self, floor, ceiling)
-        device = data.head.weight.device
+        device = data.device
         self.floor, self.ceiling = torch.tensor(floor, device=device), torch.tensor(ceiling, device=device)
 
     def forward(self, f: Features) -> Features:

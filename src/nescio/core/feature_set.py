@@ -1,0 +1,262 @@
+"""Any number of rows of features with what belongs to them, read in chunks as often as needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nescio.core.errors import InputError
+from nescio.core.features import NO_HEAD, Columns, Features, Head, NoHead
+
+Array = Tensor | np.ndarray[Any, Any]
+Chunks = Callable[[], Iterator[Features]]
+AnyHead = Head | nn.Module | tuple[Any, Any]
+BLOCK = 1 << 20
+"""Entries of ``h`` that are scored at once: 4 MB, which a core's cache holds from one operation to the next."""
+
+
+class FeatureSet:
+    """Rows of penultimate features ``(N, L)``, or logits ``(N, C)``, with their labels, predictions and columns.
+
+    >>> FeatureSet(np.zeros((4, 3)), labels=[0, 1, 0, 1])
+    FeatureSet(4 rows of 3 features, labelled)
+
+    Args:
+        h: penultimate features ``(N, L)``; may be missing where there are logits.
+        labels: true classes ``(N,)``, whole numbers from 0 on; -1 where unknown.
+        head: the classification head: ``(W, b)`` of shapes ``(C, L)`` and ``(C,)``, an ``nn.Linear``, or a ``Head``.
+        logits: ``(N, C)``; computed from ``h`` and ``head`` where they are not given.
+        pred: predicted classes ``(N,)``; those of the largest logit by default.
+        columns: what probes and other heads say of each row, by name, ``(N, D)``.
+
+    Raises:
+        InputError: shapes do not fit, or what should be numbers are not.
+    """
+
+    def __init__(
+        self,
+        h: Any = None,
+        labels: Any = None,
+        *,
+        head: AnyHead | None = None,
+        logits: Any = None,
+        pred: Any = None,
+        columns: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.head = as_head(head)
+        self.held_out: FeatureSet | None = None
+        """ID features that no stage is fitted on, where they are given, to put scores on a common scale."""
+        self._chunks: Chunks | None = None
+        if h is not None or logits is not None:
+            record = _record(h, labels, self.head, logits, pred, columns or {})
+            self.head = record.head
+            self._chunks = lambda: iter([record])
+
+    @classmethod
+    def stream(cls, chunks: Chunks | None, head: Head = NO_HEAD, held_out: FeatureSet | None = None) -> FeatureSet:
+        """Rows that come in chunks, afresh at each call of ``chunks``; None where there are no training images."""
+        made = FeatureSet(head=head)
+        made._chunks, made.held_out = chunks, held_out
+        return made
+
+    def chunks(self) -> Iterator[Features]:
+        """All rows in order, once.
+
+        Raises:
+            InputError: there are none, since none were given.
+        """
+        if self._chunks is None:
+            raise InputError("no training images were given: give training features, fit(h, labels)")
+        return self._chunks()
+
+    @property
+    def given(self) -> bool:
+        """Whether there is anything to read."""
+        return self._chunks is not None
+
+    def map(self, change: Callable[[Features], Features]) -> FeatureSet:
+        """The same rows as ``change`` makes them."""
+        source = self._chunks
+        chunks = None if source is None else lambda: map(change, source())
+        return FeatureSet.stream(chunks, self.head, None if self.held_out is None else self.held_out.map(change))
+
+    @property
+    def raw(self) -> FeatureSet:
+        """The same rows as the network produced them."""
+        return self.map(lambda f: f.raw)
+
+    def with_held_out(self, held_out: FeatureSet | None) -> FeatureSet:
+        """The same rows, and ID features apart from them."""
+        return FeatureSet.stream(self._chunks, self.head, held_out)
+
+    def rows(self, pick: Any) -> FeatureSet:
+        """Some rows, by position ``(K,)``, in that order, by mask ``(N,)`` or as a slice; held in memory."""
+        whole = self.record()
+        at = pick if isinstance(pick, slice) else torch.as_tensor(pick)
+        return of_record(whole.rows(at))
+
+    def record(self) -> Features:
+        """All rows as one record."""
+        return joined(list(self.chunks()))
+
+    def __len__(self) -> int:
+        return self._count
+
+    @cached_property
+    def _count(self) -> int:
+        return sum(map(len, self._chunks())) if self._chunks else 0
+
+    def __repr__(self) -> str:
+        first = next(self._chunks(), None) if self._chunks else None
+        if first is None:
+            return "FeatureSet(no rows)"
+        what = f"{first.h.shape[1]:,} features" if first.has_h else f"{first.logits.shape[1]:,} logits"
+        known = first.labels is not None and bool((first.labels >= 0).any())
+        return f"FeatureSet({len(self):,} rows of {what}{', labelled' if known else ''})"
+
+    @cached_property
+    def n_classes(self) -> int:
+        """C: of the head, else of the logits, else the largest label and one.
+
+        Raises:
+            InputError: there is none of these.
+        """
+        if not isinstance(self.head, NoHead):
+            return self.head.n_classes
+        most = -1
+        for f in self.chunks():
+            if f.has_logits:
+                return f.logits.shape[1]
+            if f.labels is not None and len(f.labels):
+                most = max(most, int(f.labels.max()))
+        if most < 0:
+            raise InputError("nobody says how many classes there are: give labels or a head")
+        return most + 1
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the head is, else the rows."""
+        if not isinstance(self.head, NoHead):
+            return self.head.weight.device
+        first = next(self.chunks(), None) if self.given else None
+        return torch.device("cpu") if first is None else (first.h if first.has_h else first.logits).device
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """What is computed in: the head's type, else that of the rows."""
+        if not isinstance(self.head, NoHead):
+            return self.head.weight.dtype
+        first = next(self.chunks(), None)
+        return torch.float32 if first is None or not first.has_h else first.h.dtype
+
+
+def of_record(record: Features) -> FeatureSet:
+    """The rows of one record."""
+    return FeatureSet.stream(lambda: iter([record]), record.head)
+
+
+def joined(parts: list[Features]) -> Features:
+    """Several records of the same kind as one.
+
+    Raises:
+        InputError: there are none.
+    """
+    if not parts:
+        raise InputError("there are no features")
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+
+    def column(name: str) -> Tensor | None:
+        return torch.cat([vars(f)[name] for f in parts]) if vars(first).get(name) is not None else None
+
+    columns = {name: torch.cat([f.aux[name] for f in parts]) for name in first.aux}
+    own = {name: column(name) for name in ("h", "pred", "labels", "_logits")}
+    return first.with_fields(**own, aux=Columns.of(columns), _raw=None)
+
+
+def as_head(given: Any) -> Head:
+    """A head from what people hold: ``(W, b)``, a linear layer, a ``Head``; ``NO_HEAD`` for None.
+
+    Raises:
+        InputError: it is none of these, or its shapes do not fit.
+    """
+    if given is None or isinstance(given, Head):
+        return NO_HEAD if given is None else given
+    if isinstance(given, nn.Module):
+        weight, bias = getattr(given, "weight", None), getattr(given, "bias", None)
+        if not isinstance(weight, Tensor) or weight.flatten(1).shape[1:] != weight.shape[1:2]:
+            raise InputError(f"head={type(given).__name__} is no linear layer; give an nn.Linear or head=(W, b)")
+        return Head(weight.detach().flatten(1), weight.new_zeros(len(weight)) if bias is None else bias.detach())
+    if isinstance(given, tuple | list) and len(given) == 2:
+        weight, bias = (None if t is None else _floats(t, "head") for t in given)
+        if weight is not None:
+            return Head(weight, weight.new_zeros(len(weight)) if bias is None else bias)
+    raise InputError(f"expected a head as (W, b), an nn.Linear or a Head, got {type(given).__name__}")
+
+
+def _floats(given: Any, what: str) -> Tensor:
+    """A tensor of floats.
+
+    Raises:
+        InputError: they are no numbers.
+    """
+    if isinstance(given, Tensor):
+        t = given.detach()
+    else:
+        try:
+            array = np.asarray(given)
+            plain = array.dtype.isnative and min(array.strides, default=0) >= 0
+            t = torch.from_numpy(array if plain else array.astype(array.dtype.newbyteorder("="), order="C"))
+        except (TypeError, ValueError) as e:
+            got = f"{type(given).__name__} ({e})"
+            raise InputError(f"{what}: expected an array or tensor of numbers, got {got}") from None
+    if t.is_complex() or t.dtype == torch.bool:
+        raise InputError(f"{what}: expected an array or tensor of numbers, got {t.dtype}")
+    return t if t.is_floating_point() else t.to(torch.float32)
+
+
+def _classes(given: Any, n: int, what: str) -> Tensor:
+    """Class numbers ``(n,)`` int64.
+
+    Raises:
+        InputError: they are no whole numbers, or not as many.
+    """
+    try:
+        t = given if isinstance(given, Tensor) else torch.from_numpy(np.array(given))
+    except TypeError:
+        raise InputError(f"{what}: expected whole numbers from 0 on, got {np.array(given).dtype}") from None
+    if t.ndim != 1 or len(t) != n:
+        raise InputError(f"{what}: expected one for each of {n:,} rows, (N,), got {tuple(t.shape)}")
+    if t.is_floating_point() and bool((t == t.round()).all()):
+        t = t.to(torch.int64)
+    if t.is_floating_point() or t.is_complex() or t.dtype == torch.bool:
+        raise InputError(f"{what}: expected whole numbers from 0 on, -1 where unknown, got {t.dtype}")
+    return t.to(torch.int64)
+
+
+def _record(h: Any, labels: Any, head: Head, logits: Any, pred: Any, columns: Mapping[str, Any]) -> Features:
+    rows = {name: _floats(t, name) for name, t in {"h": h, "logits": logits, **columns}.items() if t is not None}
+    shapes = {name: tuple(t.shape) for name, t in rows.items()}
+    first, shape = next(iter(shapes.items()))
+    for name, other in shapes.items():
+        if len(other) != 2:
+            raise InputError(f"{name}: expected a matrix of a row for each image, got {other}")
+        if other[0] != shape[0]:
+            raise InputError(f"{name} has {other[0]:,} rows, {first} has {shape[0]:,}")
+    if not isinstance(head, NoHead):
+        device = rows[first].device
+        head = head if head.weight.device == device else Head(head.weight.to(device), head.bias.to(device))
+    return Features.of(
+        rows.get("h"),
+        head=head,
+        logits=rows.get("logits"),
+        pred=None if pred is None else _classes(pred, shape[0], "pred").to(rows[first].device),
+        labels=None if labels is None else _classes(labels, shape[0], "labels").to(rows[first].device),
+        aux={name: rows[name] for name in columns},
+    )
