@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from timm.models.resnet import BasicBlock, ResNet
 from torch import nn
@@ -15,6 +14,7 @@ from nescio.evaluation.bench import bench
 from nescio.evaluation.results import Results
 from nescio.models import load_classifier
 from nescio.models.runs import RUN
+from nescio.run.session import Session
 from nescio.training import Hardware, Recipe, train
 
 TRANSFORM = Transform(crop=SIDE, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
@@ -40,12 +40,13 @@ def network() -> nn.Module:
     return model
 
 
-def quickstart(out: Path, *, epochs: int = 10, seed: int = 0, **options: Any) -> Results:
-    """Build the images, train (or take up) the network in ``out``, and bench it.
+def quickstart(out: Path, *, epochs: int = 10, seed: int = 0, running: Session | None = None) -> Results:
+    """Build the images, train (or take up) the network in ``out``, and bench it, run as ``running`` says.
 
     Raises:
         InputError: the extra ``nescio[quickstart]`` is not installed.
     """
+    running = running or Session(None)
     sets = write_embedded(out / "data", seed)
     run, images = out / f"model-{epochs}-epochs", open_source(sets["train"])
     recipe = Recipe(
@@ -65,16 +66,15 @@ def quickstart(out: Path, *, epochs: int = 10, seed: int = 0, **options: Any) ->
         transform=str(TRANSFORM),
         seed=seed,
         resume=(run / RUN).exists(),
-        hardware=Hardware(workers=options.get("workers")),
-        progress=options.get("progress", True),
+        hardware=Hardware(workers=running.workers),
+        progress=running.progress,
     )
     classifier = load_classifier(str(run))
     classifier.name = "quickstart"  # for the report's title
     return bench(
-        classifier,
+        running.of(classifier),
         train=sets["train"],
         id=sets["id"],
         ood={name: sets[name] for name in ("glyphs", "backdrops", "noise")},
         detectors=DETECTORS,
-        **options,
     )

@@ -22,6 +22,7 @@ from nescio.core.text import printable
 if TYPE_CHECKING:
     from nescio.evaluation.results import Results
     from nescio.models import Classifier
+    from nescio.run.session import Session
 
 EXIT_BAD_INPUT = 2
 
@@ -167,6 +168,16 @@ extraction_options = taking(
     click.option("--workers", type=click.IntRange(0), help="Decoding processes.  [default: one per core]"),
     click.option("--max-bad", default=0.01, show_default=True, help="Share of images that may be unreadable."),
 )
+
+
+def session_of(classifier: Classifier | None, options: Mapping[str, Any], clock: Clock | None = None) -> Session:
+    """The classifier, run as the options of ``extraction_options`` say."""
+    from nescio.run.session import Session
+
+    same = {name: options[name] for name in ("batch_size", "workers", "max_bad")}
+    return Session(
+        classifier, **same, dtype=options["bank_dtype"], progress=not options["quiet"], clock=clock or Clock()
+    )
 
 
 def present(results: Results, out: Path | None, *, report: bool, clock: Clock | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from nescio.cli.base import (
     open_classifier,
     out_option,
     present,
+    session_of,
     use_cache,
     write_report_to,
 )
@@ -85,42 +87,33 @@ def bench(obj: dict[str, Any], /, **options: Any) -> None:
     check_results(options["out"], report=options["report"])
     use_cache(options.pop("cache"))
     specs = detector_specs(options["detector"], options["detectors"])
-    oods = named(options["ood"])
-    clock = Clock()
-    common = {
-        "detectors": specs,
-        "calibrate": options["calibrate"],
-        "resamples": options["intervals"],
-        "batch_size": options["batch_size"],
-        "workers": options["workers"],
-        "dtype": options["bank_dtype"],
-        "max_bad": options["max_bad"],
-        "progress": not obj["quiet"],
-        "clock": clock,
-    }
-    run = _bench_suite if options["suite"] else _bench
-    present(run(options, oods, common), options["out"], report=options["report"], clock=clock)
+    run, clock = _bench_suite if options["suite"] else _bench, Clock()
+    results, ranges = run(options | obj, named(options["ood"]), specs, clock)
+    results = dataclasses.replace(results, manifest=results.manifest | {"ranges": ranges})
+    present(results, options["out"], report=options["report"], clock=clock)
 
 
-def _bench(options: dict[str, Any], oods: dict[str, str], common: dict[str, Any]) -> Any:
-    from nescio.evaluation.bench import DEFAULT_DETECTORS
+def _bench(options: dict[str, Any], oods: dict[str, str], specs: Sequence[str], clock: Clock) -> Any:
     from nescio.evaluation.bench import bench as run
+    from nescio.evaluation.checks import DEFAULT_DETECTORS
 
     missing = [f"--{name.rstrip('_')}" for name in ("model", "id_", "ood") if not options[name]]
     if missing:
         raise InputError(f"{missing[0]} is missing; give it, or name a published benchmark (--suite cifar10)")
     classifier = open_classifier(options["model"], options, (options["id_"], options["train"]))
     defaults = () if options["sweep"] else DEFAULT_DETECTORS
-    common["detectors"], ranges = _expanded(common["detectors"] or defaults, options, classifier)
-    return run(
-        classifier,
+    detectors, ranges = _expanded(specs or defaults, options, classifier)
+    results = run(
+        session_of(classifier, options, clock),
         id=options["id_"],
         ood=oods,
         train=options["train"],
+        held_out=options["calibrate"],
+        detectors=detectors,
         equal=options["equal"],
-        about={"ranges": ranges},
-        **common,
+        resamples=options["intervals"],
     )
+    return results, ranges
 
 
 def _expanded(
@@ -135,7 +128,7 @@ def _expanded(
     return specs, {spec: space for spec, space in spaces.items() if len(space) > 1}
 
 
-def _bench_suite(options: dict[str, Any], oods: dict[str, str], common: dict[str, Any]) -> Any:
+def _bench_suite(options: dict[str, Any], oods: dict[str, str], specs: Sequence[str], clock: Clock) -> Any:
     from nescio.evaluation.suites.published import bench_suite
     from nescio.evaluation.suites.suite import open_suite
     from nescio.models.runs import RUN
@@ -143,24 +136,25 @@ def _bench_suite(options: dict[str, Any], oods: dict[str, str], common: dict[str
     suite = open_suite(options["suite"])
     model = options["model"] or _own_model(suite)
     trained = (Path(model) / RUN).is_file()  # a run knows how its images are prepared, and CLIP how its own
-    given = {"id": options["id_"], "train": options["train"]} | {n: s for n, s in oods.items() if n in suite.ood}
-    given = {role: spec for role, spec in given.items() if spec}
-    places = {need.role: need.found for need in suite.needs(Path(options["data_root"]).expanduser(), given)}
-    own = None if trained or model.startswith("clip:") else suite.transform
-    loading = options | {"transform": options["transform"] or own}
+    roles = {"id": options["id_"], "train": options["train"], "calibrate": options["calibrate"]}
+    sets = {role: spec for role, spec in roles.items() if spec} | oods
+    own = {role: spec for role, spec in sets.items() if role in ("id", "train", *suite.ood)}
+    places = {need.role: need.found for need in suite.needs(Path(options["data_root"]).expanduser(), own)}
+    transform = None if trained or model.startswith("clip:") else suite.transform
+    loading = options | {"transform": options["transform"] or transform}
     classifier = open_classifier(model, loading, (places["id"], places.get("train")))
-    common["detectors"], ranges = _expanded(common["detectors"], options, classifier)
-    return bench_suite(
+    detectors, ranges = _expanded(specs, options, classifier)
+    results = bench_suite(
         suite,
-        classifier,
+        session_of(classifier, options, clock),
         data_root=options["data_root"],
-        given=given,
-        ood={n: s for n, s in oods.items() if n not in suite.ood},
+        sets=sets,
+        detectors=detectors,
         strict=options["strict"],
         equal=options["equal"],
-        about={"ranges": ranges},
-        **common,
+        resamples=options["intervals"],
     )
+    return results, ranges
 
 
 def _own_model(suite: Suite) -> str:
@@ -190,7 +184,8 @@ def quickstart(obj: dict[str, Any], /, out: Path, epochs: int, bank_dtype: str, 
     from nescio.quickstart import quickstart as run
 
     clock = Clock()
-    results = run(out, epochs=epochs, dtype=bank_dtype, progress=not obj["quiet"], clock=clock, **options)
+    same = {**options, "bank_dtype": bank_dtype, **obj}
+    results = run(out, epochs=epochs, running=session_of(None, same, clock))
     present(results, out, report=True, clock=clock)
 
 

@@ -14,6 +14,7 @@ from nescio.cli.base import (
     named,
     open_classifier,
     out_option,
+    session_of,
     taking,
     use_cache,
 )
@@ -65,15 +66,12 @@ def fit(obj: dict[str, Any], /, out: Path, *, no_weights: bool, **options: Any) 
     from nescio.deploy import describe
     from nescio.deploy import fit as run
 
+    classifier = open_classifier(options["model"], options, (options["calibrate"], options["train"]))
     deployed = run(
-        open_classifier(options["model"], options, (options["calibrate"], options["train"])),
+        session_of(classifier, options | obj),
         options["detector"],
-        **{k: options[k] for k in ("train", "calibrate", "accept", "confidence", "per_class", "proxy", "prior")},
-        batch_size=options["batch_size"],
-        workers=options["workers"],
-        dtype=options["bank_dtype"],
-        max_bad=options["max_bad"],
-        progress=not obj["quiet"],
+        **{k: options[k] for k in ("train", "calibrate", "accept", "confidence", "per_class")},
+        proxy=options["proxy"] and f"{options['proxy']}:prior={options['prior']}",
     )
     make_folder(out.parent)
     deployed.save(out, weights=not no_weights)
@@ -232,7 +230,7 @@ def _print_verdicts(deployed: Deployed, images: tuple[str, ...], batch_size: int
     source = open_sources(images)
     if len(source) > MOST_PRINTED:
         raise InputError(f"{len(source):,} images are too many to print; name a folder for their scores (-o scores/)")
-    batches = spans(0, len(source), batch_size or deployed.batch_size)
+    batches = spans(0, len(source), batch_size or deployed.session.batch)
     found = verdict_rows(deployed, source, batches, 0 if workers is None else workers)
     rows = [row for batch in found for row in batch.to_pylist()]
     table = Table()

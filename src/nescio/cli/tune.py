@@ -15,6 +15,7 @@ from nescio.cli.base import (
     named,
     open_classifier,
     out_option,
+    session_of,
     taking,
     use_cache,
 )
@@ -95,16 +96,11 @@ def _present(run: Any, obj: dict[str, Any], options: dict[str, Any], **more: Any
     sources = {name: options[name] and open_source(options[name]) for name in ("train", "val")}
     examples = {name: open_source(spec) for name, spec in _examples(options["ood_examples"]).items()}
     choice: Choice = run(
-        open_classifier(options["model"], options, (options["val"], options["train"])),
+        session_of(open_classifier(options["model"], options, (options["val"], options["train"])), options | obj),
         val=sources["val"],
         train=sources["train"],
         examples=examples or None,
         proxy=options["proxy"],
-        batch_size=options["batch_size"],
-        workers=options["workers"],
-        dtype=options["bank_dtype"],
-        max_bad=options["max_bad"],
-        progress=not obj["quiet"],
         **more,
     )
     screen = console()

@@ -7,13 +7,14 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from nescio.core.errors import InputError
-from nescio.core.features import NO_HEAD, Columns, Features, Head, NoHead
+from nescio.core.features import NO_HEAD, PLAIN_PASS, Columns, Features, Head, NoHead
 
-Array = Tensor | np.ndarray[Any, Any]
+Numbers = npt.NDArray[np.int64]
 Chunks = Callable[[], Iterator[Features]]
 AnyHead = Head | nn.Module | tuple[Any, Any]
 BLOCK = 1 << 20
@@ -81,8 +82,7 @@ class FeatureSet:
 
     def map(self, change: Callable[[Features], Features]) -> FeatureSet:
         """The same rows as ``change`` makes them."""
-        source = self._chunks
-        chunks = None if source is None else lambda: map(change, source())
+        chunks = (lambda: map(change, self.chunks())) if self.given else None
         return FeatureSet.stream(chunks, self.head, None if self.held_out is None else self.held_out.map(change))
 
     @property
@@ -92,13 +92,53 @@ class FeatureSet:
 
     def with_held_out(self, held_out: FeatureSet | None) -> FeatureSet:
         """The same rows, and ID features apart from them."""
-        return FeatureSet.stream(self._chunks, self.head, held_out)
+        return FeatureSet.stream(self.chunks if self.given else None, self.head, held_out)
 
     def rows(self, pick: Any) -> FeatureSet:
         """Some rows, by position ``(K,)``, in that order, by mask ``(N,)`` or as a slice; held in memory."""
-        whole = self.record()
-        at = pick if isinstance(pick, slice) else torch.as_tensor(pick)
-        return of_record(whole.rows(at))
+        return of_record(self.take(pick))
+
+    def take(self, pick: Any) -> Features:
+        """Some rows as one record."""
+        return self.record().rows(pick if isinstance(pick, slice) else torch.as_tensor(pick))
+
+    @cached_property
+    def labels(self) -> Numbers:
+        """True classes ``(N,)``, -1 where unknown."""
+        return self._numbers(lambda f: f.labels)
+
+    @cached_property
+    def pred(self) -> Numbers:
+        """Raw predictions ``(N,)``, -1 where there are none."""
+        return self._numbers(lambda f: f.pred if f.has_logits else None)
+
+    def _numbers(self, column: Callable[[Features], Tensor | None]) -> Numbers:
+        parts = [(len(f), column(f)) for f in self.chunks()]
+        return np.concatenate(
+            [np.full(n, -1) if t is None else t.cpu().numpy() for n, t in parts] or [np.empty(0)]
+        ).astype(np.int64)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the labelled rows whose raw prediction is right; NaN where none is labelled."""
+        known = self.labels >= 0
+        return float((self.pred == self.labels)[known].mean()) if known.any() else float("nan")
+
+    @property
+    def positions(self) -> Numbers:
+        """Where each row stands in the set of images that the features are of ``(N,)``."""
+        return np.arange(len(self))
+
+    @property
+    def skipped(self) -> list[tuple[int, str, str]]:
+        """``(position, image, reason)`` of each image that could not be used."""
+        return []
+
+    @property
+    def network_pass(self) -> str:
+        """Key of the pass that made the rows."""
+        first = next(self.chunks(), None) if self.given else None
+        return PLAIN_PASS if first is None else first.network_pass
 
     def record(self) -> Features:
         """All rows as one record."""
@@ -109,10 +149,10 @@ class FeatureSet:
 
     @cached_property
     def _count(self) -> int:
-        return sum(map(len, self._chunks())) if self._chunks else 0
+        return sum(map(len, self.chunks())) if self.given else 0
 
     def __repr__(self) -> str:
-        first = next(self._chunks(), None) if self._chunks else None
+        first = next(self.chunks(), None) if self.given else None
         if first is None:
             return "FeatureSet(no rows)"
         what = f"{first.h.shape[1]:,} features" if first.has_h else f"{first.logits.shape[1]:,} logits"
@@ -172,11 +212,9 @@ def joined(parts: list[Features]) -> Features:
     if len(parts) == 1:
         return first
 
-    def column(name: str) -> Tensor | None:
-        return torch.cat([vars(f)[name] for f in parts]) if vars(first).get(name) is not None else None
-
     columns = {name: torch.cat([f.aux[name] for f in parts]) for name in first.aux}
-    own = {name: column(name) for name in ("h", "pred", "labels", "_logits")}
+    there = [name for name, t in first.tensors().items() if t is not None]
+    own = {name: torch.cat([vars(f)[name] for f in parts]) for name in there}
     return first.with_fields(**own, aux=Columns.of(columns), _raw=None)
 
 
@@ -251,7 +289,7 @@ def _record(h: Any, labels: Any, head: Head, logits: Any, pred: Any, columns: Ma
             raise InputError(f"{name} has {other[0]:,} rows, {first} has {shape[0]:,}")
     if not isinstance(head, NoHead):
         device = rows[first].device
-        head = head if head.weight.device == device else Head(head.weight.to(device), head.bias.to(device))
+        head = head if head.weight.device == device else head.to(device)
     return Features.of(
         rows.get("h"),
         head=head,

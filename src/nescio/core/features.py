@@ -72,9 +72,9 @@ class Head:
             digest.update(t.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
         return digest.hexdigest()
 
-    def cpu(self) -> Head:
-        """The head in main memory."""
-        return dataclasses.replace(self, weight=self.weight.cpu(), bias=self.bias.cpu())
+    def to(self, device: torch.device | str) -> Head:
+        """The head on a device."""
+        return dataclasses.replace(self, weight=self.weight.to(device), bias=self.bias.to(device))
 
     def scaled(self, factor: float) -> Head:
         """The head whose logits are ``factor`` times as large."""
@@ -96,7 +96,7 @@ class NoHead(Head):
             raise Missing("there is no classification head: give head=(W, b) or an nn.Linear, or a model that has one")
         raise AttributeError(name)
 
-    def cpu(self) -> Head:
+    def to(self, device: torch.device | str) -> Head:  # noqa: ARG002 - there is nothing to move
         """As it is."""
         return self
 
@@ -218,6 +218,16 @@ class Features:
         """L; C where there are logits alone."""
         return (self.h if self.has_h else self.logits).shape[1]
 
+    def tensors(self) -> dict[str, Tensor | None]:
+        """What there is of each row, by field; None where it is missing or follows from the others."""
+        return {name: vars(self).get(name) for name in ("h", "pred", "labels", "_logits")}
+
+    def to(self, device: torch.device | str) -> Features:
+        """The record on a device, with all its columns."""
+        moved = {name: None if t is None else t.to(device) for name, t in self.tensors().items()}
+        columns = Columns.of({name: t.to(device) for name, t in self.aux.items()})
+        return self.with_fields(**moved, head=self.head.to(device), aux=columns, _raw=None)
+
     def of_pass(self, key: str) -> Features:
         """The record, marked as made by the pass of that key."""
         return self.with_fields(network_pass=key)
@@ -251,8 +261,7 @@ class Features:
 
     def rows(self, pick: Tensor | slice) -> Features:
         """Some rows of the record, by index or as a slice."""
-        own = {name: vars(self).get(name) for name in ("h", "pred", "labels", "_logits")}
-        cut = {name: None if t is None else t[pick] for name, t in own.items()}
+        cut = {name: None if t is None else t[pick] for name, t in self.tensors().items()}
         raw = None if self._raw is None else self._raw.rows(pick)
         return self.with_fields(**cut, aux=self.aux.rows(pick), _raw=raw)
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
-import platform
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -15,27 +12,27 @@ import torch
 
 from nescio.calibration.conformal import Calibration, check_shares
 from nescio.calibration.posterior import ProxyCalibrator
-from nescio.core.detector import Detector, score_all
-from nescio.core.errors import InputError, check_choice
-from nescio.core.feature_set import FeatureSet
+from nescio.core.detector import AnyDetector
+from nescio.core.errors import InputError, check_share
+from nescio.core.options import Optioned, parse_named
 from nescio.data.overlap import MOST_SHARED, shared_images
 from nescio.data.source import AnySource, Rows, Source, as_source
 from nescio.deploy.deployed import Deployed
-from nescio.evaluation.accuracy import measure, with_classes
+from nescio.evaluation.accuracy import Accuracy, measure, with_classes
+from nescio.evaluation.checks import versions
 from nescio.evaluation.proxies import BACKGROUND, PROXIES, proxy_source
 from nescio.models import Classifier
-from nescio.models.coerce import as_classifier
-from nescio.run.extraction import PLAIN, check_model, choose_on, extract, pass_of, training_pass
+from nescio.run.passes import PLAIN, pass_of
+from nescio.run.session import Session, as_session
 
 log = logging.getLogger(__name__)
 
 DEFAULT_DETECTOR = "fmls"
-_PACKAGES = ("nescio", "torch", "torchvision", "timm", "numpy", "pillow")
 
 
 def fit(
-    classifier: Classifier,
-    detector: str = DEFAULT_DETECTOR,
+    session: Session | Any,
+    detector: AnyDetector = DEFAULT_DETECTOR,
     *,
     calibrate: AnySource,
     train: AnySource | None = None,
@@ -43,14 +40,12 @@ def fit(
     confidence: float | None = None,
     per_class: bool = False,
     proxy: str | None = None,
-    prior: float = 0.5,
-    **extraction: Any,
 ) -> Deployed:
     """Fit a detector, and calibrate its threshold on ID images that neither it nor the classifier was fitted on.
 
     Args:
-        classifier: the network.
-        detector: a spec string or preset.
+        session: the network and how it is run; or a classifier, a network or a name.
+        detector: a spec string or preset, or stages joined with +.
         calibrate: held-out ID images; labels are not needed. Those that are training images (by content) are left out.
         train: the classifier's training images, with labels, for a detector that is fitted on them.
         accept: share of new ID images that is to be accepted, in (0, 1).
@@ -58,63 +53,67 @@ def fit(
             average over them.
         per_class: a threshold, and the guarantee, for each predicted class with enough calibration images.
         proxy: fit ``P(x ∈ ID | x)`` against this stand-in for OOD images (``noise``, ``pixels``, ``tiles``, ``blur`` or
-            ``corner``); needless for a network with an OOD head.
-        prior: ``P(ID)`` that is assumed with it.
-        **extraction: options of ``extract`` (cache, batch_size, workers, dtype, max_bad, progress).
+            ``corner``), with ``P(ID)`` one half, or as ``noise:prior=0.9`` says; needless for a network with an OOD
+            head.
 
     Raises:
         InputError: an input does not fit the others, or the images are too few for the guarantee.
     """
-    classifier = as_classifier(classifier)
+    session = as_session(session)
     check_shares(accept, confidence)
-    fitted = Detector(detector, classifier.name, classifier.head.n_classes)
-    check_model(fitted, classifier)
+    ((name, fitted),) = session.detectors(detector).items()
     if why := fitted.unexportable():
         log.info("nescio export will refuse this detector: %s", why)
-    if proxy is not None:
-        check_choice("proxy", proxy, [p for p in PROXIES if p != BACKGROUND])
-    held = as_source(calibrate)
-    training = None if train is None else as_source(train)
-    if training is None and (fitted.needs.train or fitted.needs.held_out or fitted.needs.images):
+    stand_in = None if proxy is None else parse_named(proxy, STAND_INS)
+    held, training = as_source(calibrate), None if train is None else as_source(train)
+    if training is None and fitted.needs.fitting:
         told = ", which is taken where none is named," if detector == DEFAULT_DETECTOR else ""
         raise InputError(
-            f"detector '{detector}'{told} is fitted on training images; give them (--train), or name one that is not "
+            f"detector '{name}'{told} is fitted on training images; give them (--train), or name one that is not "
             "(--detector energy)"
         )
-    held = _unseen(held, training, classifier)
-    classifier = with_classes(classifier, {"training": training, "calibration": held})
-    chunks, accuracy = None, None
-    if training is not None and (fitted.needs.train or fitted.needs.held_out):
-        network_pass = training_pass(fitted)
-        train_bank = extract(
-            classifier, training, network_pass=network_pass, probes=fitted.needs.probes, title="train", **extraction
-        )
-        chunks = train_bank.chunks
-        accuracy = measure(classifier, train_bank, "training") if network_pass is PLAIN else None
-    fitted.fit(FeatureSet.stream(chunks, classifier.head.cpu()))
-    choose_on(training, [fitted], classifier, workers=extraction.get("workers"))
-    deployed = Deployed(classifier, fitted, Calibration(accept, confidence, ()))
-    bank = extract(classifier, held, probes=deployed.plain_probes, title="calibration", **extraction)
-    accuracy = measure(classifier, bank, "calibration") or accuracy
-    scores, rows = _scores(deployed, held, "calibration", extraction)
-    _, at, at_too = np.intersect1d(bank.rows, rows, assume_unique=True, return_indices=True)
-    pred, scores = bank.pred[at], scores[at_too]
-    deployed.calibration = Calibration.fit(
-        scores, pred, accept=accept, confidence=confidence, n_classes=classifier.head.n_classes if per_class else None
-    )
-    if proxy is not None:
-        others, _ = _scores(deployed, proxy_source(proxy, held, classifier), proxy, extraction)
+    held = _unseen(held, training, session.classifier)
+    session = session.of(with_classes(session.classifier, {"training": training, "calibration": held}))
+    classifier, accuracies = session.classifier, list[Accuracy | None]()
+    session.fit({name: fitted}, training, seen=lambda _, rows: accuracies.append(measure(classifier, rows, "training")))
+    deployed = Deployed(session, fitted, Calibration(accept, confidence, ()))
+    plain = session.read(held, PLAIN, deployed.plain_probes, "calibration")
+    accuracies.insert(0, measure(classifier, plain, "calibration"))
+    scores, rows = _scores(deployed, held, "calibration")
+    _, at, at_too = np.intersect1d(plain.positions, rows, assume_unique=True, return_indices=True)
+    pred, scores = plain.pred[at], scores[at_too]
+    n_classes = classifier.head.n_classes if per_class else None
+    deployed.calibration = Calibration.fit(scores, pred, accept=accept, confidence=confidence, n_classes=n_classes)
+    if stand_in is not None:
+        others, _ = _scores(deployed, proxy_source(stand_in.name, held, classifier), stand_in.name)
         deployed.calibrator = ProxyCalibrator.fit(
-            torch.from_numpy(scores), torch.from_numpy(others), proxy=proxy, prior=prior
+            torch.from_numpy(scores), torch.from_numpy(others), proxy=stand_in.name, prior=stand_in.prior
         )
+    accuracy = next((found for found in accuracies if found is not None), None)
     deployed.about = {
         "settings": fitted.settings(),
         "data": {n: s.identity for n, s in (("train", training), ("calibrate", held)) if s is not None},
         "accuracy": accuracy and asdict(accuracy),
         "untrained": classifier.untrained,
-        "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in _PACKAGES},
+        "versions": versions(),
     }
     return deployed
+
+
+class StandIn(Optioned):
+    """Images that stand for OOD ones, and the share of ID images that is assumed beside them.
+
+    Args:
+        prior: ``P(ID)``, in [0, 1].
+    """
+
+    kind = "proxy"
+
+    def __init__(self, *, prior: float = 0.5) -> None:
+        self.prior = check_share("prior", prior)
+
+
+STAND_INS: dict[str, type[StandIn]] = {name: type(name, (StandIn,), {"name": name}) for name in PROXIES if name != BACKGROUND}
 
 
 def _unseen(held: Source, training: Source | None, classifier: Classifier) -> Source:
@@ -150,18 +149,9 @@ def _unseen(held: Source, training: Source | None, classifier: Classifier) -> So
     return Rows(held, [i for i in range(len(held)) if i not in shared])
 
 
-def _scores(
-    deployed: Deployed, source: Source, title: str, extraction: Mapping[str, Any]
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+def _scores(deployed: Deployed, source: Source, title: str) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
     """Scores, from the detector's own pass, and the rows of the source that they belong to."""
-    detector = deployed.detector
-    own = detector.input_stage is not None
-    bank = extract(
-        deployed.classifier,
-        source,
-        network_pass=pass_of(detector, deployed.classifier.device),
-        probes=detector.needs.probes if own else deployed.plain_probes,
-        title=title,
-        **extraction,
-    )
-    return score_all([detector], bank.chunks())[0][0].numpy(), bank.rows
+    detector, session = deployed.detector, deployed.session
+    probes = detector.needs.probes if detector.input_stage is not None else deployed.plain_probes
+    rows = session.read(source, pass_of(detector, session.classifier.device), probes, title)
+    return detector(rows).numpy(), rows.positions

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,7 +25,8 @@ from nescio.data.coerce import Given, pictures
 from nescio.methods.score.ssod import SSOD
 from nescio.models import Classifier
 from nescio.models.heads import decide
-from nescio.run.extraction import CPU_BATCH, GPU_BATCH, Pass, pass_of
+from nescio.run.passes import PLAIN, Pass, pass_of
+from nescio.run.session import Session, as_session
 
 OOD_HEAD = "ood"
 UNDECIDED = 0.5
@@ -85,7 +85,7 @@ class Deployed:
     """A detector that is ready for use, as ``nescio.fit`` makes it and ``nescio.load`` reads it.
 
     Args:
-        classifier: the network.
+        session: the network and how it is run, or a classifier.
         detector: fitted for it.
         calibration: its threshold.
         calibrator: ``P(x ∈ ID | x)`` of a score; a network's own OOD head goes before it.
@@ -94,14 +94,14 @@ class Deployed:
 
     def __init__(
         self,
-        classifier: Classifier,
+        session: Session | Classifier,
         detector: Detector,
         calibration: Calibration,
         *,
         calibrator: ProxyCalibrator | None = None,
         about: dict[str, Any] | None = None,
     ) -> None:
-        self.classifier, self.detector, self.calibration = classifier, detector, calibration
+        self.session, self.detector, self.calibration = as_session(session), detector, calibration
         self.calibrator, self.about = calibrator, about or {}
 
     def __call__(self, images: Given, *, batch_size: int | None = None) -> list[Verdict]:
@@ -114,7 +114,7 @@ class Deployed:
         Raises:
             InputError: one of them is no image; it is named.
         """
-        size = batch_size or self.batch_size
+        size = batch_size or self.session.batch
         geometry = self.classifier.transform.geometry
         seen = (geometry(picture) for picture in pictures(images))
         verdicts: list[Verdict] = []
@@ -220,9 +220,9 @@ class Deployed:
         return OOD_HEAD in self.classifier.heads or self.calibrator is not None
 
     @property
-    def batch_size(self) -> int:
-        """Images per step where nobody says otherwise."""
-        return CPU_BATCH if self.classifier.device.type == "cpu" else GPU_BATCH
+    def classifier(self) -> Classifier:
+        """The network."""
+        return self.session.classifier
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is made on first use: traced networks cannot be pickled."""
@@ -246,11 +246,10 @@ class Deployed:
 
     @cached_property
     def _networks(self) -> tuple[Network, Network | None]:
-        probes = dict(self.plain_probes)
+        plain = self.session.network(PLAIN, self.plain_probes)
         if self.detector.input_stage is None:
-            return self.classifier.optimised().probed(probes), None
-        changed = self.classifier.changed(self.detector.input_stage.prepare).optimised()
-        return self.classifier.optimised().probed(probes), changed.probed(self.detector.needs.probes)
+            return plain, None
+        return plain, self.session.network(self._own_pass, self.detector.needs.probes)
 
     @property
     def plain_probes(self) -> dict[str, Any]:
@@ -271,4 +270,4 @@ class Deployed:
 
     def _bound(self, f: Features) -> Features:
         """With one head for all batches, whose hash is taken once."""
-        return dataclasses.replace(f, head=self._head)
+        return f.with_fields(head=self._head)

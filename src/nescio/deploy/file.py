@@ -32,7 +32,7 @@ from nescio.models import Classifier, load_classifier
 from nescio.models.runs import HEAD_PREFIX, MOST_CLASSES, is_names, state_of
 from nescio.models.trusted import trusted_architecture
 from nescio.models.zoo.clip import PREFIX
-from nescio.run.extraction import pass_of
+from nescio.run.passes import pass_of
 
 FORMAT = 2
 """Raised when a file of this version could not be read by an earlier one. The first had no hash over everything."""

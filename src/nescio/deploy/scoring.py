@@ -135,7 +135,7 @@ def score_images(
         todo = sum(len(folder.plan.rows(part)) for part in missing)
         if todo < len(source):
             log.info("%s of %s images are scored already", f"{len(source) - todo:,}", f"{len(source):,}")
-        job = Job(deployed, source, folder, batch_size or deployed.batch_size, workers)
+        job = Job(deployed, source, folder, batch_size or deployed.session.batch, workers)
         with progress_bar(show=progress) as bar:
             task = bar.add_task("scoring", total=todo)
             if missing:
@@ -165,7 +165,7 @@ def _to_one_file(
             f"{len(source):,} images are too many for one file, which a job that is killed would begin anew: "
             f"{MOST_IN_ONE_FILE:,} at most; name a folder (-o scores/)"
         )
-    batches = spans(0, len(source), batch_size or deployed.batch_size)
+    batches = spans(0, len(source), batch_size or deployed.session.batch)
     accepted = unreadable = lost = 0
     with progress_bar(show=progress) as bar, table_writer(out, schema(deployed)) as write:
         task = bar.add_task("scoring", total=len(source))

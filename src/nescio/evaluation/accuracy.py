@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from nescio.core.errors import InputError, some
+from nescio.core.feature_set import FeatureSet
 from nescio.data.labels import aligned, plain
 from nescio.data.source import Source
 from nescio.models import Classifier
-from nescio.run.bank import Bank
 
 log = logging.getLogger(__name__)
 
@@ -46,12 +46,12 @@ class Accuracy:
         return f"{self.share:.2%} of {self.images:,} {self.title} images"
 
 
-def measure(classifier: Classifier, bank: Bank, title: str) -> Accuracy | None:
-    """Accuracy on the labelled images of a bank, with a warning in the log where it is near chance or far too low.
+def measure(classifier: Classifier, rows: FeatureSet, title: str) -> Accuracy | None:
+    """Accuracy on the labelled images, with a warning in the log where it is near chance or far too low.
 
     Args:
         classifier: the network.
-        bank: its features of ID images, from the plain pass.
+        rows: its features of ID images, from the plain pass.
         title: what they are.
 
     Returns:
@@ -60,9 +60,9 @@ def measure(classifier: Classifier, bank: Bank, title: str) -> Accuracy | None:
     Raises:
         InputError: the predictions say that the labels are in another order than the classes of the model.
     """
-    known = bank.labels >= 0
-    labels, pred = bank.labels[known], bank.pred[known]
-    if not len(labels):
+    known = rows.labels >= 0
+    labels, pred = rows.labels[known], rows.pred[known]
+    if not len(labels) or not classifier.has_head:
         return None
     if not classifier.untrained:
         _check_order(labels, pred, classifier.classes or (), title)

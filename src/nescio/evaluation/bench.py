@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-import importlib.metadata
 import logging
-import platform
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,357 +12,260 @@ import numpy.typing as npt
 from nescio.core.detector import AnyDetector, Detector, detectors_of, fit_all, score_all
 from nescio.core.errors import InputError
 from nescio.core.feature_set import FeatureSet
-from nescio.core.progress import Clock
+from nescio.core.features import NoHead
 from nescio.core.spec import all_specs, names_preset
-from nescio.data.overlap import MOST_SHARED, shared_images
-from nescio.data.source import AnySource, Source, as_source, by_name
+from nescio.data.source import Source, by_name
 from nescio.evaluation import metrics
 from nescio.evaluation.accuracy import Accuracy, measure, with_classes
+from nescio.evaluation.checks import (
+    DEFAULT_DETECTORS,
+    check_apart,
+    check_sets,
+    features_manifest,
+    manifest_of,
+    said_of,
+    shared_between,
+    skipped_of,
+)
 from nescio.evaluation.results import Results, Row, Scored, judged
 from nescio.evaluation.sample import FeatureSample, sample_features
-from nescio.models import Classifier
-from nescio.models.coerce import as_classifier
-from nescio.run.bank import Bank
-from nescio.run.extraction import PLAIN, Pass, check_model, choose_on, extract, pass_of, servable, training_pass
+from nescio.run.passes import PLAIN, probes_of, servable
+from nescio.run.session import Images, Session, as_session
 
 log = logging.getLogger(__name__)
 
 TITLES = {"train": "training", "calibrate": "calibration", "id": "id"}
 """Sets of ID images, and what messages call them."""
-DEFAULT_DETECTORS = ("msp", "maxlogit", "energy", "react:q=0.98+energy", "ls+energy", "fmls")
 
 
-def bench(  # noqa: PLR0915
-    classifier: Classifier,
+def bench(
+    session: Session | Any,
     *,
-    id: AnySource,  # noqa: A002 - the field's word for it
-    ood: Mapping[str, AnySource],
+    id: Images,  # noqa: A002 - the field's word for it
+    ood: Mapping[str, Images],
     detectors: AnyDetector | Sequence[AnyDetector] = DEFAULT_DETECTORS,
-    train: AnySource | None = None,
-    calibrate: AnySource | None = None,
+    train: Images | None = None,
+    held_out: Images | None = None,
     resamples: int = 0,
     equal: bool = False,
-    about: Mapping[str, Any] | None = None,
-    clock: Clock | None = None,
-    **extraction: Any,
 ) -> Results:
     """Fit detectors on training features and judge them on ID against OOD images.
 
     Args:
-        classifier: the network.
+        session: the network and how it is run; or a classifier, a network or a name.
         id: ID test images (with labels, for the accuracy).
         ood: OOD sets by name.
-        detectors: spec strings or preset names; ``all`` stands for one detector of every stage, and the presets.
+        detectors: spec strings, stages joined with +, functions of features; ``all`` stands for one detector of every
+            stage, and the presets. One that is fitted already is judged as it is.
         train: the classifier's training images, with labels; may be missing if no detector needs them.
-        calibrate: ID images that are neither of these, for ensembles and a fitted temperature; else a share of the
+        held_out: ID images that are neither of these, for ensembles and a fitted temperature; else a share of the
             training images is kept apart for them.
         resamples: of the bootstrap, for 95 % intervals; 0 for none.
         equal: judge each OOD set against as many ID images as it has, drawn once and for all, where there are more.
-        about: what else the results' manifest should say, as JSON can (``groups``: OOD sets by what their mean is
-            called).
-        clock: counts where the time goes.
-        **extraction: options of ``extract`` (cache, batch_size, workers, dtype, max_bad, progress).
 
     Raises:
         InputError: an input does not fit the others; the message names it and the way out.
     """
-    classifier, ood, clock = as_classifier(classifier), by_name(ood, "ood"), clock or Clock()
-    train_source, held_source = (None if given is None else as_source(given) for given in (train, calibrate))
-    id_source, ood_sources = as_source(id), {name: as_source(source) for name, source in ood.items()}
-    fitted = _parse(detectors, classifier)
-    _check(classifier, train_source, held_source, id_source, ood_sources, fitted)
-    classifier = with_classes(classifier, {"train": train_source, "calibrate": held_source, "id": id_source})
-    warnings = _shared(train_source, held_source, id_source)
-    for given, detector in fitted.items():
-        if names_preset(given):
-            log.info("%s is %r here", given, detector)
-
-    banks: list[tuple[str, Bank]] = []
-    measured: dict[str, Accuracy | None] = {}
-
-    def bank_of(name: str, source: Source, network_pass: Pass, readers: Iterable[Detector]) -> Bank:
-        probes = {name: probe for d in readers for name, probe in d.needs.probes.items()}
-        bank = extract(
-            classifier, source, network_pass=network_pass, probes=probes, title=name, clock=clock, **extraction
-        )
-        banks.append((name, bank))
-        if network_pass is PLAIN and name in TITLES and name not in measured:
-            measured[name] = measure(classifier, bank, TITLES[name])
-        return bank
-
+    session, ood = as_session(session), by_name(ood, "ood")
+    found = _servable(detectors, session)
+    given = {"train": train, "calibrate": held_out, "id": id, **ood}
+    check_sets(given, list(ood), found)
+    sets = _Sets(session, given)
+    sets.check_sources(list(ood))
+    for name, detector in found.items():
+        if names_preset(name):
+            log.info("%s is %r here", name, detector)
     # first, as it is small: what is wrong with labels or weights shows before the training images are read
-    id_bank = bank_of("id", id_source, PLAIN, [d for d in fitted.values() if d.input_stage is None])
-    fit_seconds: dict[str, float] = {}
-    head = classifier.head.cpu()
-    for network_pass, group in _grouped(fitted, training_pass):
-        members = [fitted[given] for given in group]
-        apart = [d for d in members if d.needs.held_out]
-        needy = [d for d in members if d.needs.train or (d in apart and held_source is None)]
-        train_bank, held_bank = (
-            bank_of(name, source, network_pass, readers) if source is not None and readers else None
-            for name, source, readers in (("train", train_source, needy), ("calibrate", held_source, apart))
-        )
-        training, held = (FeatureSet.stream(b.chunks if b else None, head) for b in (train_bank, held_bank))
-        training = training.with_held_out(held if held_bank else None)
-        with clock("fit"):
-            fit_seconds |= zip(group, fit_all(members, training), strict=True)
-            choose_on(held_source or train_source, members, classifier, workers=extraction.get("workers"))
-
-    id_set, ood_sets = Scored("id", id_source, {}, {}), [Scored(n, s, {}, {}) for n, s in ood_sources.items()]
-    test_sources = {"id": id_source, **ood_sources}
-    seconds: dict[tuple[str, str], float] = {}
-    for network_pass, group in _grouped(fitted, lambda detector: pass_of(detector, classifier.device)):
-        members = [fitted[given] for given in group]
-        for scored in (id_set, *ood_sets):
-            bank = bank_of(scored.name, test_sources[scored.name], network_pass, members)
-            with clock("score"):
-                scores, spent = score_all(members, bank.chunks())
-            for given, values, time in zip(group, scores, spent, strict=True):
-                scored.scores[given], scored.rows[given] = values.numpy(), bank.rows
-                seconds[given, scored.name] = time
-
-    correct = np.zeros(len(id_source), dtype=bool)
-    correct[id_bank.rows] = id_bank.pred == id_bank.labels
-    with clock("metrics"):
-        rows = [
-            _row(given, id_set, scored, id_source.labels, correct, id_bank.accuracy, resamples, equal=equal)
-            | {"seconds": fit_seconds[given] + seconds[given, "id"] + seconds[given, scored.name]}
-            | {"own_pass": repr(detector.input_stage) if detector.input_stage else ""}
-            for given, detector in fitted.items()
-            for scored in ood_sets
-        ]
-    skipped = _skipped(banks)
-    sources = {"train": train_source, "calibrate": held_source, "id": id_source, **ood_sources}
-    opened = {"train": train, "calibrate": calibrate, "id": id, **ood}
-    manifest = _manifest(classifier, fitted, sources, banks, opened)
-    manifest |= _said_of(measured, warnings, extraction) | {"equal": equal, "resamples": resamples, **(about or {})}
-    labelled = np.where(id_source.labels >= 0, correct, -1).astype(np.int8) if (id_source.labels >= 0).any() else None
-    plain = _plain(banks)
-    sample = _sample(plain, list(test_sources), fitted.values())
-    id_set, *ood_sets = (dataclasses.replace(s, pred=_predictions(plain.get(s.name))) for s in (id_set, *ood_sets))
-    return Results([Row(**r) for r in rows], manifest, id_set, ood_sets, skipped, labelled, sample=sample)
-
-
-def _parse(detectors: Any, classifier: Classifier) -> dict[str, Detector]:
-    """Detectors by what the user called them; of ``all``, those that this model can serve."""
-    several = [detectors] if isinstance(detectors, str) or not isinstance(detectors, Sequence) else detectors
-    parsed: dict[str, Detector] = {}
-    for given in several:
-        if isinstance(given, str) and given.strip() == "all":
-            parsed |= servable(all_specs(), classifier)
-            continue
-        for name, detector in detectors_of(given, classifier.name, classifier.head.n_classes).items():
-            parsed[name] = detector
-            try:
-                check_model(detector, classifier)
-            except InputError as e:
-                raise InputError(f"detector '{name}': {e}") from None
-    return parsed
-
-
-def _grouped(detectors: Mapping[str, Detector], pass_for: Callable[[Detector], Pass]) -> list[tuple[Pass, list[str]]]:
-    passes: dict[str, Pass] = {}
-    groups: dict[str, list[str]] = {}
-    for given, detector in detectors.items():
-        network_pass = pass_for(detector)
-        passes.setdefault(network_pass.key, network_pass)
-        groups.setdefault(network_pass.key, []).append(given)
-    return [(passes[key], group) for key, group in groups.items()]
-
-
-def _check(
-    classifier: Classifier,
-    train: Source | None,
-    held: Source | None,
-    id_source: Source,
-    ood: Mapping[str, Source],
-    detectors: Mapping[str, Detector],
-) -> None:
-    """Refuse what cannot give a meaningful table, before any image is decoded."""
-    if not ood or not detectors:
-        raise InputError("give at least one OOD set (--ood textures=FOLDER) and one detector (--detector energy)")
-    apart = held is not None
-    needy = [g for g, d in detectors.items() if d.needs.train or (not apart and (d.needs.held_out or d.needs.images))]
-    if needy and train is None:
-        raise InputError(_without_training(needy, list(detectors)))
-    _warn_of_outliers(classifier, ood)
-    for name in ood:
-        if name in ("id", "train", "calibrate", "average", "near average", "far average") or not re.fullmatch(
-            r"[\w.+ -]+", name
-        ):
-            raise InputError(f"an OOD set cannot be called '{name}'; give it another name, e.g. --ood far=FOLDER")
-    for name, source in ood.items():
-        if source.identity == id_source.identity:
-            raise InputError(f"OOD set '{name}' is the ID set itself; give other images as --ood {name}=…")
-
-
-def _without_training(needy: Sequence[str], given: Sequence[str]) -> str:
-    """What to do about detectors that cannot be fitted, whether a user named them or nobody did."""
-    if list(given) != list(DEFAULT_DETECTORS):
-        return f"detector '{needy[0]}' is fitted on training images; give them (--train) or drop it"
-    others = " ".join(f"--detector {d}" for d in given if d not in needy)
-    return (
-        f"no detector was named, and some of the default ones ({', '.join(needy)}) are fitted on training images; give "
-        f"them (--train), or name detectors that need none: {others}"
+    plain = [d for d in found.values() if d.input_stage is None]
+    sets.see("id", sets.session.read(sets.images["id"], PLAIN, probes_of(plain), "id"))
+    unfitted = {name: d for name, d in found.items() if d.fitted_to is None}
+    seconds: dict[Any, float] = dict(
+        sets.session.fit(unfitted, sets.images["train"], sets.images["calibrate"], seen=sets.see)
     )
+    scored = {name: sets.scored(name, found) for name in ("id", *ood)}
+    for name in scored:
+        seconds |= {(d, name): s for d, s in sets.seconds[name].items()}
+    with session.clock("metrics"):
+        right = _right(sets.rows["id"])
+        table = _table(found, scored, right, seconds, resamples=resamples, equal=equal)
+    manifest = manifest_of(sets.session, found, sets.sources, sets.read, given)
+    manifest |= said_of(sets.measured, sets.warnings, session) | {"equal": equal, "resamples": resamples}
+    sample = _sample({name: sets.rows.get(name) for name in scored}, found)
+    oods = [scored[name] for name in ood]
+    return Results(table, manifest, scored["id"], oods, skipped_of(sets.read), _labelled(right), sample=sample)
 
 
-def _warn_of_outliers(classifier: Classifier, ood: Mapping[str, Source]) -> None:
-    for name, source in ood.items():
-        if source.identity == classifier.seen.get("outliers"):
-            log.warning("the classifier was trained with the images of '%s' as outliers: it knows them", name)
+def evaluate(
+    detectors: AnyDetector | Sequence[AnyDetector],
+    *,
+    id: FeatureSet,  # noqa: A002 - the field's word for it
+    ood: Mapping[str, FeatureSet],
+    train: FeatureSet | None = None,
+    held_out: FeatureSet | None = None,
+    resamples: int = 0,
+    equal: bool = False,
+) -> Results:
+    """Fit detectors and judge them as ``bench`` does, on features that are at hand: no network and no image is needed.
 
-
-def _shared(train: Source | None, held: Source | None, id_source: Source) -> list[str]:
-    """What to warn of where sets that must be apart share images, by content.
+    Args:
+        detectors: as for ``bench``.
+        id: features of ID test images (with labels, for the accuracy).
+        ood: features of OOD images, by name.
+        train: features of training images, with labels; may be missing if no detector needs them.
+        held_out: as for ``bench``.
+        resamples: as for ``bench``.
+        equal: as for ``bench``.
 
     Raises:
-        InputError: most ID test images are training images.
+        InputError: an input does not fit the others; the message names it and the way out.
     """
-    said = []
-    pairs = (
-        ("id", id_source, "training", train),
-        ("id", id_source, "calibration", held),
-        ("calibration", held, "training", train),
-    )
-    for title, one, other_title, other in pairs:
-        if one is None or other is None:
-            continue
-        shared = shared_images(one, other)
-        if not shared:
-            continue
-        told = (
-            f"{len(shared):,} of {len(one):,} {title} images are {other_title} images (by content), the first is "
-            f"{one.name(shared[0])}"
-        )
-        if len(shared) > MOST_SHARED * len(one) and (title, other_title) == ("id", "training"):
-            raise InputError(f"{told}; detectors look better on images that they were fitted on: give others (--id)")
-        said.append(f"{told}: the results look better than they are")
-        log.warning("%s", said[-1])
-    return said
+    found, ood = detectors_of(detectors), by_name(ood, "ood")
+    given = {"train": train, "calibrate": held_out, "id": id, **ood}
+    for name, rows in given.items():
+        if rows is not None and not isinstance(rows, FeatureSet):
+            raise InputError(f"{name}: expected a FeatureSet, got {type(rows).__name__}; nescio.bench takes images")
+    check_sets(given, list(ood), found)
+    unfitted = {name: d for name, d in found.items() if d.fitted_to is None}
+    data = FeatureSet(head=id.head) if train is None else train
+    took = fit_all(list(unfitted.values()), data if held_out is None else data.with_held_out(held_out))
+    seconds: dict[Any, float] = dict(zip(unfitted, took, strict=True))
+    scored = {}
+    for name, rows in {"id": id, **ood}.items():
+        values, spent = score_all(list(found.values()), rows.chunks())
+        seconds |= {(d, name): s for d, s in zip(found, spent, strict=True)}
+        scores = {d: v.cpu().numpy() for d, v in zip(found, values, strict=True)}
+        scored[name] = Scored(name, None, dict.fromkeys(found, rows.positions), scores, _by_row(rows, rows.pred))
+    right = _right(id)
+    table = _table(found, scored, right, seconds, resamples=resamples, equal=equal)
+    manifest = features_manifest(found, {name: rows for name, rows in given.items() if rows is not None})
+    oods = [scored[name] for name in ood]
+    return Results(table, manifest | {"equal": equal, "resamples": resamples}, scored["id"], oods, [], _labelled(right))
 
 
-def _said_of(
-    measured: Mapping[str, Accuracy | None], warnings: Sequence[str], extraction: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Accuracy by set, all that was warned of, and options of the extraction that change the numbers."""
-    known = {name: accuracy for name, accuracy in measured.items() if accuracy is not None}
-    return {
-        "accuracy": {name: asdict(accuracy) for name, accuracy in known.items()},
-        "warnings": [*warnings, *(accuracy.warning for accuracy in known.values() if accuracy.warning)],
-        "options": {name: extraction[name] for name in ("dtype", "max_bad") if name in extraction},
-    }
+class _Sets:
+    """The sets of images of a table: what they come from, and the features that were read of them."""
+
+    def __init__(self, session: Session, images: Mapping[str, Images | None]) -> None:
+        self.session, self.images = session, dict(images)
+        self.sources: dict[str, Source | None] = {}
+        self.read: list[tuple[str, FeatureSet]] = []
+        self.rows: dict[str, FeatureSet] = {}
+        """Of the plain pass, by set."""
+        self.seconds: dict[str, dict[str, float]] = {}
+        self.measured: dict[str, Accuracy | None] = {}
+        self.warnings: list[str] = []
+        for name, given in images.items():
+            self.sources[name] = source = session.source(given)
+            if source is not None:
+                self.images[name] = source
+
+    def check_sources(self, ood: Sequence[str]) -> None:
+        """Refuse named sets that are the same, or whose classes are not the model's; warn of images that they share."""
+        ids = {name: self.sources[name] for name in TITLES}
+        check_apart(ids["id"], {name: self.sources[name] for name in ood}, self.session.classifier.seen)
+        self.session = self.session.of(with_classes(self.session.classifier, ids))
+        self.warnings += shared_between(ids["train"], ids["calibrate"], ids["id"])
+
+    def see(self, name: str, rows: FeatureSet) -> None:
+        """Take note of features of the plain pass; of ID images, the accuracy."""
+        self.read.append((name, rows))
+        self.rows.setdefault(name, rows)
+        if name in TITLES and name not in self.measured:
+            self.measured[name] = measure(self.session.classifier, rows, TITLES[name])
+
+    def scored(self, name: str, detectors: Mapping[str, Detector]) -> Scored:
+        """Scores of a set by all detectors."""
+        known = {PLAIN.key: self.rows[name]} if name in self.rows else {}
+        scores = self.session.scores(detectors, self.images[name], title=name, known=known)
+        for key, rows in scores.features.items():
+            self.read.append((name, rows))
+            if key == PLAIN.key:
+                self.rows.setdefault(name, rows)
+        self.seconds[name] = scores.seconds
+        plain = self.rows.get(name)
+        pred = None if plain is None else _by_row(plain, plain.pred)
+        return Scored(name, self.sources[name], scores.rows, scores.usable, pred)
 
 
-def _skipped(banks: Sequence[tuple[str, Bank]]) -> list[tuple[str, int, str, str]]:
-    """All images that could not be used; the first are said, and how many they are."""
-    skipped = sorted({(name, *s) for name, bank in banks for s in bank.skipped})
-    for name, _, image, reason in skipped[:5]:
-        log.warning("skipped an image of %s: %s: %s", name, image, reason)
-    if skipped:
-        log.warning("%d images were skipped; the results' skipped.csv lists them", len(skipped))
-    return skipped
+def _servable(detectors: AnyDetector | Sequence[AnyDetector], session: Session) -> dict[str, Detector]:
+    """Detectors by what the user called them; of ``all``, those that this model can serve."""
+    several = detectors if isinstance(detectors, Sequence) and not isinstance(detectors, str) else [detectors]
+    found: dict[str, Detector] = {}
+    for given in several:
+        if isinstance(given, str) and given.strip() == "all":
+            found |= servable(all_specs(), session.classifier)
+        else:
+            found |= session.detectors(given)
+    return found
+
+
+def _by_row(rows: FeatureSet, values: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """By position in the set of images, -1 where the image could not be used."""
+    found = np.full(len(rows) + len(rows.skipped), -1, dtype=np.int64)
+    found[rows.positions] = values
+    return found
+
+
+def _right(rows: FeatureSet) -> npt.NDArray[np.int64]:
+    """Whether the classifier is right (1) or wrong (0) about each image, or nobody knows (-1), by position."""
+    return _by_row(rows, np.where(rows.labels >= 0, rows.pred == rows.labels, -1))
+
+
+def _labelled(right: npt.NDArray[np.int64]) -> npt.NDArray[np.int8] | None:
+    return right.astype(np.int8) if (right >= 0).any() else None
+
+
+def _table(
+    detectors: Mapping[str, Detector],
+    scored: Mapping[str, Scored],
+    right: npt.NDArray[np.int64],
+    seconds: Mapping[Any, float],
+    *,
+    resamples: int,
+    equal: bool,
+) -> list[Row]:
+    ids, oods = scored["id"], [s for name, s in scored.items() if name != "id"]
+    rows = []
+    for name, detector in detectors.items():
+        for ood in oods:
+            spent = seconds.get(name, 0.0) + seconds[name, "id"] + seconds[name, ood.name]
+            own_pass = repr(detector.input_stage) if detector.input_stage else ""
+            row = _row(name, ids, ood, right, resamples=resamples, equal=equal)
+            rows.append(Row(**row, seconds=spent, own_pass=own_pass))
+    return rows
 
 
 def _row(
-    given: str,
-    id_set: Scored,
-    ood: Scored,
-    labels: npt.NDArray[np.int64],
-    correct: npt.NDArray[np.bool_],
-    accuracy: float,
-    resamples: int,
-    *,
-    equal: bool,
+    name: str, id_set: Scored, ood: Scored, right: npt.NDArray[np.int64], *, resamples: int, equal: bool
 ) -> dict[str, Any]:
-    rows, ids = judged(id_set, ood, given, equal=equal)
-    pair = (ids, ood.scores[given])
+    """What a detector's row says, but for what it cost."""
+    rows, ids = judged(id_set, ood, name, equal=equal)
+    pair = (ids, ood.scores[name])
     try:
-        values: dict[str, Any] = {name: metric(*pair) for name, metric in metrics.METRICS.items()}
+        values: dict[str, Any] = {key: metric(*pair) for key, metric in metrics.METRICS.items()}
     except InputError as e:
-        raise InputError(f"detector '{given}' on '{ood.name}': {e}") from None
+        raise InputError(f"detector '{name}' on '{ood.name}': {e}") from None
     if resamples:
         values["intervals"] = metrics.intervals(*pair, resamples=resamples)
-    known = labels[rows] >= 0
+    known = right[right >= 0]
     return values | {
-        "detector": given,
+        "detector": name,
         "ood": ood.name,
-        "aurc": metrics.aurc(pair[0][known], correct[rows][known]) if known.any() else float("nan"),
-        "id_accuracy": accuracy,
+        "aurc": _aurc(ids, right[rows]),
+        "id_accuracy": float(known.mean()) if len(known) else float("nan"),
         "n_id": len(pair[0]),
         "n_ood": len(pair[1]),
     }
 
 
-def _plain(banks: Sequence[tuple[str, Bank]]) -> dict[str, Bank]:
-    """A bank of the plain pass for each set that has one."""
-    plain: dict[str, Bank] = {}
-    for name, bank in banks:
-        if bank.manifest["key"]["network_pass"] == PLAIN.key:
-            plain.setdefault(name, bank)
-    return plain
+def _aurc(scores: npt.NDArray[np.float64], right: npt.NDArray[np.int64]) -> float:
+    known = right >= 0
+    return metrics.aurc(scores[known], right[known] == 1) if known.any() else float("nan")
 
 
-def _predictions(bank: Bank | None) -> npt.NDArray[np.int64] | None:
-    """By row of the bank's source, -1 where the image could not be used."""
-    if bank is None:
+def _sample(rows: Mapping[str, FeatureSet | None], detectors: Mapping[str, Detector]) -> FeatureSample | None:
+    """From the features that the detectors were judged on; None where some are not of the plain pass."""
+    plain = {name: r for name, r in rows.items() if r is not None}
+    if len(plain) < len(rows) or any(isinstance(r.head, NoHead) for r in plain.values()):
         return None
-    pred = np.full(len(bank) + len(bank.skipped), -1, dtype=np.int64)
-    pred[bank.rows] = bank.pred
-    return pred
-
-
-def _sample(plain: Mapping[str, Bank], names: Sequence[str], detectors: Iterable[Detector]) -> FeatureSample | None:
-    """From the banks that the detectors were judged on; None where one of these is not of the plain pass."""
-    if not set(names) <= set(plain):
-        return None
-    return sample_features({name: plain[name] for name in names}, [d for d in detectors if d.input_stage is None])
-
-
-def _named_by(*sources: Source | None) -> list[str] | None:
-    """Names of the classes, from the first set of ID images that has any."""
-    return next((s.classes for s in sources if s is not None and s.classes), None)
-
-
-def _manifest(
-    classifier: Classifier,
-    detectors: Mapping[str, Detector],
-    sources: Mapping[str, Source | None],
-    banks: Sequence[tuple[str, Bank]],
-    opened: Mapping[str, AnySource | None],
-) -> dict[str, Any]:
-    packages = ("nescio", "torch", "torchvision", "timm", "numpy", "pillow")
-    skipped = {name: len(bank.skipped) for name, bank in banks}
-    return {
-        "model": {
-            "name": classifier.name,
-            "opened": classifier.opened,
-            "weights": classifier.fingerprint,
-            "untrained": classifier.untrained,
-            "head": classifier.head_name,
-            "head_shape": list(classifier.head.weight.shape),
-            "head_fingerprint": classifier.head.fingerprint,
-            "classes": classifier.classes or _named_by(sources["id"], sources["train"]),
-        },
-        "transform": str(classifier.transform),
-        "data": {
-            name: {
-                "identity": s.identity,
-                "images": len(s),
-                "skipped": skipped.get(name, 0),
-                "first": s.name(0),
-                "opened": str(opened[name]) if isinstance(opened[name], str | Path) else None,
-            }
-            for name, s in sources.items()
-            if s is not None
-        },
-        "detectors": {
-            given: {"spec": repr(d), "bytes": d.size, "settings": d.settings()} for given, d in detectors.items()
-        },
-        "versions": {
-            "python": platform.python_version(),
-            **{p: importlib.metadata.version(p) for p in packages},
-        },
-        "machine": platform.machine(),
-        "device": str(classifier.device),
-    }
+    return sample_features(plain, [d for d in detectors.values() if d.input_stage is None])

@@ -14,13 +14,13 @@ images, which the network sees as it sees any other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from nescio.core.errors import InputError, check_choice
+from nescio.core.feature_set import FeatureSet
 from nescio.core.features import Features
 from nescio.core.needs import Maps, Probe
 from nescio.data.corruptions import CHANGES, Changed
@@ -28,8 +28,8 @@ from nescio.data.formats.synthetic import Gaussian, NoiseSource
 from nescio.data.source import Source
 from nescio.methods.trained.ssod import sample, true_class_confidence
 from nescio.models import Classifier
-from nescio.run.bank import Bank
-from nescio.run.extraction import extract
+from nescio.run.passes import PLAIN
+from nescio.run.session import Session
 
 BACKGROUND = "background"
 PROXIES = ("noise", *CHANGES, BACKGROUND)
@@ -38,8 +38,6 @@ MIXED = "mixed"
 GAMMA = 0.95
 LEAST = 50
 """Images that must have both kinds of positions."""
-
-Chunks = Callable[[], Iterator[Features]]
 
 
 def named(proxy: str) -> tuple[str, ...]:
@@ -57,24 +55,23 @@ def proxy_source(proxy: str, val: Source, classifier: Classifier) -> Source:
 
 
 def proxy_features(
-    proxy: str, val: Source, classifier: Classifier, bank: Bank, **extraction: Any
-) -> tuple[Chunks, Chunks]:
+    proxy: str, val: Source, session: Session, own: FeatureSet, probes: Mapping[str, Probe] | None = None
+) -> tuple[FeatureSet, FeatureSet]:
     """The features that should be accepted, and those that should not.
 
     Args:
         proxy: one of ``PROXIES``.
         val: ID validation images.
-        classifier: the network.
-        bank: its features of them; for ``background`` with the column of ``background_probe``.
-        **extraction: options of ``extract``.
+        session: the network and how it is run.
+        own: its features of them; for ``background`` with the column of ``background_probe``.
+        probes: what else is read of the images.
 
     Raises:
         InputError: the images do not have enough positions of both kinds (``background``).
     """
     if proxy == BACKGROUND:
-        return _halves(bank)
-    source = proxy_source(proxy, val, classifier)
-    return bank.chunks, extract(classifier, source, title=proxy, **extraction).chunks
+        return _halves(own)
+    return own, session.read(proxy_source(proxy, val, session.classifier), PLAIN, probes or {}, proxy)
 
 
 def background_probe(neck: Callable[[Tensor], Tensor], gamma: float = GAMMA) -> dict[str, Probe]:
@@ -103,14 +100,14 @@ def _column(gamma: float) -> str:
     return f"patches-{gamma:g}"
 
 
-def _halves(bank: Bank, gamma: float = GAMMA) -> tuple[Chunks, Chunks]:
+def _halves(own: FeatureSet, gamma: float = GAMMA) -> tuple[FeatureSet, FeatureSet]:
     """Foreground of the images with an even number, background of the others; none of images that are misread."""
-    right = torch.from_numpy((bank.labels < 0) | (bank.pred == bank.labels))
+    right = torch.from_numpy((own.labels < 0) | (own.pred == own.labels))
 
-    def half(column: int, parity: int) -> Chunks:
+    def half(column: int, parity: int) -> FeatureSet:
         def chunks() -> Iterator[Features]:
             start = 0
-            for f in bank.chunks():
+            for f in own.chunks():
                 *pooled, count = f.probed(_column(gamma))
                 number = torch.arange(start, start + len(f.h))
                 start += len(f.h)
@@ -118,10 +115,10 @@ def _halves(bank: Bank, gamma: float = GAMMA) -> tuple[Chunks, Chunks]:
                 h = pooled[column][keep]
                 yield Features(h, f.head, f.head.linear(h).argmax(dim=1))
 
-        return chunks
+        return FeatureSet.stream(chunks, own.head)
 
     foreground, background = half(1, 0), half(0, 1)
-    least = min(sum(len(f.h) for f in chunks()) for chunks in (foreground, background))
+    least = min(len(foreground), len(background))
     if least < LEAST:
         raise InputError(
             f"of the validation images only {2 * least} show both their class and a background to this classifier; the "

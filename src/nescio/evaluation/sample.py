@@ -17,12 +17,12 @@ from torch import Tensor
 from nescio.core import numerics
 from nescio.core.detector import Detector
 from nescio.core.errors import InputError
+from nescio.core.feature_set import FeatureSet
 from nescio.core.files import whole
 from nescio.core.reading import parse_json
 from nescio.core.tensors import read_tensors
 from nescio.methods.modulate.ls import LogitSmoothing
 from nescio.methods.score.cosine import Cosine
-from nescio.run.bank import Bank
 
 FORMAT = "nescio-features/1"
 PER_SET = 300
@@ -127,7 +127,7 @@ def _under(prefix: str, tensors: Mapping[str, npt.NDArray[Any]]) -> dict[str, An
     return {key.removeprefix(prefix): a for key, a in tensors.items() if key.startswith(prefix)}
 
 
-def sample_features(banks: Mapping[str, Bank], detectors: Iterable[Detector]) -> FeatureSample:
+def sample_features(banks: Mapping[str, FeatureSet], detectors: Iterable[Detector]) -> FeatureSample:
     """Up to 300 images of each data set, from banks of the plain pass.
 
     Args:
@@ -138,11 +138,11 @@ def sample_features(banks: Mapping[str, Bank], detectors: Iterable[Detector]) ->
     return FeatureSample({name: _sampled(bank, centres) for name, bank in banks.items()}, _activation(banks))
 
 
-def _sampled(bank: Bank, centres: Tensor | None) -> SetSample:
+def _sampled(bank: FeatureSet, centres: Tensor | None) -> SetSample:
     at = numerics.drawn(len(bank), PER_SET)
     f = bank.take(at)
     return SetSample(
-        rows=bank.rows[at],
+        rows=bank.positions[at],
         h=_compact(f.h),
         pred=bank.pred[at],
         cosine=None if centres is None else numerics.cosine(f.h, centres[f.pred].to(f.h.dtype)).numpy(),
@@ -150,7 +150,7 @@ def _sampled(bank: Bank, centres: Tensor | None) -> SetSample:
     )
 
 
-def _activation(banks: Mapping[str, Bank]) -> Activation | None:
+def _activation(banks: Mapping[str, FeatureSet]) -> Activation | None:
     """Each OOD set counts with as many images as are sampled of it, so that a large one does not stand for all."""
     bank, oods = banks["id"], [bank for name, bank in banks.items() if name != "id"]
     labelled = bool((bank.labels >= 0).any())

@@ -13,7 +13,7 @@ import torch
 from rich.table import Table
 
 from nescio.calibration.cost import Costs, OperatingPoint, operating_point
-from nescio.core.detector import Detector, fit_all, score_all
+from nescio.core.detector import Detector, score_all
 from nescio.core.errors import InputError, some
 from nescio.core.feature_set import FeatureSet
 from nescio.core.needs import Probe
@@ -22,11 +22,11 @@ from nescio.data.source import AnySource, Source, as_source
 from nescio.evaluation import metrics
 from nescio.evaluation.accuracy import Accuracy, measure, with_classes
 from nescio.evaluation.metrics import Scores
-from nescio.evaluation.proxies import BACKGROUND, MIXED, PROXIES, Chunks, background_probe, named, proxy_features
+from nescio.evaluation.proxies import BACKGROUND, MIXED, PROXIES, background_probe, named, proxy_features
 from nescio.models import Classifier
-from nescio.models.coerce import as_classifier
 from nescio.models.heads import FeatureHead
-from nescio.run.extraction import check_model, extract, servable
+from nescio.run.passes import PLAIN, probes_of, servable
+from nescio.run.session import Session, as_session
 
 log = logging.getLogger(__name__)
 
@@ -109,14 +109,13 @@ class Choice:
 
 
 def tune(
-    classifier: Classifier,
+    session: Session | Any,
     space: str | Sequence[str],
     *,
     val: AnySource,
     train: AnySource | None = None,
     examples: Examples | None = None,
     proxy: str | None = None,
-    **extraction: Any,
 ) -> Choice:
     """Judge every detector of a search space by how well it tells ID validation images from a proxy of OOD ones.
 
@@ -125,101 +124,139 @@ def tune(
     deviations of the ID scores. The network runs once over each set of images, whatever the number of candidates.
 
     Args:
-        classifier: the network.
+        session: the network and how it is run; or a classifier, a network or a name.
         space: spec strings with ranges (``fm:p=0.1..0.9+react:q=0.8..0.995+ls+energy``), or presets.
         val: ID images that the classifier was not trained on, as ``open_source`` takes them, or a source.
         train: its training images, with labels, for detectors that are fitted on them.
         examples: OOD images of the user's own, or several sets of them by name, each of which counts the same.
         proxy: one of ``PROXIES``, or ``mixed`` for all that the network and the images can serve: the default, but with
             examples these alone are.
-        **extraction: options of ``extract``.
 
     Raises:
         InputError: a spec cannot be read or served, or a proxy cannot be had.
     """
-    classifier = as_classifier(classifier)
+    session = as_session(session)
     spaces = [space] if isinstance(space, str) else space
-    specs = list(dict.fromkeys(s for given in spaces for s in search_space(given)))
-    detectors = {spec: Detector(spec, classifier.name, classifier.head.n_classes) for spec in specs}
+    detectors = session.detectors(dict.fromkeys(spec for one in spaces for spec in search_space(one)))
     for spec, detector in detectors.items():
-        check_model(detector, classifier)
         if detector.input_stage is not None:
             raise InputError(
                 f"detector '{spec}' makes a pass of its own; tune what stands behind '{detector.input_stage}'"
             )
-        if train is None and (detector.needs.train or detector.needs.held_out):
+        if train is None and detector.needs.fitting:
             raise InputError(f"detector '{spec}' is fitted on training images; give them (--train) or leave it out")
-    return _judged(classifier, detectors, val, train, examples, proxy, extraction, chosen=True)
+    return _Selection(session, detectors, val, train, chosen=True).judged(examples, proxy)
 
 
 def recommend(
-    classifier: Classifier,
+    session: Session | Any,
     *,
     val: AnySource,
     train: AnySource | None = None,
     examples: Examples | None = None,
     proxy: str | None = None,
-    **extraction: Any,
 ) -> Choice:
     """Judge one detector of every kind, and every preset, as ``tune`` does; those with a pass of their own apart.
 
     Args:
-        classifier: the network.
+        session: the network and how it is run; or a classifier, a network or a name.
         val: ID images that the classifier was not trained on, as ``open_source`` takes them, or a source.
         train: its training images, with labels.
         examples: as for ``tune``.
         proxy: as for ``tune``.
-        **extraction: options of ``extract``.
     """
-    classifier = as_classifier(classifier)
-    served = servable(all_specs(), classifier, trained=train is not None)
+    session = as_session(session)
+    served = servable(all_specs(), session.classifier, trained=train is not None)
     detectors = {spec: d for spec, d in served.items() if d.input_stage is None}
-    return _judged(classifier, detectors, val, train, examples, proxy, extraction, chosen=False)
+    return _Selection(session, detectors, val, train, chosen=False).judged(examples, proxy)
 
 
-def _judged(
-    classifier: Classifier,
-    detectors: dict[str, Detector],
-    val: AnySource,
-    train: AnySource | None,
-    examples: Examples | None,
-    proxy: str | None,
-    extraction: dict[str, Any],
-    *,
-    chosen: bool,
-) -> Choice:
-    """``chosen``: the user named these detectors, so that one which fails is an error, and not left out."""
-    val, train = as_source(val), None if train is None else as_source(train)
-    classifier = with_classes(classifier, {"training": train, "validation": val})
-    others = _named_examples(examples, val)
-    wanted = named(proxy or MIXED) if proxy or not others else ()
-    background: dict[str, Probe] = {}
-    if BACKGROUND in wanted:
-        # a detector that is named, or that the network was trained for, counts for more than one proxy of several
-        keep = (chosen or bool(classifier.heads)) and proxy in (None, MIXED)
-        with _leaving_out(BACKGROUND, proxy):
-            background = _background(classifier, detectors, keep=keep)
-        if not background:
-            wanted = tuple(p for p in wanted if p != BACKGROUND)
-    probes = {name: p for d in detectors.values() for name, p in d.needs.probes.items()}
-    own = extract(classifier, val, probes=probes | background, title="validation", **extraction)
-    accuracy = measure(classifier, own, "validation")  # before the training images are read
-    of_training = _fit(classifier, detectors, train, probes, extraction, leave_out=not chosen)
-    streams: dict[str, tuple[Chunks, Chunks]] = {}
-    for name, source in others.items():
-        streams[name] = (own.chunks, extract(classifier, source, probes=probes, title=name, **extraction).chunks)
-    for name in wanted:
-        with _leaving_out(name, proxy):
-            streams[name] = proxy_features(name, val, classifier, own, probes=probes, **extraction)
-    if not streams:
-        raise InputError("no proxy can be had for this network and these images; give OOD examples (--ood-examples)")
-    found = {name: _against(name, detectors, pair, leave_out=not chosen) for name, pair in streams.items()}
-    proxies = tuple(found)
-    candidates = [Candidate(s, *({p: found[p][s][i] for p in proxies} for i in range(3))) for s in detectors]
-    candidates.sort(key=lambda c: (round(c.mean("auroc", proxies), DIGITS), c.mean("gap", proxies)), reverse=True)
-    best = detectors[candidates[0].detector]
-    scores = {name: (_scores(best, accept), _scores(best, refuse)) for name, (accept, refuse) in streams.items()}
-    return Choice(candidates, proxies, scores, accuracy or of_training)
+class _Selection:
+    """Detectors to choose from, and the ID images to choose by.
+
+    ``chosen``: the user named these detectors, so that one which fails is an error, and not left out.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        detectors: dict[str, Detector],
+        val: AnySource,
+        train: AnySource | None,
+        *,
+        chosen: bool,
+    ) -> None:
+        self.detectors, self.chosen = detectors, chosen
+        self.val, self.train = as_source(val), None if train is None else as_source(train)
+        sets = {"training": self.train, "validation": self.val}
+        self.session = session.of(with_classes(session.classifier, sets))
+
+    def judged(self, examples: Examples | None, proxy: str | None) -> Choice:
+        """All candidates, the best first."""
+        session, classifier = self.session, self.session.classifier
+        others = _named_examples(examples, self.val)
+        wanted = named(proxy or MIXED) if proxy or not others else ()
+        background: dict[str, Probe] = {}
+        if BACKGROUND in wanted:
+            # a detector that is named, or that the network was trained for, counts for more than one proxy of several
+            keep = (self.chosen or bool(classifier.heads)) and proxy in (None, MIXED)
+            with _leaving_out(BACKGROUND, proxy):
+                background = _background(classifier, self.detectors, keep=keep)
+            if not background:
+                wanted = tuple(p for p in wanted if p != BACKGROUND)
+        probes = probes_of(self.detectors.values())
+        own = session.read(self.val, PLAIN, probes | background, "validation")
+        accuracy = measure(classifier, own, "validation")  # before the training images are read
+        of_training = self._fit()
+        pairs: dict[str, tuple[FeatureSet, FeatureSet]] = {}
+        for name, source in others.items():
+            pairs[name] = (own, session.read(source, PLAIN, probes, name))
+        for name in wanted:
+            with _leaving_out(name, proxy):
+                pairs[name] = proxy_features(name, self.val, session, own, probes)
+        if not pairs:
+            raise InputError(
+                "no proxy can be had for this network and these images; give OOD examples (--ood-examples)"
+            )
+        found = {name: self._against(name, pair) for name, pair in pairs.items()}
+        proxies = tuple(found)
+        candidates = [Candidate(s, *({p: found[p][s][i] for p in proxies} for i in range(3))) for s in self.detectors]
+        candidates.sort(key=lambda c: (round(c.mean("auroc", proxies), DIGITS), c.mean("gap", proxies)), reverse=True)
+        best = self.detectors[candidates[0].detector]
+        scores = {name: (best(accept).numpy(), best(refuse).numpy()) for name, (accept, refuse) in pairs.items()}
+        return Choice(candidates, proxies, scores, accuracy or of_training)
+
+    def _fit(self) -> Accuracy | None:
+        """Fit all; one that cannot be is an error, or left out. The accuracy on the training images."""
+        failed: dict[Detector, InputError] = {}
+        found: list[Accuracy | None] = []
+
+        def see(_title: str, rows: FeatureSet) -> None:
+            found.append(measure(self.session.classifier, rows, "training"))
+
+        self.session.fit(self.detectors, self.train, failed=None if self.chosen else failed.__setitem__, seen=see)
+        _leave_out(failed, self.detectors)
+        return found[0] if found else None
+
+    def _against(self, proxy: str, pair: tuple[FeatureSet, FeatureSet]) -> dict[str, tuple[float, float, float]]:
+        """AUROC, FPR95 and gap of each detector; one that gives no numbers is an error, or left out."""
+        ids, oods = (score_all(list(self.detectors.values()), rows.chunks())[0] for rows in pair)
+        found = {}
+        failed: dict[Detector, InputError] = {}
+        for spec, accept, refuse in zip(self.detectors, ids, oods, strict=True):
+            a, b = accept.numpy(), refuse.numpy()
+            try:
+                auroc, fpr95 = metrics.auroc(a, b), metrics.fpr_at_tpr(a, b)
+            except InputError as e:
+                failed[self.detectors[spec]] = InputError(f"detector '{spec}' on the proxy '{proxy}': {e}")
+                if self.chosen:
+                    raise failed[self.detectors[spec]] from None
+                continue
+            finite = np.isfinite(a).all() and np.isfinite(b).all()
+            gap = float(a.mean() - b.mean()) / (float(a.std()) or 1.0) if finite else float("-inf")
+            found[spec] = (auroc, fpr95, gap)
+        _leave_out(failed, self.detectors)
+        return found
 
 
 def _named_examples(examples: Examples | None, val: Source) -> dict[str, Source]:
@@ -245,27 +282,6 @@ def _leaving_out(name: str, asked: str | None) -> Iterator[None]:
         log.info("leaving out the proxy %s: %s", name, told)
 
 
-def _fit(
-    classifier: Classifier,
-    detectors: dict[str, Detector],
-    train: Source | None,
-    probes: Mapping[str, Probe],
-    extraction: dict[str, Any],
-    *,
-    leave_out: bool,
-) -> Accuracy | None:
-    """Fit all; one that cannot be is an error, or left out of ``detectors``. The accuracy on the training images."""
-    chunks, accuracy = None, None
-    if train is not None and any(d.needs.train or d.needs.held_out for d in detectors.values()):
-        bank = extract(classifier, train, probes=probes, title="train", **extraction)
-        chunks, accuracy = bank.chunks, measure(classifier, bank, "training")
-    failed: dict[Detector, InputError] = {}
-    training = FeatureSet.stream(chunks, classifier.head.cpu())
-    fit_all(list(detectors.values()), training, failed.__setitem__ if leave_out else None)
-    _leave_out(failed, detectors)
-    return accuracy
-
-
 def _leave_out(failed: Mapping[Detector, InputError], detectors: dict[str, Detector]) -> None:
     for spec, detector in list(detectors.items()):
         if detector in failed:
@@ -273,11 +289,6 @@ def _leave_out(failed: Mapping[Detector, InputError], detectors: dict[str, Detec
             del detectors[spec]
     if not detectors:
         raise InputError(f"no detector is left to choose from; the last one: {list(failed.values())[-1]}")
-
-
-def _scores(detector: Detector, chunks: Chunks) -> Scores:
-    scores: Scores = score_all([detector], chunks())[0][0].numpy()
-    return scores
 
 
 @torch.no_grad()
@@ -300,26 +311,3 @@ def _background(classifier: Classifier, detectors: dict[str, Detector], *, keep:
         log.info("leaving out %s: it reads feature maps, which the proxy %s does not have", spec, BACKGROUND)
         del detectors[spec]
     return probe
-
-
-def _against(
-    proxy: str, detectors: dict[str, Detector], streams: tuple[Chunks, Chunks], *, leave_out: bool
-) -> dict[str, tuple[float, float, float]]:
-    """AUROC, FPR95 and gap of each detector; one that gives no numbers is an error, or left out of ``detectors``."""
-    ids, oods = (score_all(list(detectors.values()), chunks())[0] for chunks in streams)
-    found = {}
-    failed: dict[Detector, InputError] = {}
-    for spec, accept, refuse in zip(detectors, ids, oods, strict=True):
-        a, b = accept.numpy(), refuse.numpy()
-        try:
-            auroc, fpr95 = metrics.auroc(a, b), metrics.fpr_at_tpr(a, b)
-        except InputError as e:
-            failed[detectors[spec]] = InputError(f"detector '{spec}' on the proxy '{proxy}': {e}")
-            if not leave_out:
-                raise failed[detectors[spec]] from None
-            continue
-        finite = np.isfinite(a).all() and np.isfinite(b).all()
-        gap = float(a.mean() - b.mean()) / (float(a.std()) or 1.0) if finite else float("-inf")
-        found[spec] = (auroc, fpr95, gap)
-    _leave_out(failed, detectors)
-    return found

@@ -132,6 +132,11 @@ class Classifier(nn.Module):
         return Head(weight, weight.new_zeros(len(weight)) if bias is None else bias.detach())  # type: ignore[operator]
 
     @property
+    def has_head(self) -> bool:
+        """Whether there is a classification head."""
+        return True
+
+    @property
     def device(self) -> torch.device:
         """Where the parameters are."""
         return self.std.device

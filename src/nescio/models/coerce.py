@@ -1,31 +1,31 @@
-"""What callers hand over as a classifier: the right thing, or a word about how to make it."""
+"""What callers hand over as a classifier: the right thing, what it can be made of, or a word about how to make it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 
 from nescio.core.errors import InputError
 from nescio.models.classifier import Classifier
+from nescio.models.load import load_classifier
 
 
-def as_classifier(given: object) -> Classifier:
-    """The classifier itself.
+def as_classifier(given: object, **options: Any) -> Classifier:
+    """The classifier itself, or that of a name or a network.
 
     Raises:
-        InputError: it is something that a classifier could be made of; the message says how.
+        InputError: it is none of these; the message says how to make one.
     """
     if isinstance(given, Classifier):
         return given
+    known = {name: value for name, value in options.items() if value is not None}
     if isinstance(given, str):
-        raise InputError(f"expected a classifier, got the name '{given}'; give nescio.load_classifier({given!r})")
+        return load_classifier(given, **known)
     if isinstance(given, nn.Module):
-        raise InputError(
-            f"expected a classifier, got the network {type(given).__name__}; give nescio.Classifier(network, "
-            "nescio.Transform(…)) with the transform of its test images"
-        )
-    raise InputError(f"expected a classifier, as nescio.load_classifier(…) gives it, got {type(given).__name__}")
+        return Classifier(given, **known)
+    raise InputError(f"expected a classifier, a network or a name, got {type(given).__name__}")
 
 
 def classifiers_by_name(given: object) -> dict[str, Classifier]:

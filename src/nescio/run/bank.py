@@ -18,7 +18,8 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
-from nescio.core.features import Columns, Features, Head
+from nescio.core.feature_set import FeatureSet
+from nescio.core.features import NO_HEAD, Columns, Features, Head, NoHead
 from nescio.core.reading import read_json
 from nescio.core.text import as_written
 from nescio.data.hashing import combine
@@ -59,39 +60,42 @@ class BankKey:
         return f"{self.family}-{combine(*self.probes)[:8]}" if self.probes else self.family
 
 
-class Bank:
+class Bank(FeatureSet):
     """A finished bank, opened for reading. Rows whose image was bad are left out everywhere but in ``skipped``.
 
     Attributes:
         path: the folder.
         head: the network's head.
-        skipped: ``(row, image, reason)`` of each image that could not be used.
     """
 
-    def __init__(self, path: Path, probes: Collection[str] | None = None) -> None:
+    def __init__(self, path: Path, probes: Collection[str] | None = None, *, check: bool = True) -> None:
         """Open a bank, and read it once to check it.
 
         Args:
             path: the folder.
             probes: whose columns are read; all by default.
+            check: whether it may have changed since it was written.
 
         Raises:
             DamagedBank: a file is missing, or is not what was written.
         """
+        super().__init__()
         self.path = path
         self.manifest = read_manifest(path)
         try:
-            self._open(probes)
+            self._open(probes, check=check)
         except Exception as e:  # noqa: BLE001 - what a damaged file raises no library says
             raise e if isinstance(e, DamagedBank) else DamagedBank(f"{type(e).__name__}: {e}") from None
 
-    def _open(self, probes: Collection[str] | None) -> None:
+    def _open(self, probes: Collection[str] | None, *, check: bool) -> None:
         small = {name: (self.path / name).read_bytes() for name in (HEAD, SKIPPED, CHECKS)}
         for name, data in small.items():
             if zlib.crc32(data) != self.manifest["files"][name]:
                 raise DamagedBank(f"{name} has changed")
         tensors = load(small[HEAD])
-        self.head, self.reaction = Head(tensors["weight"], tensors["bias"]), tensors["reaction"]
+        self.head, self.reaction = NO_HEAD, tensors["reaction"]
+        if "weight" in tensors:
+            self.head = Head(tensors["weight"], tensors["bias"])
         unread = set(self.manifest["key"]["probes"]) - set(self.manifest["key"]["probes"] if probes is None else probes)
         self._aux = [name for name in self.manifest["aux"] if name.rpartition(".")[0] not in unread]
         self._arrays = {}
@@ -100,64 +104,70 @@ class Bank:
             if name in COLUMNS or name in self._aux:
                 path = self.path / f"{name}.npy"
                 array = np.load(path, mmap_mode="r")
-                if not sound(path, array, self.manifest["batch_size"], checks[:, i]).all():
+                if check and not sound(path, array, self.manifest["batch_size"], checks[:, i]).all():
                     raise DamagedBank(f"{path.name} has changed")
                 self._arrays[name] = array
         lines = map(as_written, list(csv.reader(io.StringIO(small[SKIPPED].decode(), newline="")))[1:])
-        self.skipped = [(int(row), image, reason) for row, image, reason in lines]
+        self._skipped = [(int(row), image, reason) for row, image, reason in lines]
 
     @cached_property
-    def rows(self) -> npt.NDArray[np.int64]:
+    def positions(self) -> npt.NDArray[np.int64]:
         """Positions in the data set of the images that the bank holds ``(N,)``."""
         return np.flatnonzero(self._arrays["status"] == DONE)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.positions)
 
     @cached_property
     def labels(self) -> npt.NDArray[np.int64]:
         """True classes ``(N,)``, -1 where unknown."""
-        return np.asarray(self._arrays["label"][self.rows])
+        return np.asarray(self._arrays["label"][self.positions])
 
     @cached_property
     def pred(self) -> npt.NDArray[np.int64]:
         """Raw predictions ``(N,)``."""
-        return np.asarray(self._arrays["pred"][self.rows])
+        return np.asarray(self._arrays["pred"][self.positions])
 
     @property
-    def accuracy(self) -> float:
-        """Share of the labelled images whose raw prediction is right; NaN where none is labelled."""
-        known = self.labels >= 0
-        return float((self.pred == self.labels)[known].mean()) if known.any() else float("nan")
+    def skipped(self) -> list[tuple[int, str, str]]:
+        """``(position, image, reason)`` of each image that could not be used."""
+        return self._skipped
+
+    @property
+    def network_pass(self) -> str:
+        """Key of the pass that made the rows."""
+        return str(self.manifest["key"]["network_pass"])
+
+    @property
+    def given(self) -> bool:
+        """It is there."""
+        return True
 
     def chunks(self, size: int | None = None) -> Iterator[Features]:
         """The bank in order, ``size`` rows of the data set at a time, as float32; by default about 128 MB of them."""
         widest = max(a.shape[1] for a in self._arrays.values() if a.ndim == 2)
         size = size or max(256, _CHUNK // widest)
-        h, status = self._arrays["h"], self._arrays["status"]
+        status = self._arrays["status"]
         for start in range(0, len(status), size):
             at = slice(start, start + size)
             keep = np.asarray(status[at]) == DONE
             if keep.any():
-                yield Features(
-                    _floats(h[at], keep),
-                    self.head,
-                    torch.from_numpy(self._arrays["pred"][at][keep]),
-                    torch.from_numpy(self._arrays["label"][at][keep]),
-                    Columns({name: self._reader(name, at, keep) for name in self._aux}),
-                    self.manifest["key"]["network_pass"],
-                )
+                yield self._record(at, keep)
 
-    def take(self, at: npt.NDArray[np.int64]) -> Features:
-        """Some of the images, by position among those that the bank holds (as ``rows``), in that order; as float32."""
-        rows, keep = self.rows[at], np.ones(len(at), dtype=bool)
+    def take(self, pick: Any) -> Features:
+        """Some of the images, by position among those that the bank holds, in that order; as float32."""
+        at = self.positions[pick]
+        return self._record(at, np.ones(len(at), dtype=bool))
+
+    def _record(self, at: slice | npt.NDArray[np.int64], keep: npt.NDArray[np.bool_]) -> Features:
+        pred = torch.from_numpy(self._arrays["pred"][at][keep])
         return Features(
-            _floats(self._arrays["h"][rows], keep),
+            _floats(self._arrays["h"][at], keep),
             self.head,
-            torch.from_numpy(self.pred[at]),
-            torch.from_numpy(self.labels[at]),
-            Columns({name: self._reader(name, rows, keep) for name in self._aux}),
-            self.manifest["key"]["network_pass"],
+            None if isinstance(self.head, NoHead) else pred,  # type: ignore[arg-type]
+            torch.from_numpy(self._arrays["label"][at][keep]),
+            Columns({name: self._reader(name, at, keep) for name in self._aux}),
+            self.network_pass,
         )
 
     def _reader(

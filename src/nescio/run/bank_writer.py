@@ -21,7 +21,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from nescio.core.errors import InputError, some
-from nescio.core.features import Head
+from nescio.core.features import Head, NoHead
 from nescio.core.files import alone, whole, write_whole, writing
 from nescio.core.reading import parse_json
 from nescio.core.text import cells
@@ -117,7 +117,7 @@ class BankWriter:
     ) -> tuple[int, int]:
         """Open the partial bank of ``n`` rows, an earlier one where it can be continued.
 
-        ``widths`` are those of the probes' columns.
+        ``widths`` are those of ``h`` and the probes' columns.
 
         Returns:
             the first row to write, and the batch size to use: that of the run which is continued, since the last bits
@@ -126,7 +126,7 @@ class BankWriter:
         Raises:
             InputError: there is no room, or the folder cannot be written to.
         """
-        columns = self._columns(n, head, widths)
+        columns = self._columns(n, widths)
         with writing(self.root, _ELSEWHERE):
             if self._denied is not None:
                 raise self._denied
@@ -139,15 +139,15 @@ class BankWriter:
             self._create(columns, head, reaction, batch_size)
         return 0, batch_size
 
-    def _columns(self, n: int, head: Head, widths: Mapping[str, int]) -> dict[str, _Kind]:
+    def _columns(self, n: int, widths: Mapping[str, int]) -> dict[str, _Kind]:
         """Type and shape of each column, in the order of ``COLUMNS``."""
         floats = np.dtype(DTYPES[self.key.dtype])
         return {
-            "h": (floats, (n, head.weight.shape[1])),
+            "h": (floats, (n, widths["h"])),
             "pred": (np.dtype(np.int64), (n,)),
             "label": (np.dtype(np.int64), (n,)),
             "status": (np.dtype(np.uint8), (n,)),
-        } | {name: (floats, (n, width)) for name, width in widths.items()}
+        } | {name: (floats, (n, width)) for name, width in widths.items() if name != "h"}
 
     def _go_on(self, columns: Mapping[str, _Kind], reaction: Tensor) -> None:
         """Open the partial bank. Raises where it is not one that this pass began."""
@@ -216,7 +216,8 @@ class BankWriter:
         try:
             self._check_room(columns)
             self._map(columns, batch_size, "w+")
-            tensors = {"weight": head.weight, "bias": head.bias, "reaction": reaction}
+            own = {} if isinstance(head, NoHead) else {"weight": head.weight, "bias": head.bias}
+            tensors = {**own, "reaction": reaction}
             save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, self.partial / HEAD)
             (self.partial / SKIPPED).write_bytes(_NEW_LIST)
             self._listed = zlib.crc32(_NEW_LIST), len(_NEW_LIST)
@@ -274,7 +275,7 @@ class BankWriter:
             self._manifest["files"] |= {SKIPPED: self._listed[0], CHECKS: checks}
             self._write_manifest()
             self.partial.rename(self.final)
-        return Bank(self.final, self.key.probes)
+        return Bank(self.final, self.key.probes, check=False)
 
 
 def _reserve(path: Path) -> None:

@@ -73,7 +73,7 @@ class Service:
         self, deployed: Deployed, limits: Limits, *, batch_size: int | None = None, decoders: int | None = None
     ) -> None:
         self.deployed, self.limits = deployed, limits
-        self.batch_size, self.processes = batch_size or deployed.batch_size, decoders
+        self.batch_size, self.processes = batch_size or deployed.session.batch, decoders
         self.drift = Drift(deployed.calibration)  # read and changed by the event loop's thread alone
         self.metrics = Metrics(self.picture)
         self.about = record(deployed, embedded=True)

@@ -15,7 +15,7 @@ from nescio.core.errors import InputError
 from nescio.data.corruptions import shuffle_tiles
 from nescio.evaluation import metrics
 from nescio.models import Classifier
-from nescio.run.extraction import pass_of
+from nescio.run.passes import pass_of
 from nescio.training.images import Images
 from nescio.training.state import WAY_OUT
 

@@ -10,16 +10,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nescio.core.detector import Detector
+from nescio.core.detector import AnyDetector, Detector
 from nescio.core.errors import InputError, some
-from nescio.data.source import by_name
 from nescio.evaluation.bench import bench
 from nescio.evaluation.results import Published, Results
 from nescio.evaluation.suites.suite import AVERAGE, Model, Need, PublishedRow, Suite
 from nescio.methods.trained import OBJECTIVES, parse_objective
 from nescio.models import Classifier
 from nescio.models.heads import HEADS
-from nescio.run.extraction import servable
+from nescio.run.passes import servable
+from nescio.run.session import Images, Session, as_session
 
 log = logging.getLogger(__name__)
 
@@ -28,37 +28,36 @@ PAPERS = {"fmls": "FM + LS", "ssod": "SSOD", "reference": "reference"}
 
 def bench_suite(
     suite: Suite,
-    classifier: Classifier,
+    session: Session | Any,
     *,
     data_root: str | Path = ".",
-    given: Mapping[str, str] | None = None,
-    ood: Mapping[str, str] | None = None,
-    detectors: Sequence[str] = (),
+    sets: Mapping[str, Images] | None = None,
+    detectors: AnyDetector | Sequence[AnyDetector] = (),
     strict: bool = False,
     equal: bool = False,
-    about: Mapping[str, Any] | None = None,
-    **options: Any,
+    resamples: int = 0,
 ) -> Results:
     """Run a suite with the sets that are there.
 
     Args:
         suite: the benchmark.
-        classifier: the network; its transform should be the suite's.
+        session: the network, whose transform should be the suite's, and how it is run; or a classifier or a name.
         data_root: folder with the data sets.
-        given: sets that lie elsewhere, by role (``id``, ``train`` or an OOD set's name).
-        ood: further OOD sets by name.
+        sets: images that lie elsewhere, by role (``id``, ``train``, ``calibrate`` or an OOD set's name); any other name
+            is that of a further OOD set.
         detectors: the suite's own where none is given.
         strict: refuse to run where a set is missing.
         equal: judge against equal numbers of ID images, also where the suite does not.
-        about: as for ``bench``.
-        **options: of ``bench``.
+        resamples: as for ``bench``.
 
     Raises:
         InputError: the ID images or all OOD sets are missing, or with ``strict`` any set; or as ``bench``.
     """
-    needs = suite.needs(
-        Path(data_root).expanduser(), given, size=classifier.transform.resize or classifier.transform.crop
-    )
+    session, sets = as_session(session), dict(sets or {})
+    held_out, transform = sets.pop("calibrate", None), session.classifier.transform
+    further = {name: images for name, images in sets.items() if name not in ("id", "train", *suite.ood)}
+    lying = {name: images for name, images in sets.items() if name not in further}
+    needs = suite.needs(Path(data_root).expanduser(), lying, size=transform.resize or transform.crop)
     missing = [need for need in needs if need.found is None]
     places = {need.role: need.found for need in needs if need.found is not None}
     way_out = f"nescio data list {suite.name} --data-root {data_root} says what is missing and how to get it"
@@ -75,22 +74,21 @@ def bench_suite(
         "far average": [o for o in oods if o not in suite.near],
     }
     results = bench(
-        classifier,
+        session,
         id=places["id"],
         train=places.get("train"),
-        ood=oods | by_name(ood or {}, "ood"),
-        detectors=detectors or _served(suite, classifier, trained="train" in places),
+        held_out=held_out,
+        ood=oods | further,
+        detectors=detectors or _served(suite, session.classifier, trained="train" in places),
         equal=equal or suite.equal is not None,
-        about={
-            "suite": suite.name,
-            "suite_file": suite.file,
-            **({"groups": groups} if all(groups.values()) else {}),
-            **(about or {}),
-        },
-        **options,
+        resamples=resamples,
     )
+    about: dict[str, Any] = {"suite": suite.name, "suite_file": suite.file}
+    about |= {"groups": groups} if all(groups.values()) else {}
+    results = dataclasses.replace(results, manifest=results.manifest | about)
     _check_counts(needs, results)
-    return dataclasses.replace(results, published=beside(suite, classifier.name, results, classifier.objective))
+    name, objective = session.classifier.name, session.classifier.objective
+    return dataclasses.replace(results, published=beside(suite, name, results, objective))
 
 
 def _drawn(spec: str, count: int | None) -> str:
