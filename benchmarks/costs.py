@@ -20,13 +20,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from nescio import Detector, FeatureSet, extract, load_classifier, open_source
+from nescio import Detector, FeatureSet, load_classifier, open_source
 from nescio.core.detector import fit_all, score_all
 from nescio.core.ensemble import Ensemble
 from nescio.core.stage import REGISTRY, InputStage
 from nescio.methods.catalogue import COSTS
 from nescio.models import Classifier
-from nescio.run.extraction import PLAIN, Pass, pass_of
+from nescio.run.passes import PLAIN, Pass, pass_of
+from nescio.run.session import Session
 
 SPECS = {name: f"{name}(energy,knn)" for name in ("mean", "max", "fisher")} | {"mcdropout": "mcdropout+entropy"}
 ENDS = {"score": "", "shape": "+energy", "modulate": "+energy", "input": "+msp"}
@@ -39,9 +40,9 @@ def main() -> None:
     shared = parser.parse_args().shared
     classifier = load_classifier("densenet-bc-100-12", weights=shared / "models/densenet100_cifar10.safetensors")
     probes = {n: p for d in (Detector("gram"), Detector("multimahalanobis")) for n, p in d.needs.probes.items()}
-    train = extract(classifier, open_source(shared / "data/cifar10/train.parquet"), probes=probes, title="train")
+    train = Session(classifier).bank(open_source(shared / "data/cifar10/train.parquet"), probes=probes, title="train")
     probes |= Detector("rankfeat+energy").needs.probes
-    test = extract(classifier, open_source(shared / "data/cifar10/test.parquet"), probes=probes, title="test")
+    test = Session(classifier).bank(open_source(shared / "data/cifar10/test.parquet"), probes=probes, title="test")
     data = FeatureSet.stream(train.chunks, train.head)
 
     images = torch.randn(64, 3, 32, 32).contiguous(memory_format=torch.channels_last)

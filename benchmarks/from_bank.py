@@ -16,8 +16,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from nescio import Detector, bench, extract, load_classifier, open_source
+from nescio import Detector, bench, load_classifier, open_source
 from nescio.core.spec import all_specs
+from nescio.run.session import Session
 from one_pass import DETECTORS
 
 SETS = ("textures", "mnist", "scenes")
@@ -68,7 +69,7 @@ def compare_with_network(data: Path, weights: Path) -> None:
     classifier = load_classifier("densenet-bc-100-12", weights=weights)
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        extract(classifier, open_source(f"{data}/cifar10/train.parquet[:2000]"), cache=folder, progress=False)
+        Session(classifier, cache=folder, progress=False).bank(open_source(f"{data}/cifar10/train.parquet[:2000]"))
         rate = 2000 / (time.perf_counter() - start)
     n = 60_000 + results.rows[0].n_ood
     print(

@@ -25,6 +25,7 @@ from nescio.data.decode import decode
 from nescio.data.source import Source
 from nescio.models.weights import read_weights
 from nescio.models.zoo.cifar import densenet_bc_100_12
+from nescio.run.session import Session
 
 DETECTORS = (
     "msp",
@@ -125,14 +126,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as cache:
         start = time.perf_counter()
         bench(
-            load_classifier("densenet-bc-100-12", weights=weights),
+            Session(
+                load_classifier("densenet-bc-100-12", weights=weights),
+                cache=Path(cache),
+                batch_size=options.batch_size,
+                workers=options.workers,
+            ),
             train=train,
             id=test,
             ood=sets,
             detectors=DETECTORS,
-            cache=Path(cache),
-            batch_size=options.batch_size,
-            workers=options.workers,
         )
         ours = time.perf_counter() - start
     print(f"nescio bench, {len(DETECTORS)} detectors: {ours:.1f} s ({n / ours:.0f} images/s)")

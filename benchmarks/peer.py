@@ -27,6 +27,7 @@ from nescio import bench, load_classifier, open_source
 from nescio.data.decode import decode
 from nescio.data.source import Source
 from nescio.models import Classifier
+from nescio.run.session import Session
 from one_pass import TRANSFORM
 
 LOADER = {"batch_size": 32, "num_workers": 2}
@@ -119,15 +120,17 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
             ours = bench(
-                load_classifier("densenet-bc-100-12", weights=weights),
+                Session(
+                    load_classifier("densenet-bc-100-12", weights=weights),
+                    cache=Path(folder),
+                    batch_size=LOADER["batch_size"],
+                    workers=LOADER["num_workers"],
+                    progress=False,
+                ),
                 train=train,
                 id=test,
                 ood=oods,
                 detectors=list(theirs),
-                cache=Path(folder),
-                batch_size=LOADER["batch_size"],
-                workers=LOADER["num_workers"],
-                progress=False,
             )
             seconds = time.perf_counter() - start
         print(f"{title}, {len(theirs)} detectors: pytorch-ood {peer_seconds:.0f} s, nescio {seconds:.0f} s: ", end="")

@@ -29,6 +29,7 @@ from nescio.data.source import Rows, Source
 from nescio.deploy import Deployed
 from nescio.models.weights import read_weights
 from nescio.models.zoo.cifar import densenet_bc_100_12
+from nescio.run.session import Session
 from one_pass import TRANSFORM, Images
 
 BATCH = 32
@@ -164,7 +165,7 @@ def main() -> None:
     test = f"{options.shared}/data/cifar10/test.parquet"
     spec = f"{test}[:{options.images}]"
     classifier = load_classifier("densenet-bc-100-12", weights=weights)
-    deployed = fit(classifier, "react:clip=1.6+energy", calibrate=f"{test}[9500:]", workers=options.workers)
+    deployed = fit(Session(classifier, workers=options.workers), "react:clip=1.6+energy", calibrate=f"{test}[9500:]")
     print(f"{options.images:,} images, {options.workers} workers, {torch.get_num_threads()} threads")
     if options.rounds:
         against_plain(deployed, weights, spec, options.rounds, options.workers)

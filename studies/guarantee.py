@@ -64,7 +64,7 @@ def drawn(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def on_training_images() -> list[str]:
     """The share of the test images that a threshold set on 10,000 training images rejects."""
     classifier = densenet()
-    banks = [nescio.extract(classifier, nescio.open_source(data(f"cifar10/{s}"))) for s in ("train", "test")]
+    banks = [nescio.Session(classifier).bank(nescio.open_source(data(f"cifar10/{s}"))) for s in ("train", "test")]
     training = nescio.FeatureSet.stream(banks[0].chunks, classifier.head)
     detectors = [
         nescio.Detector(spec, classifier.name, classifier.head.n_classes).fit(training) for spec in ON_TRAINING

@@ -144,9 +144,12 @@ def run(study: str, way: Way, seed: int) -> None:
         hardware=Hardware(device=setup.device), **setup.options, **way.options,
     )  # fmt: skip
     results = nescio.bench(
-        nescio.load_classifier(str(out), device=setup.device), id=data("cifar10/test"), ood=OOD,
-        detectors=way.detectors, train=setup.train, cache=WORK / "banks", progress=False,
-    )  # fmt: skip
+        nescio.Session(nescio.load_classifier(str(out), device=setup.device), cache=WORK / "banks", progress=False),
+        id=data("cifar10/test"),
+        ood=OOD,
+        detectors=way.detectors,
+        train=setup.train,
+    )
     record = {
         "command": f"python studies/objectives.py {study}",
         "seed": seed,

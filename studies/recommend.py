@@ -26,6 +26,7 @@ import nescio
 from nescio.core.files import write_whole
 from nescio.evaluation.proxies import PROXIES
 from nescio.evaluation.select import Choice, recommend, tune
+from nescio.run.session import Session
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from studies.ssod import CIFAR10, ROOT, SHARED, TINY, WORK, data, load, run
@@ -82,13 +83,13 @@ def judge(case: Case) -> None:
     begin, classifier = time.time(), case.classifier()
     sources = {"val": nescio.open_source(case.val), "train": nescio.open_source(case.train)}
     choices = {
-        "methods": recommend(classifier, **sources, cache=WORK / "banks"),
-        "grid": tune(classifier, GRID, **sources, cache=WORK / "banks"),
+        "methods": recommend(Session(classifier, cache=WORK / "banks"), **sources),
+        "grid": tune(Session(classifier, cache=WORK / "banks"), GRID, **sources),
     }
     specs = list(dict.fromkeys(c.detector for choice in choices.values() for c in choice.candidates))
     results = nescio.bench(
-        classifier, id=case.test, ood=case.ood, train=case.train, detectors=specs, cache=WORK / "banks"
-    )  # fmt: skip
+        nescio.Session(classifier, cache=WORK / "banks"), id=case.test, ood=case.ood, train=case.train, detectors=specs
+    )
     truth = {s: {r.ood: [r.fpr95, r.auroc] for r in results.rows if r.detector == s} for s in specs}
     record = {
         "command": "python studies/recommend.py",

@@ -157,8 +157,12 @@ def load(weights: Path) -> Classifier:
 def bench(setup: Setup, weights: Path, detectors: tuple[str, ...]) -> dict[str, Any]:
     """ID accuracy, and FPR95 and AUROC by detector and OOD set."""
     results = nescio.bench(
-        load(weights), id=setup.test, ood=setup.ood, detectors=detectors, train=setup.train, cache=WORK / "banks",
-    )  # fmt: skip
+        nescio.Session(load(weights), cache=WORK / "banks"),
+        id=setup.test,
+        ood=setup.ood,
+        detectors=detectors,
+        train=setup.train,
+    )
     table: dict[str, Any] = {"id_accuracy": results.rows[0].id_accuracy}
     for row in results.rows:
         table.setdefault(row.detector, {})[row.ood] = {"fpr95": row.fpr95, "auroc": row.auroc}
@@ -247,7 +251,9 @@ def judge_strong() -> None:
     classifier.heads["ood"] = lift(fit_head(inside, outside))
     detectors = ("energy", "ssod", "ssod:pool=mean", "ssod:pool=top")
     ids = CIFAR10.test + "[:5000]"
-    results = nescio.bench(classifier, id=ids, ood=CIFAR10.ood, detectors=detectors, cache=WORK / "banks")
+    results = nescio.bench(
+        nescio.Session(classifier, cache=WORK / "banks"), id=ids, ood=CIFAR10.ood, detectors=detectors
+    )
     table = {d: {r.ood: [r.fpr95, r.auroc] for r in results.rows if r.detector == d} for d in results.detectors}
     _, on_test = patches(classifier, nescio.open_source(CIFAR10.test + "[:2000]"))
     record = {"training": shares, "test": on_test, "patches": [len(inside), len(outside)], "results": table}

@@ -22,7 +22,7 @@ from nescio.cli import main
 from nescio.core.stage import PLACES, REGISTRY, InputStage
 from nescio.evaluation.results import Results
 from nescio.methods import catalogue
-from nescio.run import extraction
+from nescio.run.extraction import Extraction
 
 TESTS = Path(__file__).parents[1]
 
@@ -112,7 +112,7 @@ def test_a_second_run_with_other_detectors_runs_no_network(here: Path, monkeypat
     def refuse(*_: object) -> None:
         raise AssertionError("the network ran again")
 
-    monkeypatch.setattr(extraction, "_fill", refuse)
+    monkeypatch.setattr(Extraction, "fill", refuse)
     second = bench(detector=["energy", "cosine", "msp"], out="two")
     assert second.exit_code == 0
     rows = {r["detector"]: r for r in csv.DictReader((here / "two/results.csv").open(newline=""))}
@@ -274,8 +274,8 @@ def test_every_detector_at_once_and_what_the_model_cannot_serve_is_said(here: Pa
 
 def test_training_images_go_through_a_fixed_pass_too(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    fill = extraction._fill
-    monkeypatch.setattr(extraction, "_fill", lambda *a: (seen.append((a[8], a[4].key)), fill(*a)))
+    fill = Extraction.fill
+    monkeypatch.setattr(Extraction, "fill", lambda e, *a: (seen.append((e.title, e.network_pass.key)), fill(e, *a)))
     spec = "bats:lam=0.5+cosine"
     assert (
         bench(detector=[spec, "bats:lam=0.5+energy", "odin:eps=0.01+cosine"], ood=["far=far"], out="r").exit_code == 0

@@ -24,6 +24,7 @@ from nescio.evaluation.bench import bench
 from nescio.evaluation.results import DRAWN, Published, Results, Row, Scored
 from nescio.models import Classifier
 from nescio.report import curves, data, page, pictures, words, write_report
+from nescio.run.session import Session
 
 SETS = ("far", "near")
 DETECTORS = ("msp", "energy", "fm:p=0.5+ls+energy", "ssod")
@@ -69,15 +70,12 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     torch.manual_seed(0)
     network = Classifier(tiny_net(), TINY_TRANSFORM, name="tiny", heads={"ood": nn.Conv2d(6, 1, 1)})
     found = bench(
-        network,
+        Session(network, cache=root / "cache", workers=0, progress=False),
         train=root / "train",
         id=root / "id",
         ood={name: root / name for name in SETS},
         detectors=DETECTORS,
         resamples=20,
-        cache=root / "cache",
-        workers=0,
-        progress=False,
     )
     published = {("msp", "far"): Published(0.5, 0.75, "Paper & Co, Table 1: MSP")}
     return dataclasses.replace(found, published=published)
@@ -149,7 +147,7 @@ def test_page_and_figures_come_out_the_same_from_the_files(results: Results, rep
     results.save(tmp_path)
     loaded = Results.load(tmp_path, images=True)
     kept, again = results.as_kept(), loaded.as_kept()
-    assert (again.rows, again.manifest, again.published) == (kept.rows, kept.manifest, kept.published)
+    assert (again.positions, again.manifest, again.published) == (kept.rows, kept.manifest, kept.published)
     assert (
         max(
             abs(getattr(a, m) - getattr(b, m))

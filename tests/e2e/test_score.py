@@ -26,6 +26,7 @@ from nescio.cli import main
 from nescio.core.errors import InputError
 from nescio.deploy import Deployed, ScoringDone, fit, load, score_images, scoring
 from nescio.models import Classifier
+from nescio.run.session import Session
 
 TESTS = Path(__file__).parents[1]
 
@@ -35,7 +36,7 @@ def deployed(working_folder: Path, make_folder: Callable[..., Path]) -> Deployed
     """A working folder with a detector in a file, new images, and the user's module."""
     classifier = Classifier(tiny_net(), TINY_TRANSFORM, name="mine:make", classes=["ant", "bee", "cat", "dog"])
     calibrate = make_folder("calibrate", per_class=20, seed=5000)
-    made = fit(classifier, "energy", calibrate=calibrate, accept=0.5, workers=0, progress=False)
+    made = fit(Session(classifier, workers=0, progress=False), "energy", calibrate=calibrate, accept=0.5)
     made.save(working_folder / "my.nescio")
     make_folder("new", per_class=6)
     return made
@@ -172,6 +173,7 @@ KILLED = """
 import sys, ray
 from pathlib import Path
 from nescio.deploy import load
+from nescio.run.session import Session
 from conftest import tiny_net
 from test_score import Slow, on_ray
 ray.init(sys.argv[1], log_to_driver=False)

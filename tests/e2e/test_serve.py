@@ -35,7 +35,9 @@ def file(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     held = Rows(open_source(shared / "data/imagenet-sample/test.parquet"), list(range(CALIBRATION)))
     path = tmp_path_factory.mktemp("served") / "lite0.nescio"
     network = nescio.load_classifier("efficientnet-lite0")
-    made = nescio.fit(network, "fm:p=0.3+ls:prototypes=head+energy", calibrate=held, progress=False, workers=0)
+    made = nescio.fit(
+        nescio.Session(network, progress=False, workers=0), "fm:p=0.3+ls:prototypes=head+energy", calibrate=held
+    )
     made.save(path)
     return path
 

@@ -14,6 +14,7 @@ from conftest import TINY_TRANSFORM, coloured, picture, tiny_net
 from nescio.deploy import fit
 from nescio.deploy.file import FORMAT
 from nescio.models import Classifier
+from nescio.run.session import Session
 
 with tempfile.TemporaryDirectory() as folder:
     root = Path(folder)
@@ -21,16 +22,13 @@ with tempfile.TemporaryDirectory() as folder:
         coloured(root, name, per_class=30, classes=4, side=8, seed=seed)
     network = Classifier(tiny_net(), TINY_TRANSFORM, name="tiny", classes=["red", "green", "blue", "dark"])
     deployed = fit(
-        network,
+        Session(network, cache=root, workers=0, progress=False),
         "fm:p=0.5+react:q=0.9+ls+energy",
         train=root / "train",
         calibrate=root / "held",
         per_class=True,
         accept=0.8,
         proxy="noise",
-        cache=root,
-        workers=0,
-        progress=False,
     )
     path = Path(__file__).with_name(f"format-{FORMAT}.nescio")
     deployed.save(path)

@@ -9,6 +9,7 @@ import pytest
 
 from nescio import bench, load_classifier
 from nescio.evaluation.results import Results
+from nescio.run.session import Session
 
 with (Path(__file__).parent / "cifar10_slice.csv").open(newline="") as file:
     REFERENCE = {row.pop("detector"): {k: float(v) for k, v in row.items()} for row in csv.DictReader(file)}
@@ -19,12 +20,13 @@ SETS = ("textures", "scenes")  # mnist, 5,000 images more, stands in the study (
 def results(shared: Path) -> Results:
     data = shared / "data"
     return bench(
-        load_classifier("densenet-bc-100-12", weights=shared / "models/densenet100_cifar10.safetensors"),
+        Session(
+            load_classifier("densenet-bc-100-12", weights=shared / "models/densenet100_cifar10.safetensors"), workers=1
+        ),
         train=f"{data}/cifar10/train.parquet[:5000]",
         id=f"{data}/cifar10/test.parquet[:2000]",
         ood={name: data / name / "test.parquet" for name in SETS},
         detectors=[*REFERENCE, "fmls"],
-        workers=1,
     )
 
 

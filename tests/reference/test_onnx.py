@@ -18,7 +18,7 @@ from nescio.calibration.conformal import Calibration
 from nescio.core.features import Features
 from nescio.core.spec import all_specs
 from nescio.data.coerce import pictures
-from nescio.run.extraction import servable
+from nescio.run.passes import servable
 
 pytestmark = pytest.mark.usefixtures("unrecorded")
 

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import nn
 
 from conftest import TinyNet, tiny_net
-from nescio import bench, extract, fit, load_classifier, tune
+from nescio import bench, fit, load_classifier, tune
 from nescio.cli import main
 from nescio.core.errors import InputError
 from nescio.core.features import Head
@@ -26,6 +26,7 @@ from nescio.evaluation.accuracy import FEWEST, Accuracy, measure, moved_classes
 from nescio.models import Classifier
 from nescio.models.zoo.libraries import architecture_of
 from nescio.run.bank import Bank
+from nescio.run.session import Session
 
 OPTIONS = {"workers": 0, "progress": False}
 COLOURS = ("red", "green", "blue")
@@ -69,7 +70,7 @@ def make(tmp_path: Path) -> Callable[..., Path]:
 
 def run(classifier: Classifier, make: Callable[..., Path], folders: tuple[str, ...] = COLOURS):
     train, ids, far = make("train", folders, seed=1), make("id", folders, seed=2), make("far", seed=3)
-    return bench(classifier, id=ids, train=train, ood={"far": far}, detectors=["msp", "ls+energy"], **OPTIONS)
+    return bench(Session(classifier, **OPTIONS), id=ids, train=train, ood={"far": far}, detectors=["msp", "ls+energy"])
 
 
 @pytest.mark.parametrize(
@@ -132,7 +133,9 @@ def test_names_on_both_sides_put_the_labels_in_order(make: Callable[..., Path], 
 def test_a_few_of_the_classes_are_found_by_name(make: Callable[..., Path]) -> None:
     train, ids = make("train", seed=1), make("id", ("blue", "red"), seed=2)
     for classifier in (colours(["red", "green", "blue"]), colours(list(COLOURS))):
-        results = bench(classifier, id=ids, train=train, ood={"far": make(f"far{id(classifier)}", seed=3)}, **OPTIONS)
+        results = bench(
+            Session(classifier, **OPTIONS), id=ids, train=train, ood={"far": make(f"far{id(classifier)}", seed=3)}
+        )
         assert results.rows[0].id_accuracy == 1
 
 
@@ -147,13 +150,13 @@ def test_labels_in_another_order_are_refused_with_the_way_out(make: Callable[...
 def test_every_command_refuses_another_order(make: Callable[..., Path]) -> None:
     train, held = make("train", seed=1), make("held", seed=2)
     for call in (
-        lambda: fit(colours(), "energy", calibrate=held, **OPTIONS),
-        lambda: fit(colours(), "ls+energy", calibrate=held, train=train, **OPTIONS),
-        lambda: tune(colours(), "energy", val=open_source(held), **OPTIONS),
+        lambda: fit(Session(colours(), **OPTIONS), "energy", calibrate=held),
+        lambda: fit(Session(colours(), **OPTIONS), "ls+energy", calibrate=held, train=train),
+        lambda: tune(Session(colours(), **OPTIONS), "energy", val=open_source(held)),
     ):
         with pytest.raises(InputError, match="are in another order than the classes of the model"):
             call()
-    fitted = fit(colours(["red", "green", "blue"]), "ls+energy", calibrate=held, train=train, **OPTIONS)
+    fitted = fit(Session(colours(["red", "green", "blue"]), **OPTIONS), "ls+energy", calibrate=held, train=train)
     assert fitted.about["accuracy"]["share"] == 1
 
 
@@ -161,12 +164,12 @@ def test_sets_of_other_classes_are_refused(make: Callable[..., Path], tmp_path: 
     train, ids = make("train", seed=1), make("id", seed=2)
     (ids / "red").rename(ids / "crimson")
     with pytest.raises(InputError, match=r"id images and the train images disagree.*not among blue, green, red: crims"):
-        bench(colours(), id=ids, train=train, ood={"far": train}, detectors=["msp"], **OPTIONS)
+        bench(Session(colours(), **OPTIONS), id=ids, train=train, ood={"far": train}, detectors=["msp"])
     for old, new in (("crimson", "n1"), ("green", "n2"), ("blue", "n3")):
         (ids / old).rename(ids / new)
     for classes in (None, ["x", "y", "z"]):
         with pytest.raises(InputError, match=r"id images and the train images disagree about the classes \(blue, gre"):
-            bench(colours(classes), id=ids, train=train, ood={"far": train}, detectors=["msp"], **OPTIONS)
+            bench(Session(colours(classes), **OPTIONS), id=ids, train=train, ood={"far": train}, detectors=["msp"])
 
 
 def labelled(n: int, classes: int, seed: int = 0) -> np.ndarray:
@@ -248,14 +251,14 @@ def test_a_network_that_knows_nothing_says_so_wherever_it_is_used(
     results = run(blank, make)
     assert told in results.manifest["warnings"][0]
     assert told in caplog.text
-    deployed = fit(blank, "energy", calibrate=tmp_path / "id", **OPTIONS)
+    deployed = fit(Session(blank, **OPTIONS), "energy", calibrate=tmp_path / "id")
     deployed.save(tmp_path / "blank.nescio")
     assert describe(tmp_path / "blank.nescio")["accuracy"]["share"] == pytest.approx(1 / 3)
     shown = " ".join(CliRunner().invoke(main, ["show", str(tmp_path / "blank.nescio")]).output.split())
     assert "accuracy right for 33.33% of 60 calibration images" in shown
     assert "WARNING the classifier is right for 33.3% of the calibration images, about as often as guessing" in shown
     assert "at most 5 %" in shown or "5 %" in shown  # the promise holds, and is told
-    choice = tune(blank, "energy", val=open_source(tmp_path / "id"), proxy="noise", **OPTIONS)
+    choice = tune(Session(blank, **OPTIONS), "energy", val=open_source(tmp_path / "id"), proxy="noise")
     assert choice.accuracy.images == 60
     assert "as often as guessing" in choice.accuracy.warning
 
@@ -266,13 +269,13 @@ def test_a_good_networks_accuracy_is_shown(make: Callable[..., Path], tmp_path: 
     for i, path in enumerate(sorted(held.rglob("*.png"))):
         path.rename(flat / f"{i}.png")
     good = colours(["red", "green", "blue"])
-    fit(good, "energy", calibrate=flat, **OPTIONS).save(tmp_path / "unlabelled.nescio")
+    fit(Session(good, **OPTIONS), "energy", calibrate=flat).save(tmp_path / "unlabelled.nescio")
     assert (
         "not known: no labelled images"
         in CliRunner().invoke(main, ["show", str(tmp_path / "unlabelled.nescio")]).output
     )
     train = make("train", seed=1)
-    deployed = fit(good, "ls+energy", calibrate=flat, train=train, **OPTIONS)
+    deployed = fit(Session(good, **OPTIONS), "ls+energy", calibrate=flat, train=train)
     assert deployed.about["accuracy"] == {
         "title": "training", "images": 60, "share": 1.0, "guessing": pytest.approx(1 / 3), "warning": ""
     }  # fmt: skip
@@ -315,15 +318,15 @@ def test_an_untrained_network_may_predict_any_order(make: Callable[..., Path], t
     results = run(random, make)
     assert results.rows[0].id_accuracy == pytest.approx(1 / 3)
     assert results.manifest["model"]["untrained"] is True
-    fit(random, "energy", calibrate=tmp_path / "id", **OPTIONS).save(tmp_path / "random.nescio")
+    fit(Session(random, **OPTIONS), "energy", calibrate=tmp_path / "id").save(tmp_path / "random.nescio")
     shown = CliRunner().invoke(main, ["show", str(tmp_path / "random.nescio")]).output
     assert "the weights are random: the network knows nothing" in " ".join(shown.split())
 
 
 def test_extract_matches_labels_by_name(make: Callable[..., Path]) -> None:
     source = open_source(make("set"))
-    assert extract(colours(["red", "green", "blue"]), source, **OPTIONS).accuracy == 1
-    assert extract(colours(), source, **OPTIONS).accuracy == pytest.approx(1 / 3)
+    assert Session(colours(["red", "green", "blue"]), **OPTIONS).bank(source).accuracy == 1
+    assert Session(colours(), **OPTIONS).bank(source).accuracy == pytest.approx(1 / 3)
     others = make("scenes", each=3)
     (others / "red").rename(others / "sea")
-    assert len(extract(colours(["red", "green", "blue"]), open_source(others), **OPTIONS)) == 9  # OOD: not refused
+    assert len(Session(colours(["red", "green", "blue"]), **OPTIONS).bank(open_source(others))) == 9  # OOD: not refused

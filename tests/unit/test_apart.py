@@ -13,6 +13,7 @@ from nescio import bench, fit
 from nescio.cli import main
 from nescio.core.errors import InputError
 from nescio.data import open_source
+from nescio.run.session import Session
 
 __all__ = ["make"]  # a fixture
 
@@ -23,8 +24,8 @@ def nescio(*arguments: object) -> Result:
 
 def test_images_that_must_be_apart_are_compared_by_content(make: Callable[..., Path], tmp_path: Path, caplog) -> None:
     train, ids, far = make("train", seed=1), make("id", seed=2), make("far", seed=3)
-    options = {"ood": {"far": far}, "detectors": ["energy"], "train": train, **OPTIONS}
-    good = colours(["red", "green", "blue"])
+    options = {"ood": {"far": far}, "detectors": ["energy"], "train": train}
+    good = Session(colours(["red", "green", "blue"]), **OPTIONS)
     copied = ids / "blue/from-train.png"
     copied.write_bytes((train / "blue/0.png").read_bytes())
     manifest = bench(good, id=ids, **options).manifest
@@ -38,7 +39,7 @@ def test_images_that_must_be_apart_are_compared_by_content(make: Callable[..., P
     with pytest.raises(InputError, match=r"50 of 50 id images are training images.*give others \(--id\)"):
         bench(good, id=again, **options)
     assert "50 calibration images" not in caplog.text
-    manifest = bench(good, id=ids, calibrate=ids, **options).manifest
+    manifest = bench(good, id=ids, held_out=ids, **options).manifest
     assert any("61 of 61 id images are calibration images" in warning for warning in manifest["warnings"])
 
 
@@ -65,7 +66,7 @@ def test_a_slice_of_the_first_classes_says_so(make: Callable[..., Path], caplog)
 
 def test_a_named_image_that_cannot_be_read_ends_the_run_with_1(make: Callable[..., Path], tmp_path: Path) -> None:
     held = make("held")
-    fit(colours(["red", "green", "blue"]), "energy", calibrate=held, **OPTIONS).save(tmp_path / "my.nescio")
+    fit(Session(colours(["red", "green", "blue"]), **OPTIONS), "energy", calibrate=held).save(tmp_path / "my.nescio")
     bad, good, folder = held / "red/bad.png", held / "red/0.png", held / "red"
     bad.write_bytes(b"no image")
     common = ("score", tmp_path / "my.nescio", "--model", "test_accuracy:Colours", "--workers", 0)

@@ -15,7 +15,7 @@ from nescio.core.errors import InputError
 from nescio.core.needs import Maps
 from nescio.models import Classifier
 from nescio.run.bank import Bank, DamagedBank
-from nescio.run.extraction import extract
+from nescio.run.session import Session
 
 FILES = (
     "checks.npy",
@@ -43,7 +43,7 @@ class Stopping(Pictures):
 
 
 def extracted(classifier: Classifier, cache: Path, source: Pictures = IMAGES) -> Bank:
-    return extract(classifier, source, cache=cache, batch_size=4, workers=0, max_bad=0.5)
+    return Session(classifier, cache=cache, batch_size=4, workers=0, max_bad=0.5).bank(source)
 
 
 def interrupted(classifier: Classifier, cache: Path) -> Path:
@@ -146,9 +146,9 @@ def test_columns_that_nobody_asks_for_are_not_read(classifier: Classifier, tmp_p
     def peaks(maps: Maps):
         return [maps.layers[-1].amax((2, 3))]
 
-    both = extract(classifier, IMAGES, probes={"peaks": peaks}, cache=tmp_path, workers=0, max_bad=0.5)
+    both = Session(classifier, cache=tmp_path, workers=0, max_bad=0.5).bank(IMAGES, probes={"peaks": peaks})
     flip(both.path / "peaks.0.npy", 0.999)
-    plain = extract(classifier, IMAGES, cache=tmp_path, workers=0, max_bad=0.5)
+    plain = Session(classifier, cache=tmp_path, workers=0, max_bad=0.5).bank(IMAGES)
     assert plain.path == both.path
     assert set(next(plain.chunks()).aux) == set()
     with pytest.raises(DamagedBank, match=r"peaks\.0\.npy has changed"):
@@ -204,5 +204,5 @@ def test_a_list_of_bad_images_that_fills_the_disk_is_one_line(
         (partial,) = (tmp_path / "disk").glob("banks/*.partial")
         shutil.move(partial.parent, tmp_path / "banks")  # where there is room it goes on
     source = Named(60, dict.fromkeys(range(59), b""))
-    bank = extract(classifier, source, cache=tmp_path, batch_size=4, workers=0, max_bad=1)
+    bank = Session(classifier, cache=tmp_path, batch_size=4, workers=0, max_bad=1).bank(source)
     assert [row for row, _, _ in bank.skipped] == list(range(59))

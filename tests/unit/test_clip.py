@@ -26,7 +26,8 @@ from nescio.models import Classifier, load_classifier
 from nescio.models.load import new_network
 from nescio.models.zoo.clip import captions
 from nescio.models.zoo.negatives import chosen
-from nescio.run.extraction import extract, servable
+from nescio.run.passes import servable
+from nescio.run.session import Session
 
 open_clip = pytest.importorskip("open_clip", reason="needs the extra nescio[clip]")
 
@@ -184,16 +185,19 @@ def test_every_stage_that_needs_no_feature_map_runs(weights: Path, make_folder: 
         "neglabel",
     }  # heads that it was not trained with
     results = nescio.bench(
-        classifier, id=test, ood={"far": make_folder("far", 6, ("x",), seed=500)}, train=train,
-        detectors=[s for s in specs.values() if s not in left_out] + ["fmls"], workers=0, progress=False,
-    )  # fmt: skip
+        nescio.Session(classifier, workers=0, progress=False),
+        id=test,
+        ood={"far": make_folder("far", 6, ("x",), seed=500)},
+        train=train,
+        detectors=[s for s in specs.values() if s not in left_out] + ["fmls"],
+    )
     assert len(results.rows) == len(specs) - len(left_out) + 1
     assert all(0 <= row.auroc <= 1 for row in results.rows)
 
 
 def test_mcm_is_its_formula_on_stored_embeddings(weights: Path, make_folder: Callable[..., Path]) -> None:
     classifier = zero_shot(weights)
-    bank = extract(classifier, nescio.open_source(str(make_folder("some", 5))), workers=0, progress=False)
+    bank = Session(classifier, workers=0, progress=False).bank(nescio.open_source(str(make_folder("some", 5))))
     images = np.load(bank.path / "h.npy").astype(np.float64)
     texts = load_file(bank.path / "head.safetensors")["weight"].double().numpy()
     texts /= np.linalg.norm(texts, axis=1, keepdims=True)
@@ -246,7 +250,7 @@ def test_negative_labels_travel_in_the_file_and_the_words_do_not(
 ) -> None:
     name = f"clip:tiny-clip:negatives={words}"
     classifier, held = zero_shot(weights, name), make_folder("held", 10)
-    fitted = nescio.fit(classifier, "neglabel", calibrate=held, accept=0.8, workers=0, progress=False)
+    fitted = nescio.fit(nescio.Session(classifier, workers=0, progress=False), "neglabel", calibrate=held, accept=0.8)
     fitted.save(tmp_path / "my.nescio")
     words.unlink()
     again = load(tmp_path / "my.nescio", device="cpu")
@@ -254,7 +258,9 @@ def test_negative_labels_travel_in_the_file_and_the_words_do_not(
     with pytest.raises(InputError, match=r"negative labels in .*words.txt cannot be read"):
         zero_shot(weights, name)
     with pytest.raises(InputError, match=r"the head 'neglabel'.*negatives=FILE' makes one"):
-        nescio.fit(zero_shot(weights), "neglabel", calibrate=held, accept=0.8, workers=0, progress=False)
+        nescio.fit(
+            nescio.Session(zero_shot(weights), workers=0, progress=False), "neglabel", calibrate=held, accept=0.8
+        )
     (tmp_path / "none.txt").write_text("\n")
     with pytest.raises(InputError, match="holds no words"):
         zero_shot(weights, f"clip:tiny-clip:negatives={tmp_path / 'none.txt'}")
@@ -285,7 +291,7 @@ def test_a_file_needs_neither_tokens_nor_downloads(
 ) -> None:
     classifier = load_classifier("clip:tiny-clip", weights="openai", classes=["a", "b", "c"], device="cpu")
     held = make_folder("held", 10, ("a", "b", "c"))
-    fitted = nescio.fit(classifier, "mcm", calibrate=held, accept=0.8, workers=0, progress=False)
+    fitted = nescio.fit(nescio.Session(classifier, workers=0, progress=False), "mcm", calibrate=held, accept=0.8)
     fitted.save(tmp_path / "my.nescio")
     fitted.save(tmp_path / "hash.nescio", weights=False)
     released.clear()
@@ -308,7 +314,9 @@ def test_a_file_needs_neither_tokens_nor_downloads(
 def test_it_is_exported_as_one_graph(weights: Path, make_folder: Callable[..., Path], tmp_path: Path) -> None:
     runtime = pytest.importorskip("onnxruntime", reason="needs the extra nescio[onnx]")
     classifier = zero_shot(weights)
-    deployed = nescio.fit(classifier, "mcm", calibrate=make_folder("held", 10), accept=0.8, workers=0, progress=False)
+    deployed = nescio.fit(
+        nescio.Session(classifier, workers=0, progress=False), "mcm", calibrate=make_folder("held", 10), accept=0.8
+    )
     nescio.deploy.export(deployed, tmp_path / "my.onnx")
     session = runtime.InferenceSession(str(tmp_path / "my.onnx"))
     logits = session.run(["logits"], {session.get_inputs()[0].name: X.numpy()})[0]

@@ -18,6 +18,7 @@ from nescio.evaluation.results import Published, Results
 from nescio.evaluation.suites.suite import AVERAGE
 from nescio.evaluation.tables import latex, lines, markdown
 from nescio.models import Classifier
+from nescio.run.session import Session
 
 DETECTORS = ["msp", "fm:p=0.5+energy"]
 
@@ -36,7 +37,7 @@ def run(folders: Path, seed: int = 0, **options: object) -> Results:
     classifier = Classifier(net, TINY_TRANSFORM, name="tiny")
     oods = {name: str(folders / name) for name in ("near", "far")}
     return bench(
-        classifier, id=str(folders / "id"), ood=oods, detectors=DETECTORS, workers=0, progress=False, **options
+        Session(classifier, workers=0, progress=False), id=str(folders / "id"), ood=oods, detectors=DETECTORS, **options
     )
 
 
@@ -217,12 +218,10 @@ def test_a_worse_detector_is_found_image_by_image(results: Results) -> None:
 def test_other_images_are_compared_without_pairing(results: Results, folders: Path) -> None:
     halves = [
         bench(
-            Classifier(tiny_net(), TINY_TRANSFORM, name="tiny"),
+            Session(Classifier(tiny_net(), TINY_TRANSFORM, name="tiny"), workers=0, progress=False),
             id=f"{folders / 'id'}[{part}]",
             ood={"near": str(folders / "near")},
             detectors=["msp"],
-            workers=0,
-            progress=False,
         )
         for part in (":80", "80:")
     ]

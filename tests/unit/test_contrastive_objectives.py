@@ -13,7 +13,7 @@ from torch.nn import functional
 from nescio.core.detector import Detector
 from nescio.core.errors import InputError
 from nescio.methods.trained import View, parse_objective
-from nescio.run.extraction import pass_of
+from nescio.run.passes import pass_of
 from objective_setting import Setting, X, Y
 
 HALVES = [(torch.cat([X[i::2], X[i::2].flip(3)]).double(), Y[i::2].repeat(2)) for i in (0, 1)]

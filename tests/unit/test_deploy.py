@@ -26,6 +26,7 @@ from nescio.deploy import Deployed, describe, fit, load
 from nescio.deploy.file import weights_hash
 from nescio.models import Classifier, load_classifier
 from nescio.models.runs import state_of
+from nescio.run.session import Session
 
 OPTIONS = {"workers": 0, "progress": False}
 FMLS = "fm:p=0.5+react:q=0.9+ls+energy"
@@ -41,7 +42,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def made(images: Path, detector: str = FMLS, network: Classifier | None = None, **options: object) -> Deployed:
     network = network or Classifier(tiny_net(), TINY_TRANSFORM, name="tiny", classes=["red", "green", "blue", "dark"])
-    return fit(network, detector, train=images / "train", calibrate=images / "held", **OPTIONS, **options)
+    return fit(Session(network, **OPTIONS), detector, train=images / "train", calibrate=images / "held", **options)
 
 
 def with_head(seed: int = 0) -> Classifier:
@@ -89,7 +90,7 @@ def test_a_file_gives_the_same_verdicts(images: Path, tmp_path: Path, detector: 
 
 def test_classes_are_called_as_the_images_call_them(images: Path) -> None:
     network = Classifier(tiny_net(), TINY_TRANSFORM, name="tiny")
-    deployed = fit(network, "energy", calibrate=images / "held", **OPTIONS)
+    deployed = fit(Session(network, **OPTIONS), "energy", calibrate=images / "held")
     assert {v.label for v in deployed(images / "new")} <= {"class0", "class1", "class2", "class3"}
     assert network.classes is None
 
@@ -211,7 +212,7 @@ def test_training_images_do_not_calibrate(
     images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, classifier: Classifier
 ) -> None:
     with pytest.raises(InputError, match="120 of 120 calibration images are training images"):
-        fit(classifier, "energy", train=images / "train", calibrate=images / "train", **OPTIONS)
+        fit(Session(classifier, **OPTIONS), "energy", train=images / "train", calibrate=images / "train")
     some = tmp_path / "some"
     some.mkdir()
     for i, path in enumerate(sorted((images / "held").rglob("*.png"))):
@@ -219,15 +220,15 @@ def test_training_images_do_not_calibrate(
     for i, path in enumerate(sorted((images / "train").rglob("*.png"))[:7]):
         (some / f"t{i}.png").write_bytes(path.read_bytes())
     with caplog.at_level(logging.WARNING, logger="nescio"):
-        deployed = fit(classifier, "energy", train=images / "train", calibrate=some, **OPTIONS)
+        deployed = fit(Session(classifier, **OPTIONS), "energy", train=images / "train", calibrate=some)
     assert "7 of 127 calibration images are training images and left out" in caplog.text
     assert deployed.calibration.n == 120
     with caplog.at_level(logging.WARNING, logger="nescio"):
-        fit(classifier, "energy", calibrate=some, **OPTIONS)
+        fit(Session(classifier, **OPTIONS), "energy", calibrate=some)
     assert "nobody can check" in caplog.text
     classifier.seen = {"train": open_source(images / "held").identity}
     with pytest.raises(InputError, match="those that the classifier was trained on"):
-        fit(classifier, "energy", calibrate=images / "held", **OPTIONS)
+        fit(Session(classifier, **OPTIONS), "energy", calibrate=images / "held")
 
 
 def test_shared_images_are_found_by_content(images: Path, tmp_path: Path) -> None:
@@ -245,11 +246,11 @@ def test_shared_images_are_found_by_content(images: Path, tmp_path: Path) -> Non
 def test_what_cannot_be_calibrated_is_refused(images: Path, classifier: Classifier) -> None:
     held = open_source(images / "held")
     with pytest.raises(InputError, match=r"10 calibration images are too few to accept 0\.95: 19 or more"):
-        fit(classifier, "energy", train=images / "train", calibrate=Rows(held, range(10)), **OPTIONS)
+        fit(Session(classifier, **OPTIONS), "energy", train=images / "train", calibrate=Rows(held, range(10)))
     with pytest.raises(InputError, match="give them"):
-        fit(classifier, "knn", calibrate=held, **OPTIONS)
+        fit(Session(classifier, **OPTIONS), "knn", calibrate=held)
     with pytest.raises(InputError, match="was not trained with the head"):
-        fit(classifier, "ssod", calibrate=held, **OPTIONS)
+        fit(Session(classifier, **OPTIONS), "ssod", calibrate=held)
 
 
 @pytest.fixture

@@ -22,7 +22,8 @@ from nescio.data.decode import decode
 from nescio.models import Classifier
 from nescio.run.bank import FORMAT, Bank, BankKey
 from nescio.run.bank_writer import BankWriter
-from nescio.run.extraction import Pass, extract
+from nescio.run.passes import Pass
+from nescio.run.session import Session
 
 
 def expected(classifier: Classifier, source: Source, rows: Iterator[int]) -> torch.Tensor:
@@ -38,7 +39,7 @@ def files_of(bank: Bank) -> dict[str, bytes]:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_bank_holds_the_features_labels_and_predictions(classifier: Classifier, tmp_path: Path, workers: int) -> None:
     source = Pictures(37)
-    bank = extract(classifier, source, cache=tmp_path, batch_size=8, workers=workers)
+    bank = Session(classifier, cache=tmp_path, batch_size=8, workers=workers).bank(source)
     h = torch.cat([f.h for f in bank.chunks(size=10)])
     torch.testing.assert_close(h, expected(classifier, source, range(37)), rtol=1e-4, atol=1e-5)
     assert np.array_equal(bank.labels, source.labels)
@@ -48,13 +49,13 @@ def test_a_bank_holds_the_features_labels_and_predictions(classifier: Classifier
 
 
 def test_a_known_bank_runs_neither_network_nor_decoder(classifier: Classifier, tmp_path: Path) -> None:
-    first = extract(classifier, Pictures(9), cache=tmp_path, workers=0)
+    first = Session(classifier, cache=tmp_path, workers=0).bank(Pictures(9))
 
     class Unreadable(Pictures):
         def read(self, i: int) -> bytes:
             raise AssertionError(f"decoded image {i} again")
 
-    again = extract(classifier, Unreadable(9), cache=tmp_path, workers=0)
+    again = Session(classifier, cache=tmp_path, workers=0).bank(Unreadable(9))
     assert again.path == first.path
 
 
@@ -64,12 +65,12 @@ def test_anything_that_changes_the_features_makes_another_bank(classifier: Class
     other_transform = Classifier(tiny_net(), TINY_TRANSFORM.parse("crop=8,mean=0.1", TINY_TRANSFORM))
     shift = Pass("shifted", lambda network, x: network(x + 1))
     banks = [
-        extract(classifier, Pictures(9), cache=tmp_path, workers=0),
-        extract(Classifier(changed, TINY_TRANSFORM), Pictures(9), cache=tmp_path, workers=0),
-        extract(other_transform, Pictures(9), cache=tmp_path, workers=0),
-        extract(classifier, Pictures(10), cache=tmp_path, workers=0),
-        extract(classifier, Pictures(9), cache=tmp_path, workers=0, network_pass=shift),
-        extract(classifier, Pictures(9), cache=tmp_path, workers=0, dtype="float16"),
+        Session(classifier, cache=tmp_path, workers=0).bank(Pictures(9)),
+        Session(Classifier(changed, TINY_TRANSFORM), cache=tmp_path, workers=0).bank(Pictures(9)),
+        Session(other_transform, cache=tmp_path, workers=0).bank(Pictures(9)),
+        Session(classifier, cache=tmp_path, workers=0).bank(Pictures(10)),
+        Session(classifier, cache=tmp_path, workers=0).bank(Pictures(9), network_pass=shift),
+        Session(classifier, cache=tmp_path, workers=0, dtype="float16").bank(Pictures(9)),
     ]
     assert len({b.path for b in banks}) == 6
     h = [next(iter(b.chunks())).h for b in banks]
@@ -84,9 +85,9 @@ BAD = {3: b"", 8: encoded(picture(8))[:70], 20: b"not an image"}
 @pytest.mark.parametrize("workers", [0, 2])
 def test_bad_images_are_recorded_and_leave_no_row(classifier: Classifier, tmp_path: Path, workers: int) -> None:
     source = Pictures(40, BAD)
-    bank = extract(classifier, source, cache=tmp_path, batch_size=8, workers=workers, max_bad=0.1)
+    bank = Session(classifier, cache=tmp_path, batch_size=8, workers=workers, max_bad=0.1).bank(source)
     good = [i for i in range(40) if i not in BAD]
-    assert bank.rows.tolist() == good
+    assert bank.positions.tolist() == good
     assert [(row, image) for row, image, _ in bank.skipped] == [(i, f"picture {i}") for i in BAD]
     assert bank.skipped[0][2] == "zero bytes"
     torch.testing.assert_close(
@@ -95,23 +96,23 @@ def test_bad_images_are_recorded_and_leave_no_row(classifier: Classifier, tmp_pa
     with (bank.path / "skipped.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 3
     with pytest.raises(InputError, match=r"3 of 40 .*0\.01.*picture 3: zero bytes.*skipped\.csv"):
-        extract(classifier, source, cache=tmp_path, workers=0)
+        Session(classifier, cache=tmp_path, workers=0).bank(source)
 
 
 def test_a_bad_image_that_is_called_like_a_formula_is_listed_as_text(classifier: Classifier, tmp_path: Path) -> None:
     source = Pictures(4, {1: b""})
     source.name = lambda i: f"=cmd|'/c calc'!A{i}"
-    bank = extract(classifier, source, cache=tmp_path, workers=0, max_bad=0.5)
+    bank = Session(classifier, cache=tmp_path, workers=0, max_bad=0.5).bank(source)
     assert bank.skipped == [(1, "=cmd|'/c calc'!A1", "zero bytes")]
     with (bank.path / "skipped.csv").open(newline="") as file:
         assert [r["image"] for r in csv.DictReader(file)] == ["'=cmd|'/c calc'!A1"]
 
 
 def test_a_batch_of_bad_images_alone_and_a_set_of_them(classifier: Classifier, tmp_path: Path) -> None:
-    bank = extract(classifier, Pictures(6, {0: b"", 1: b""}), cache=tmp_path, batch_size=2, workers=0, max_bad=0.5)
-    assert bank.rows.tolist() == [2, 3, 4, 5]
+    bank = Session(classifier, cache=tmp_path, batch_size=2, workers=0, max_bad=0.5).bank(Pictures(6, {0: b"", 1: b""}))
+    assert bank.positions.tolist() == [2, 3, 4, 5]
     with pytest.raises(InputError, match="2 of 2"):
-        extract(classifier, Pictures(2, {0: b"", 1: b""}), cache=tmp_path, workers=0, max_bad=1)
+        Session(classifier, cache=tmp_path, workers=0, max_bad=1).bank(Pictures(2, {0: b"", 1: b""}))
 
 
 def test_features_that_are_not_finite_are_bad_images(tmp_path: Path) -> None:
@@ -122,10 +123,10 @@ def test_features_that_are_not_finite_are_bad_images(tmp_path: Path) -> None:
         f.h[1] = float("nan")
         return f
 
-    bank = extract(
-        classifier, Pictures(4), cache=tmp_path, workers=0, max_bad=0.5, network_pass=Pass("poisoned", poisoned)
+    bank = Session(classifier, cache=tmp_path, workers=0, max_bad=0.5).bank(
+        Pictures(4), network_pass=Pass("poisoned", poisoned)
     )
-    assert bank.rows.tolist() == [0, 2, 3]
+    assert bank.positions.tolist() == [0, 2, 3]
     assert "not finite" in bank.skipped[0][2]
 
 
@@ -135,7 +136,9 @@ def test_float16_that_would_overflow_is_refused(classifier: Classifier, tmp_path
         return f.with_h(f.h + 1e6)
 
     with pytest.raises(InputError, match="float32"):
-        extract(classifier, Pictures(4), cache=tmp_path, workers=0, dtype="float16", network_pass=Pass("large", large))
+        Session(classifier, cache=tmp_path, workers=0, dtype="float16").bank(
+            Pictures(4), network_pass=Pass("large", large)
+        )
 
 
 class Interrupted(BaseException):
@@ -153,14 +156,16 @@ class StopsAt(Pictures):
 def test_an_interrupted_pass_continues_to_the_same_bytes(
     classifier: Classifier, tmp_path: Path, stop: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    whole = extract(classifier, Pictures(40, BAD), cache=tmp_path / "whole", batch_size=8, workers=0, max_bad=1)
+    whole = Session(classifier, cache=tmp_path / "whole", batch_size=8, workers=0, max_bad=1).bank(Pictures(40, BAD))
     broken = StopsAt(40, BAD)
     broken.stop = stop
     with pytest.raises(Interrupted):
-        extract(classifier, broken, cache=tmp_path / "broken", batch_size=8, workers=0, max_bad=1)
+        Session(classifier, cache=tmp_path / "broken", batch_size=8, workers=0, max_bad=1).bank(broken)
     with caplog.at_level(logging.INFO, logger="nescio"):
         # another batch size now: the one that the pass began with is kept
-        bank = extract(classifier, Pictures(40, BAD), cache=tmp_path / "broken", batch_size=5, workers=0, max_bad=1)
+        bank = Session(classifier, cache=tmp_path / "broken", batch_size=5, workers=0, max_bad=1).bank(
+            Pictures(40, BAD)
+        )
     assert "continuing" in caplog.text
     assert f"image {stop // 8 * 8} of 40" in caplog.text
     assert files_of(bank) == files_of(whole)
@@ -168,11 +173,11 @@ def test_an_interrupted_pass_continues_to_the_same_bytes(
 
 def _extract_in_a_process(cache: Path, delay: float) -> None:
     classifier = Classifier(tiny_net(), TINY_TRANSFORM)
-    extract(classifier, Pictures(60, delay=delay), cache=cache, batch_size=4, workers=1)
+    Session(classifier, cache=cache, batch_size=4, workers=1).bank(Pictures(60, delay=delay))
 
 
 def test_a_killed_pass_continues_to_the_same_bytes(classifier: Classifier, tmp_path: Path) -> None:
-    whole = extract(classifier, Pictures(60), cache=tmp_path / "whole", batch_size=4, workers=0)
+    whole = Session(classifier, cache=tmp_path / "whole", batch_size=4, workers=0).bank(Pictures(60))
     context = multiprocessing.get_context("spawn")
     process = context.Process(target=_extract_in_a_process, args=(tmp_path / "killed", 0.05))
     process.start()
@@ -185,7 +190,7 @@ def test_a_killed_pass_continues_to_the_same_bytes(classifier: Classifier, tmp_p
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     assert list((tmp_path / "killed").glob("banks/*.partial"))
-    bank = extract(classifier, Pictures(60), cache=tmp_path / "killed", batch_size=4, workers=0)
+    bank = Session(classifier, cache=tmp_path / "killed", batch_size=4, workers=0).bank(Pictures(60))
     assert files_of(bank) == files_of(whole)
 
 
@@ -197,8 +202,8 @@ def test_two_processes_at_once_make_one_bank(classifier: Classifier, tmp_path: P
     for p in processes:
         p.join(300)
     assert [p.exitcode for p in processes] == [0, 0]
-    bank = extract(classifier, Pictures(60), cache=tmp_path / "both", workers=0)
-    whole = extract(classifier, Pictures(60), cache=tmp_path / "whole", batch_size=4, workers=0)
+    bank = Session(classifier, cache=tmp_path / "both", workers=0).bank(Pictures(60))
+    whole = Session(classifier, cache=tmp_path / "whole", batch_size=4, workers=0).bank(Pictures(60))
     assert files_of(bank) == files_of(whole)
 
 
@@ -206,7 +211,7 @@ def test_two_processes_at_once_make_one_bank(classifier: Classifier, tmp_path: P
 def test_a_damaged_or_stale_bank_is_built_again_with_a_line(
     classifier: Classifier, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    bank = extract(classifier, Pictures(20), cache=tmp_path, workers=0)
+    bank = Session(classifier, cache=tmp_path, workers=0).bank(Pictures(20))
     before = files_of(bank)
     h, manifest = bank.path / "h.npy", bank.path / "manifest.json"
     if damage == "flip":
@@ -221,7 +226,7 @@ def test_a_damaged_or_stale_bank_is_built_again_with_a_line(
         manifest.write_text("{")
     else:
         manifest.write_text(manifest.read_text().replace(f'"format": {FORMAT}', '"format": 1'))
-    again = extract(classifier, Pictures(20), cache=tmp_path, workers=0)
+    again = Session(classifier, cache=tmp_path, workers=0).bank(Pictures(20))
     assert "building it again" in caplog.text
     assert files_of(again) == before
 
@@ -230,10 +235,10 @@ def test_a_damaged_partial_bank_starts_again(classifier: Classifier, tmp_path: P
     broken = StopsAt(40)
     broken.stop = 30
     with pytest.raises(Interrupted):
-        extract(classifier, broken, cache=tmp_path, batch_size=8, workers=0)
+        Session(classifier, cache=tmp_path, batch_size=8, workers=0).bank(broken)
     (partial,) = tmp_path.glob("banks/*.partial")
     (partial / "h.npy").write_bytes(b"x")
-    bank = extract(classifier, Pictures(40), cache=tmp_path, batch_size=8, workers=0)
+    bank = Session(classifier, cache=tmp_path, batch_size=8, workers=0).bank(Pictures(40))
     assert "starting again" in caplog.text
     assert len(bank) == 40
 
@@ -248,8 +253,8 @@ def test_another_forward_with_the_same_weights_does_not_get_the_bank(tmp_path: P
     one, other = (Classifier(m.eval(), TINY_TRANSFORM) for m in (mean, peak))
     other.body.__class__.__name__ = "TinyNet"  # so that nothing but its forward tells it from the first
     assert one.fingerprint == other.fingerprint
-    a = next(extract(one, Pictures(6), cache=tmp_path, workers=0).chunks()).h
-    b = next(extract(other, Pictures(6), cache=tmp_path, workers=0).chunks()).h
+    a = next(Session(one, cache=tmp_path, workers=0).bank(Pictures(6)).chunks()).h
+    b = next(Session(other, cache=tmp_path, workers=0).bank(Pictures(6)).chunks()).h
     assert "another network with the same weights" in caplog.text
     assert (b > a + 0.1).any()
 
@@ -262,8 +267,8 @@ def test_changed_weights_are_seen_at_once(classifier: Classifier) -> None:
 
 def test_an_image_too_long_to_resize_is_one_bad_image(classifier: Classifier, tmp_path: Path) -> None:
     thin = encoded(Image.new("L", (3_000_000, 1)))
-    bank = extract(classifier, Pictures(4, {2: thin}), cache=tmp_path, workers=0, max_bad=0.5)
-    assert bank.rows.tolist() == [0, 1, 3]
+    bank = Session(classifier, cache=tmp_path, workers=0, max_bad=0.5).bank(Pictures(4, {2: thin}))
+    assert bank.positions.tolist() == [0, 1, 3]
     assert "3000000 × 1" in bank.skipped[0][2]
 
 
@@ -272,7 +277,7 @@ def test_a_full_disk_is_said_before_anything_is_written(tmp_path: Path, monkeypa
     classifier = Classifier(tiny_net(), TINY_TRANSFORM)
     writer = BankWriter(tmp_path, BankKey("w", "t", "d", "p", "float32"))
     with pytest.raises(InputError, match=r"needs .* GB.*--cache"):
-        writer.begin(1000, classifier.head, classifier.reaction(), 8, {})
+        writer.begin(1000, classifier.head, classifier.reaction(), 8, {"h": 8})
     assert not writer.partial.exists()
 
 
@@ -285,7 +290,7 @@ def test_a_source_that_raises_bad_image_itself_is_recorded(classifier: Classifie
                 raise PermissionError("no access")
             return super().read(i)
 
-    bank = extract(classifier, Raises(8), cache=tmp_path, workers=2, max_bad=0.5)
+    bank = Session(classifier, cache=tmp_path, workers=2, max_bad=0.5).bank(Raises(8))
     assert [s[2] for s in bank.skipped] == ["row 2 is torn", "PermissionError: no access"]
 
 
@@ -296,11 +301,11 @@ def test_files_that_vanish_are_bad_images(
     source = open_source(folder)
     assert source.identity
     (folder / "a" / "1.png").unlink()
-    bank = extract(classifier, source, cache=tmp_path, workers=0, max_bad=0.2)
+    bank = Session(classifier, cache=tmp_path, workers=0, max_bad=0.2).bank(source)
     assert [s[0] for s in bank.skipped] == [1]
     assert bank.skipped[0][1].endswith("a/1.png")
 
 
 def test_an_unknown_dtype_is_refused(classifier: Classifier, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="did you mean 'float16'"):
-        extract(classifier, Pictures(2), cache=tmp_path, dtype="float61")
+        Session(classifier, cache=tmp_path, dtype="float61").bank(Pictures(2))

@@ -21,6 +21,7 @@ from nescio.methods.objective import TrainingNetwork
 from nescio.methods.trained import View, parse_objective
 from nescio.models import Classifier
 from nescio.models.split import Split
+from nescio.run.session import Session
 
 T = Transform(crop=16)
 QUICK: dict[str, Any] = {"workers": 0, "progress": False}
@@ -89,11 +90,11 @@ def test_recommend_judges_by_the_background_and_tune_what_reads_maps(
     _, classifier = made(network)
     monkeypatch.setattr(proxies, "LEAST", 1)
     monkeypatch.setattr(select, "all_specs", lambda: ["energy", "msp", "gram"])
-    choice = recommend(classifier, val=images["unlabelled"], train=images["train"], **QUICK)
+    choice = recommend(Session(classifier, **QUICK), val=images["unlabelled"], train=images["train"])
     assert "background" in choice.proxies
     assert {c.detector for c in choice.candidates} == {"energy", "msp"}  # the background is no map that gram could read
     specs = ["rankfeat+energy", "gram", "multimahalanobis"]
-    tuned = tune(classifier, specs, val=images["val"], train=images["train"], proxy="tiles", **QUICK)
+    tuned = tune(Session(classifier, **QUICK), specs, val=images["val"], train=images["train"], proxy="tiles")
     assert {c.detector for c in tuned.candidates} == set(specs)
 
 
@@ -129,13 +130,13 @@ def test_a_proxy_that_fails_is_a_line_whatever_it_was(
     monkeypatch.setattr(Split, "behind_pool", broken)
     monkeypatch.setattr(select, "all_specs", lambda: ["energy", "gram"])
     caplog.set_level("INFO", logger="nescio")
-    choice = recommend(classifier, val=images["val"], train=images["train"], **QUICK)
+    choice = recommend(Session(classifier, **QUICK), val=images["val"], train=images["train"])
     assert "background" not in choice.proxies
     assert len(choice.proxies) == 5
     assert {c.detector for c in choice.candidates} == {"energy", "gram"}  # which nothing keeps from its maps now
     assert "leaving out the proxy background: RuntimeError: Given input size: (342x1x1)." in caplog.messages
     with pytest.raises(InputError, match="the proxy 'background' cannot be had: RuntimeError"):
-        recommend(classifier, val=images["val"], proxy="background", **QUICK)
+        recommend(Session(classifier, **QUICK), val=images["val"], proxy="background")
 
 
 def test_a_proxy_that_fails_on_its_images_is_a_line_too(
@@ -151,8 +152,8 @@ def test_a_proxy_that_fails_on_its_images_is_a_line_too(
     proxy_features = select.proxy_features
     monkeypatch.setattr(select, "proxy_features", broken)
     caplog.set_level("INFO", logger="nescio")
-    assert tune(classifier, "energy", val=images["val"], **QUICK).proxies == ("tiles",)
+    assert tune(Session(classifier, **QUICK), "energy", val=images["val"]).proxies == ("tiles",)
     assert sum("ZeroDivisionError" in line for line in caplog.messages) == 5
     monkeypatch.setattr(select, "proxy_features", lambda *_, **__: 1 / 0)
     with pytest.raises(InputError, match="no proxy can be had"):
-        tune(classifier, "energy", val=images["val"], **QUICK)
+        tune(Session(classifier, **QUICK), "energy", val=images["val"])

@@ -48,10 +48,12 @@ def test_a_vit_is_fine_tuned_and_judged_by_mahalanobis_and_msp(sets: dict[str, P
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["train_loss"] < lines[0]["train_loss"]
     results = nescio.bench(
-        load_classifier(str(tmp_path / "run"), device="cpu"),
-        id=other["val"], train=other["train"], ood={"third": sets["val"]},
-        detectors=["mahalanobis", "rmd", "msp"], workers=0, progress=False,
-    )  # fmt: skip
+        nescio.Session(load_classifier(str(tmp_path / "run"), device="cpu"), workers=0, progress=False),
+        id=other["val"],
+        train=other["train"],
+        ood={"third": sets["val"]},
+        detectors=["mahalanobis", "rmd", "msp"],
+    )
     assert [row.detector for row in results.rows] == ["mahalanobis", "rmd", "msp"]
     assert all(0 <= row.auroc <= 1 for row in results.rows)
 
@@ -169,7 +171,10 @@ def test_both_towers_are_trained_and_the_head_follows_the_text(
     assert classifier.classes == NAMES
     assert not any("text" in key for key in classifier.state_dict())
     results = nescio.bench(
-        classifier, id=sets["val"], ood={"same": sets["train"]}, detectors=["mcm", "msp"], workers=0, progress=False
+        nescio.Session(classifier, workers=0, progress=False),
+        id=sets["val"],
+        ood={"same": sets["train"]},
+        detectors=["mcm", "msp"],
     )
     assert len(results.rows) == 2
     train(tmp_path / "on", recipe=QUICK, **sets, **(options | {"init": str(tmp_path / "run")}))

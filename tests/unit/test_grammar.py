@@ -12,7 +12,7 @@ from nescio import Classifier, Transform
 from nescio.core.detector import Detector
 from nescio.core.errors import InputError
 from nescio.core.spec import presets, search_space, settings_for, sweep
-from nescio.run.extraction import servable
+from nescio.run.passes import servable
 
 SHARES = st.floats(0, 1, exclude_max=True, allow_subnormal=False)
 POSITIVE = st.floats(1e-6, 1e22)

@@ -18,7 +18,7 @@ from nescio.core.errors import InputError
 from nescio.core.feature_set import FeatureSet
 from nescio.core.features import Features, Head
 from nescio.models import Classifier
-from nescio.run.extraction import pass_of
+from nescio.run.passes import pass_of
 
 F = random_features()
 

@@ -16,7 +16,7 @@ from nescio.core.detector import Detector
 from nescio.core.errors import InputError
 from nescio.data.source import as_source
 from nescio.models import Classifier
-from nescio.run.extraction import extract
+from nescio.run.session import Session
 
 
 class Images(Dataset):
@@ -39,7 +39,7 @@ CALLS = {
     "fit": lambda c: nescio.fit(c, "energy", calibrate=Pictures(4)),
     "tune": lambda c: nescio.tune(c, "energy", val=Pictures(4)),
     "recommend": lambda c: nescio.recommend(c, val=Pictures(4)),
-    "extract": lambda c: nescio.extract(c, Pictures(4)),
+    "extract": lambda c: nescio.Session(c).bank(Pictures(4)),
     "explain": lambda c: nescio.explain({"mine": c}, Pictures(4), "maps.png"),
     "explain alone": lambda c: nescio.explain(c, Pictures(4), "maps.png"),
 }
@@ -71,30 +71,30 @@ def test_ood_sets_without_names_are_refused_with_an_example(classifier: Classifi
 def test_a_subset_in_every_role_gives_what_its_images_give(classifier: Classifier, tmp_path: Path) -> None:
     everything, far = Images(), Images(6, start=50)
     results = nescio.bench(
-        classifier,
+        nescio.Session(classifier, cache=tmp_path, workers=0),
         train=Subset(Images(start=100), range(12)),
         id=Subset(everything, [5, 0, 3, 6]),
         ood={"far": far, "again": Subset(far, np.arange(3))},
         detectors=["fmls"],
-        cache=tmp_path,
-        workers=0,
     )
     assert [(r.ood, r.n_id, r.n_ood) for r in results.rows] == [("far", 4, 6), ("again", 4, 3)]
     source = as_source(Subset(everything, [5, 0, 3, 6]))
     assert source.labels.tolist() == [1, 0, 3, 2]
     assert source.classes == everything.classes
-    bank = extract(classifier, Subset(everything, [5, 0]), cache=tmp_path, workers=0)
-    whole = extract(classifier, everything, cache=tmp_path, workers=0)
+    bank = Session(classifier, cache=tmp_path, workers=0).bank(Subset(everything, [5, 0]))
+    whole = Session(classifier, cache=tmp_path, workers=0).bank(everything)
     torch.testing.assert_close(next(bank.chunks()).h, next(whole.chunks()).h[[5, 0]], rtol=1e-5, atol=1e-6)
-    choice = nescio.tune(classifier, "energy", val=everything, examples=Subset(far, [0, 1]), cache=tmp_path, workers=0)
+    choice = nescio.tune(
+        nescio.Session(classifier, cache=tmp_path, workers=0), "energy", val=everything, examples=Subset(far, [0, 1])
+    )
     assert choice.best == "energy"
 
 
 def test_what_is_no_set_of_images_is_refused(classifier: Classifier) -> None:
     with pytest.raises(InputError, match=r"got DataLoader; of a DataLoader, give its \.dataset"):
-        extract(classifier, DataLoader(Images()))
+        Session(classifier).bank(DataLoader(Images()))
     with pytest.raises(InputError, match=r"expected images as a path \(.*\), a source or a PyTorch data set, got list"):
-        extract(classifier, ["a.png"])
+        Session(classifier).bank(["a.png"])
 
 
 @pytest.mark.parametrize("given", [Detector("fmls"), [Detector("fmls")], 7, [None]])
@@ -111,7 +111,10 @@ def test_detectors_are_specs(classifier: Classifier, given: Any) -> None:
 def test_a_row_that_is_not_there_is_named_with_the_nearest(tmp_path: Path) -> None:
     classifier = Classifier(tiny_net(), TINY_TRANSFORM)
     results = nescio.bench(
-        classifier, id=Pictures(8), ood={"far": Pictures(9)}, detectors=["energy", "msp"], cache=tmp_path, workers=0
+        nescio.Session(classifier, cache=tmp_path, workers=0),
+        id=Pictures(8),
+        ood={"far": Pictures(9)},
+        detectors=["energy", "msp"],
     )
     assert results.row("energy", "far").n_ood == 9
     for call in (results.row, results.judged, results.id_scores):

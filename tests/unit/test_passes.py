@@ -19,7 +19,8 @@ from nescio.data import Transform
 from nescio.methods.score.gram import Gram
 from nescio.models import Classifier
 from nescio.models.zoo.cifar import densenet_bc_100_12, resnet18_cifar
-from nescio.run.extraction import check_model, extract, pass_of, training_pass
+from nescio.run.passes import check_model, pass_of, training_pass
+from nescio.run.session import Session
 
 X = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(3))
 
@@ -300,11 +301,11 @@ def test_a_fixed_pass_is_checked_when_its_detector_is_fitted(classifier: Classif
 
 def test_a_bank_says_which_pass_its_features_are_of(classifier: Classifier, tmp_path: Path) -> None:
     detector = unlabelled_fit("bats:lam=0.5+energy", classifier)
-    bank = extract(classifier, Pictures(6), network_pass=pass_of(detector), cache=tmp_path, workers=0)
+    bank = Session(classifier, cache=tmp_path, workers=0).bank(Pictures(6), network_pass=pass_of(detector))
     f = next(bank.chunks())
     assert torch.equal(detector(bank.take(np.array([4, 1]))), detector(f)[[4, 1]])
     with pytest.raises(InputError, match="these come from another"):
-        detector(next(extract(classifier, Pictures(6), cache=tmp_path, workers=0).chunks()))
+        detector(next(Session(classifier, cache=tmp_path, workers=0).bank(Pictures(6)).chunks()))
 
 
 def test_a_network_in_half_precision_gives_features_in_float32(classifier: Classifier) -> None:
@@ -319,7 +320,7 @@ def test_a_network_in_half_precision_gives_features_in_float32(classifier: Class
 
 def test_a_bank_with_probes_serves_those_who_want_fewer(classifier: Classifier, tmp_path: Path) -> None:
     def extracted(spec: str):
-        return extract(classifier, Pictures(20), probes=Detector(spec).needs.probes, cache=tmp_path, workers=0)
+        return Session(classifier, cache=tmp_path, workers=0).bank(Pictures(20), probes=Detector(spec).needs.probes)
 
     both = extracted("mean(gram:orders=2,multimahalanobis)")
     assert {len(b.path.name) for b in (both, extracted("gram:orders=2"), extracted("energy"))} == {len(both.path.name)}

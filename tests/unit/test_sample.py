@@ -17,7 +17,7 @@ from nescio.evaluation.bench import bench
 from nescio.evaluation.sample import FeatureSample, SetSample, sample_features
 from nescio.models import Classifier
 from nescio.run.bank import Bank
-from nescio.run.extraction import extract
+from nescio.run.session import Session
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def banks(classifier: Classifier, make_folder: Callable[..., Path], tmp_path: Pa
         "far": make_folder("far", per_class=20, seed=500),
     }
     options = {"cache": tmp_path / "cache", "workers": 0, "progress": False}
-    return {name: extract(classifier, open_source(folder), **options) for name, folder in folders.items()}
+    return {name: Session(classifier, **options).bank(open_source(folder)) for name, folder in folders.items()}
 
 
 def whole(bank: Bank) -> tuple[torch.Tensor, torch.Tensor]:
@@ -114,11 +114,11 @@ def test_the_ood_head_is_sampled_and_other_passes_are_not(make_folder: Callable[
     torch.manual_seed(0)
     classifier = Classifier(tiny_net(), TINY_TRANSFORM, name="tiny", heads={"ood": nn.Conv2d(6, 1, 1)})
     common = {"id": folders["id"], "ood": {"far": folders["far"]}, "workers": 0, "progress": False}
-    results = bench(classifier, detectors=["ssod", "msp"], cache=tmp_path / "cache", **common)
+    results = bench(Session(classifier, cache=tmp_path / "cache"), detectors=["ssod", "msp"], **common)
     assert results.sample is not None
     z = results.sample.sets["far"].ood
     assert z.shape == (6, 64)
     p_id = 1 / (1 + np.exp(-z.astype(float).mean(1)))
     np.testing.assert_allclose(p_id, results.ood_sets[0].scores["ssod"], atol=1e-3)
-    alone = bench(classifier, detectors=["odin+msp"], cache=tmp_path / "other", **common)
+    alone = bench(Session(classifier, cache=tmp_path / "other"), detectors=["odin+msp"], **common)
     assert alone.sample is None  # the OOD images never went through the plain pass

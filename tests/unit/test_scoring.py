@@ -32,6 +32,7 @@ from nescio.deploy.file import fingerprint
 from nescio.deploy.rows import NOT_FINITE
 from nescio.deploy.shards import Tally
 from nescio.models import Classifier
+from nescio.run.session import Session
 
 COLUMNS = ["path", "label", "probability", "score", "p_value", "accepted", "error"]
 BAD = {3: b"", 8: encoded(picture(8))[:70], 20: b"not an image"}
@@ -39,7 +40,9 @@ BAD = {3: b"", 8: encoded(picture(8))[:70], 20: b"not an image"}
 
 def made(detector: str = "msp", **options: object) -> Deployed:
     classifier = Classifier(tiny_net(), TINY_TRANSFORM, name="tiny", classes=["ant", "bee", "cat", "dog"])
-    return fit(classifier, detector, calibrate=Calibrating(40), accept=0.8, workers=0, progress=False, **options)
+    return fit(
+        Session(classifier, workers=0, progress=False), detector, calibrate=Calibrating(40), accept=0.8, **options
+    )
 
 
 class Calibrating(Pictures):

@@ -32,6 +32,7 @@ from nescio.core.errors import BadImage, InputError
 from nescio.data import Transform
 from nescio.deploy import Deployed, fit
 from nescio.models import Classifier
+from nescio.run.session import Session
 from nescio.serving import Limits, create_app, serve
 from nescio.serving.batcher import Batcher
 from nescio.serving.connections import possible_connections
@@ -53,8 +54,8 @@ def tiny_deployed(tmp_path_factory: pytest.TempPathFactory) -> Deployed:
     for seed, name in enumerate(("train", "held")):
         coloured(root, name, per_class=30, classes=4, side=8, seed=seed)
     classifier = Classifier(tiny_net(), TINY_TRANSFORM, name="tiny", classes=["red", "green", "blue", "dark"])
-    options = {"accept": 0.9, "workers": 0, "progress": False}
-    return fit(classifier, "fm:p=0.5+ls+energy", train=root / "train", calibrate=root / "held", **options)
+    session = Session(classifier, workers=0, progress=False)
+    return fit(session, "fm:p=0.5+ls+energy", train=root / "train", calibrate=root / "held", accept=0.9)
 
 
 @pytest.fixture(scope="module")

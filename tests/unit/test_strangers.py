@@ -35,6 +35,7 @@ from nescio.models.heads import restore_heads
 from nescio.models.runs import Run
 from nescio.models.trusted import trusted_architecture
 from nescio.models.weights import read_weights, strip_prefixes
+from nescio.run.session import Session
 
 NAMES = [
     *("os:abort", "builtins:exit", "marked:make", "marked.net:make", "./marked.py:make", "/srv/marked.py:make"),
@@ -107,7 +108,7 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Deployed:
     torch.manual_seed(0)
     weights = timm.create_model("test_resnet", num_classes=4).state_dict()
     network = load_classifier("timm:test_resnet", weights=weights, transform="crop=32")
-    return fit(network, "energy", calibrate=root / "held", workers=0, progress=False)
+    return fit(Session(network, workers=0, progress=False), "energy", calibrate=root / "held")
 
 
 @pytest.mark.parametrize("name", NAMES, ids=lambda name: str(name)[:60])
@@ -263,7 +264,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, deployed: Deployed) -> Path:
     for i, name in enumerate(("id", "far")):
         coloured(root, name, per_class=6, classes=4, seed=i, side=32)
     places = {"id": str(root / "id[:15]"), "ood": {"far": str(root / "far")}}
-    found = bench(deployed.classifier, **places, detectors=["msp"], workers=0, progress=False)
+    found = bench(Session(deployed.classifier, workers=0, progress=False), **places, detectors=["msp"])
     found.save(root / "run")
     return root
 

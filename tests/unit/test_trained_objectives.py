@@ -25,7 +25,7 @@ from nescio.data import Transform
 from nescio.methods.input.perturb import STEPS
 from nescio.methods.trained import parse_objective
 from nescio.models import Classifier, load_classifier
-from nescio.run.extraction import pass_of
+from nescio.run.passes import pass_of
 from nescio.training import Hardware, Interrupted, Recipe, train
 from nescio.training.augment import AUGMENTS
 from nescio.training.images import Images
@@ -76,9 +76,12 @@ def test_a_trained_classifier_is_judged_as_it_was_in_training(
     kept = json.loads((out / "run.json").read_text())["selected"]["kept"]
     detector = parse_objective(objective).detector
     results = nescio.bench(
-        reopened(out), id=sets["val"], ood={"other": sets["train"]},
-        detectors=["energy", detector], train=sets["train"], workers=0,
-    )  # fmt: skip
+        nescio.Session(reopened(out), workers=0),
+        id=sets["val"],
+        ood={"other": sets["train"]},
+        detectors=["energy", detector],
+        train=sets["train"],
+    )
     assert results.rows[0].id_accuracy == pytest.approx(kept["val_accuracy"])
     assert kept["val_accuracy"] > 0.5
 
@@ -165,7 +168,9 @@ def test_outliers_that_are_tested_on_are_noticed(
 ) -> None:
     classifier = reopened(folder_of("oe"))
     with caplog.at_level("WARNING", "nescio"):
-        nescio.bench(classifier, id=sets["val"], ood={"far": sets["outliers"]}, detectors=["msp"], workers=0)
+        nescio.bench(
+            nescio.Session(classifier, workers=0), id=sets["val"], ood={"far": sets["outliers"]}, detectors=["msp"]
+        )
     assert "trained with the images of 'far' as outliers" in caplog.text
 
 
@@ -219,13 +224,17 @@ def test_the_step_is_chosen_on_id_images_by_bench_and_fit(
 ) -> None:
     classifier = reopened(folder_of("godin"))
     spec, ood = "perturbid+godin", {"other": sets["train"]}
-    results = nescio.bench(classifier, id=sets["val"], ood=ood, detectors=[spec], train=sets["train"], workers=0)
+    results = nescio.bench(
+        nescio.Session(classifier, workers=0), id=sets["val"], ood=ood, detectors=[spec], train=sets["train"]
+    )
     assert results.manifest["detectors"][spec]["settings"]["perturbid"]["step"] in [pytest.approx(s) for s in STEPS]
     with pytest.raises(InputError, match="training images"):
-        nescio.bench(classifier, id=sets["val"], ood=ood, detectors=[spec], workers=0)
+        nescio.bench(nescio.Session(classifier, workers=0), id=sets["val"], ood=ood, detectors=[spec])
     with pytest.raises(InputError, match="training images"):
-        nescio.fit(classifier, spec, calibrate=sets["val"], accept=0.8, workers=0)
-    deployed = nescio.fit(classifier, spec, calibrate=sets["val"], train=sets["train"], accept=0.8, workers=0)
+        nescio.fit(nescio.Session(classifier, workers=0), spec, calibrate=sets["val"], accept=0.8)
+    deployed = nescio.fit(
+        nescio.Session(classifier, workers=0), spec, calibrate=sets["val"], train=sets["train"], accept=0.8
+    )
     deployed.save(tmp_path / "d.nescio")
     step = nescio.load(
         tmp_path / "d.nescio", model="tiny_networks:batch_norm_net", device="cpu"

@@ -78,7 +78,10 @@ def test_it_learns_and_leaves_a_classifier(unbroken: Path, sets: dict[str, Path]
     assert classifier.classes == ["class0", "class1", "class2"]
     assert classifier.transform.crop == 16
     results = nescio.bench(
-        classifier, id=sets["val"], ood={"noise": sets["train"]}, detectors=["ssod", "energy"], workers=0
+        nescio.Session(classifier, workers=0),
+        id=sets["val"],
+        ood={"noise": sets["train"]},
+        detectors=["ssod", "energy"],
     )
     chosen = json.loads((unbroken / "run.json").read_text())["selected"]["kept"]
     assert results.rows[0].id_accuracy == pytest.approx(chosen["val_accuracy"])
@@ -94,7 +97,9 @@ def test_it_learns_and_leaves_a_classifier(unbroken: Path, sets: dict[str, Path]
 def test_the_score_is_the_ood_head_on_the_pooled_map(unbroken: Path, sets: dict[str, Path]) -> None:
     classifier = reopened(unbroken)
     source = open_source(sets["val"])
-    bank = nescio.extract(classifier, source, probes=nescio.Detector("ssod").needs.probes, workers=0, progress=False)
+    bank = nescio.Session(classifier, workers=0, progress=False).bank(
+        source, probes=nescio.Detector("ssod").needs.probes
+    )
     features = next(bank.chunks())
     x = classifier.transform.normalise(
         torch.stack([classifier.transform.geometry(Image.open(source.name(i))) for i in range(len(source))])
@@ -491,7 +496,9 @@ def test_watched_sets_select_nothing(unbroken: Path, sets: dict[str, Path], tmp_
         transform="crop=16",
         device="cpu",
     )
-    results = nescio.bench(classifier, id=sets["val"], ood={"other": sets["train"]}, detectors=["ssod"], workers=0)
+    results = nescio.bench(
+        nescio.Session(classifier, workers=0), id=sets["val"], ood={"other": sets["train"]}, detectors=["ssod"]
+    )
     assert results.rows[0].fpr95 == pytest.approx(best["ood/other/fpr95"])
 
 

@@ -20,7 +20,7 @@ from nescio.evaluation import metrics, proxies
 from nescio.evaluation.proxies import PROXIES, background_probe, proxy_features, proxy_source
 from nescio.evaluation.select import recommend, tune
 from nescio.models import Classifier
-from nescio.run.extraction import extract
+from nescio.run.session import Session
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def source_image(source: Source, i: int):
 
 @pytest.mark.parametrize("proxy", [p for p in PROXIES if p != "background"])
 def test_an_image_proxy_is_scored_as_images_are(classifier: Classifier, val: Source, proxy: str) -> None:
-    choice = tune(classifier, ["energy", "msp"], val=val, proxy=proxy, workers=0, progress=False)
+    choice = tune(Session(classifier, workers=0, progress=False), ["energy", "msp"], val=val, proxy=proxy)
     detector = Detector("energy").fit(FeatureSet(head=classifier.head))
     with torch.no_grad():
         ids, oods = (
@@ -115,7 +115,7 @@ def test_background_and_foreground_come_from_different_images(
         mean = maps.layers[-1].mean(dim=(2, 3))
         return [mean, mean, torch.ones(len(mean), 1)]
 
-    bank = extract(classifier, val, probes={"patches-0.95": probe}, workers=0, progress=False)
+    bank = Session(classifier, workers=0, progress=False).bank(val, probes={"patches-0.95": probe})
     whole = torch.cat([f.h for f in bank.chunks()])
     right = torch.from_numpy(bank.pred == bank.labels)
     monkeypatch.setattr(proxies, "LEAST", 1)
@@ -128,8 +128,8 @@ def test_background_and_foreground_come_from_different_images(
 def test_too_few_images_with_a_background_say_so(classifier: Classifier, tmp_path: Path) -> None:
     val = open_source(coloured(tmp_path, "few", per_class=10, classes=4, side=8))
     with pytest.raises(InputError, match="another proxy"):
-        tune(classifier, "energy", val=val, proxy="background", workers=0, progress=False)
-    choice = tune(classifier, "energy", val=val, proxy="mixed", workers=0, progress=False)
+        tune(Session(classifier, workers=0, progress=False), "energy", val=val, proxy="background")
+    choice = tune(Session(classifier, workers=0, progress=False), "energy", val=val, proxy="mixed")
     assert choice.proxies == tuple(p for p in PROXIES if p != "background")
 
 
@@ -137,15 +137,13 @@ def test_one_pass_serves_every_candidate(classifier: Classifier, val: Source, mo
     from nescio.evaluation import select
 
     passes = []
-    monkeypatch.setattr(select, "extract", lambda *a, **k: passes.append(k["title"]) or extract(*a, **k))
+    monkeypatch.setattr(select, "extract", lambda *a, **k: passes.append(k["title"]) or Session(*a).bank(**k))
     choice = tune(
-        classifier,
+        Session(classifier, workers=0, progress=False),
         "fm:p=0.1..0.9+react:q=0.5..0.9+energy",
         val=val,
         train=val,
         proxy="tiles",
-        workers=0,
-        progress=False,
     )
     assert len(choice.candidates) == 81
     assert passes == ["validation", "train"]  # the smaller set first: what is wrong with labels shows there
@@ -155,7 +153,7 @@ def test_one_pass_serves_every_candidate(classifier: Classifier, val: Source, mo
 
 def test_examples_take_the_place_of_proxies(classifier: Classifier, val: Source, tmp_path: Path) -> None:
     examples = open_source(coloured(tmp_path, "mine", per_class=5, classes=3, side=8, seed=9))
-    choice = recommend(classifier, val=val, train=val, examples=examples, workers=0, progress=False)
+    choice = recommend(Session(classifier, workers=0, progress=False), val=val, train=val, examples=examples)
     assert choice.proxies == ("examples",)
     assert len(choice.candidates) > 20
     assert len(choice.scores["examples"][1]) == len(examples)
@@ -169,12 +167,12 @@ def test_recommend_goes_on_without_a_detector_that_fails(
     three = open_source(coloured(tmp_path, "three", per_class=20, classes=3, side=8))
     classifier.untrained = True  # its random weights call one colour by the number of another
     with caplog.at_level("INFO", logger="nescio"):
-        choice = recommend(classifier, val=val, train=three, proxy="tiles", workers=0, progress=False)
+        choice = recommend(Session(classifier, workers=0, progress=False), val=val, train=three, proxy="tiles")
     assert {"energy", "react+energy"} <= {c.detector for c in choice.candidates}
     assert "ls+energy" not in {c.detector for c in choice.candidates}
     assert "leaving out ls+energy: stage 'ls' needs training images of each of 4 classes" in caplog.text
     with pytest.raises(InputError, match="none of class 3"):
-        tune(classifier, "ls+energy", val=val, train=three, proxy="tiles", workers=0, progress=False)
+        tune(Session(classifier, workers=0, progress=False), "ls+energy", val=val, train=three, proxy="tiles")
 
 
 def test_what_cannot_be_chosen_by_is_refused_before_any_image_is_read(
@@ -195,11 +193,11 @@ def test_what_cannot_be_chosen_by_is_refused_before_any_image_is_read(
 def test_recommend_without_training_images_leaves_out_what_is_fitted_on_them(
     classifier: Classifier, val: Source
 ) -> None:
-    choice = recommend(classifier, val=val, proxy="tiles", workers=0, progress=False)
+    choice = recommend(Session(classifier, workers=0, progress=False), val=val, proxy="tiles")
     specs = {c.detector for c in choice.candidates}
     assert {"msp", "energy"} <= specs
     assert not specs & {"knn", "mahalanobis", "odin+msp", "ls+energy"}
     with pytest.raises(InputError, match="give them"):
-        tune(classifier, "knn", val=val, workers=0, progress=False)
+        tune(Session(classifier, workers=0, progress=False), "knn", val=val)
     with pytest.raises(InputError, match="pass of its own"):
-        tune(classifier, "odin:eps=0.1+msp", val=val, workers=0, progress=False)
+        tune(Session(classifier, workers=0, progress=False), "odin:eps=0.1+msp", val=val)

@@ -31,7 +31,7 @@ from nescio.data.loader import read_batches
 from nescio.data.workers import KILLED, in_order
 from nescio.evaluation.suites.check import check_sets
 from nescio.models import Classifier
-from nescio.run.extraction import extract
+from nescio.run.session import Session
 from nescio.training import Hardware
 from nescio.training.images import Images, held_side
 
@@ -95,12 +95,14 @@ def test_processes_killed_at_random_change_nothing() -> None:
 
 def test_a_bank_lists_what_killed_and_never_reads_it_again(classifier: Classifier, tmp_path: Path) -> None:
     source = Deadly(30, tmp_path)
-    bank = extract(classifier, source, cache=tmp_path / "cache", batch_size=4, workers=2, max_bad=0.2, progress=False)
+    bank = Session(classifier, cache=tmp_path / "cache", batch_size=4, workers=2, max_bad=0.2, progress=False).bank(
+        source
+    )
     assert [(row, reason) for row, _, reason in bank.skipped] == [(i, KILLED) for i in KILLERS]
-    clean = extract(classifier, Pictures(30), cache=tmp_path / "clean", batch_size=4, workers=0, progress=False)
+    clean = Session(classifier, cache=tmp_path / "clean", batch_size=4, workers=0, progress=False).bank(Pictures(30))
     rows = [i for i in range(30) if i not in KILLERS]
     torch.testing.assert_close(next(bank.chunks()).h, next(clean.chunks()).h[rows])
-    extract(classifier, source, cache=tmp_path / "cache", workers=2, max_bad=0.2, progress=False)
+    Session(classifier, cache=tmp_path / "cache", workers=2, max_bad=0.2, progress=False).bank(source)
     assert {(tmp_path / str(i)).stat().st_size for i in KILLERS} == {2}
 
 

@@ -42,6 +42,14 @@ def engine_of(name: str) -> Engine:
     return ENGINES[name]()
 
 
+class PlainEngine(Engine, name="plain"):
+    """The network as it is: for one that is being trained."""
+
+    def prepare(self, classifier: Classifier) -> Classifier:
+        """The classifier itself."""
+        return classifier
+
+
 class TorchEngine(Engine, name="torch"):
     """PyTorch: batch norms folded into convolutions, channels last."""
 

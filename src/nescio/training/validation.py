@@ -16,6 +16,7 @@ from nescio.data.corruptions import shuffle_tiles
 from nescio.evaluation import metrics
 from nescio.models import Classifier
 from nescio.run.passes import pass_of
+from nescio.run.session import Session
 from nescio.training.images import Images
 from nescio.training.state import WAY_OUT
 
@@ -70,7 +71,8 @@ def is_better(new: Mapping[str, Any], kept: Mapping[str, Any] | None, best: floa
 @torch.no_grad()
 def judge(classifier: Classifier, detector: Detector, val: Images, watched: Mapping[str, Images]) -> Judgement:
     """Accuracy and scores on validation images, the same images shuffled, and watched OOD sets."""
-    network, own_pass = classifier.probed(detector.needs.probes), pass_of(detector)
+    own_pass, running = pass_of(detector), Session(classifier, engine="plain")
+    network = running.network(own_pass, detector.needs.probes)
 
     def score(x: Tensor) -> tuple[Tensor, Tensor]:
         f = own_pass.run(network, x)
@@ -83,7 +85,7 @@ def judge(classifier: Classifier, detector: Detector, val: Images, watched: Mapp
         x = normalise(pixels)
         values, pred = score(x)
         if detector.input_stage is not None:
-            pred = network(x).pred  # the label is the plain pass's, whatever the score reads
+            pred = running(x).pred  # the label is the plain pass's, whatever the score reads
         right += int((pred.cpu() == val.labels[numbers.cpu()]).sum())
         plain.append(values)
         shuffled.append(score(normalise(shuffle_tiles(pixels, draws)))[0])
