@@ -181,7 +181,7 @@ def test_an_ood_head_gives_the_probability_of_id(images: Path, tmp_path: Path) -
 
 def test_a_calibrator_is_against_a_named_proxy(images: Path, tmp_path: Path) -> None:
     network = Classifier(tiny_net(), TINY_TRANSFORM, name="tiny")
-    deployed = made(images, "knn:k=3", network, proxy="noise", prior=0.8)
+    deployed = made(images, "knn:k=3", network, proxy="noise:prior=0.8")
     verdicts = deployed(images / "new")
     a, b = deployed.calibrator.a, deployed.calibrator.b
     assert verdicts[0].p_id == pytest.approx(1 / (1 + np.exp(-(a * verdicts[0].score + b))))

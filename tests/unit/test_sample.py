@@ -113,12 +113,16 @@ def test_the_ood_head_is_sampled_and_other_passes_are_not(make_folder: Callable[
     folders = {name: make_folder(name, per_class=3, seed=i * 1000) for i, name in enumerate(("id", "far"))}
     torch.manual_seed(0)
     classifier = Classifier(tiny_net(), TINY_TRANSFORM, name="tiny", heads={"ood": nn.Conv2d(6, 1, 1)})
-    common = {"id": folders["id"], "ood": {"far": folders["far"]}, "workers": 0, "progress": False}
-    results = bench(Session(classifier, cache=tmp_path / "cache"), detectors=["ssod", "msp"], **common)
+    common = {"id": folders["id"], "ood": {"far": folders["far"]}}
+    results = bench(
+        Session(classifier, cache=tmp_path / "cache", workers=0, progress=False), detectors=["ssod", "msp"], **common
+    )
     assert results.sample is not None
     z = results.sample.sets["far"].ood
     assert z.shape == (6, 64)
     p_id = 1 / (1 + np.exp(-z.astype(float).mean(1)))
     np.testing.assert_allclose(p_id, results.ood_sets[0].scores["ssod"], atol=1e-3)
-    alone = bench(Session(classifier, cache=tmp_path / "other"), detectors=["odin+msp"], **common)
+    alone = bench(
+        Session(classifier, cache=tmp_path / "other", workers=0, progress=False), detectors=["odin+msp"], **common
+    )
     assert alone.sample is None  # the OOD images never went through the plain pass

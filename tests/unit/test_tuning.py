@@ -119,7 +119,7 @@ def test_background_and_foreground_come_from_different_images(
     whole = torch.cat([f.h for f in bank.chunks()])
     right = torch.from_numpy(bank.pred == bank.labels)
     monkeypatch.setattr(proxies, "LEAST", 1)
-    accept, refuse = (torch.cat([f.h for f in c()]) for c in proxy_features("background", val, classifier, bank))
+    accept, refuse = (c.record().h for c in proxy_features("background", val, Session(classifier), bank))
     assert accept.shape[1] == width
     assert torch.allclose(accept, whole[::2][right[::2]], atol=1e-6)
     assert torch.allclose(refuse, whole[1::2][right[1::2]], atol=1e-6)
@@ -134,10 +134,9 @@ def test_too_few_images_with_a_background_say_so(classifier: Classifier, tmp_pat
 
 
 def test_one_pass_serves_every_candidate(classifier: Classifier, val: Source, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nescio.evaluation import select
-
-    passes = []
-    monkeypatch.setattr(select, "extract", lambda *a, **k: passes.append(k["title"]) or Session(*a).bank(**k))
+    passes: list[str] = []
+    read = Session.read
+    monkeypatch.setattr(Session, "read", lambda *a: passes.append(a[-1]) or read(*a))
     choice = tune(
         Session(classifier, workers=0, progress=False),
         "fm:p=0.1..0.9+react:q=0.5..0.9+energy",
@@ -146,7 +145,7 @@ def test_one_pass_serves_every_candidate(classifier: Classifier, val: Source, mo
         proxy="tiles",
     )
     assert len(choice.candidates) == 81
-    assert passes == ["validation", "train"]  # the smaller set first: what is wrong with labels shows there
+    assert passes == ["validation", "train", "tiles"]  # the smaller set first: what is wrong with labels shows there
     best = choice.candidates[0].mean("auroc", choice.proxies)
     assert all(best >= c.mean("auroc", choice.proxies) - 1e-4 for c in choice.candidates)
 
@@ -178,9 +177,7 @@ def test_recommend_goes_on_without_a_detector_that_fails(
 def test_what_cannot_be_chosen_by_is_refused_before_any_image_is_read(
     val: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nescio.evaluation import select
-
-    monkeypatch.setattr(select, "extract", lambda *_, **__: pytest.fail("read images"))
+    monkeypatch.setattr(Session, "read", lambda *_: pytest.fail("read images"))
     network = tiny_net()
     network.pool = torch.nn.AdaptiveMaxPool2d(1)
     by_maximum = Classifier(network, TINY_TRANSFORM)

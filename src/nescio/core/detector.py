@@ -48,7 +48,7 @@ class Detector(Chain):
     """
 
     def __init__(self, stages: AnyStages, model: str | None = None, classes: int | None = None) -> None:
-        parts = [stages] if isinstance(stages, str | Stage | Chain) else stages
+        parts = [stages] if isinstance(stages, str | Stage | Chain) or not isinstance(stages, Iterable) else stages
         whole = isinstance(stages, str)
         steps = [step for part in parts for step in steps_of(part, model, classes, partial=not whole)]
         if not whole:
@@ -307,7 +307,7 @@ def steps_of(part: Any, model: str | None = None, classes: int | None = None, *,
         return [Function(part)]
     made = f"; make one: {part.__name__}()" if isinstance(part, type) else ""
     raise InputError(
-        f"expected a detector: a spec string, e.g. 'fmls', stages joined with +, or a function of features; got "
+        f"expected a detector as a spec string, e.g. 'fmls', as stages joined with +, or a function of features; got "
         f"{getattr(part, '__name__', type(part).__name__)}{made}"
     )
 

@@ -113,7 +113,9 @@ class StandIn(Optioned):
         self.prior = check_share("prior", prior)
 
 
-STAND_INS: dict[str, type[StandIn]] = {name: type(name, (StandIn,), {"name": name}) for name in PROXIES if name != BACKGROUND}
+STAND_INS: dict[str, type[StandIn]] = {
+    name: type(name, (StandIn,), {"name": name}) for name in PROXIES if name != BACKGROUND
+}
 
 
 def _unseen(held: Source, training: Source | None, classifier: Classifier) -> Source:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from rich.table import Table
 
 from nescio.calibration.cost import Costs, OperatingPoint, operating_point
-from nescio.core.detector import Detector, score_all
+from nescio.core.detector import AnyDetector, Detector, score_all
 from nescio.core.errors import InputError, some
 from nescio.core.feature_set import FeatureSet
 from nescio.core.needs import Probe
@@ -110,7 +110,7 @@ class Choice:
 
 def tune(
     session: Session | Any,
-    space: str | Sequence[str],
+    space: AnyDetector | Sequence[AnyDetector],
     *,
     val: AnySource,
     train: AnySource | None = None,
@@ -136,8 +136,8 @@ def tune(
         InputError: a spec cannot be read or served, or a proxy cannot be had.
     """
     session = as_session(session)
-    spaces = [space] if isinstance(space, str) else space
-    detectors = session.detectors(dict.fromkeys(spec for one in spaces for spec in search_space(one)))
+    spaces = [space] if isinstance(space, str) or not isinstance(space, Iterable) else space
+    detectors = session.detectors([d for one in spaces for d in (search_space(one) if isinstance(one, str) else [one])])
     for spec, detector in detectors.items():
         if detector.input_stage is not None:
             raise InputError(
