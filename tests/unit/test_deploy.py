@@ -188,7 +188,7 @@ def test_a_calibrator_is_against_a_named_proxy(images: Path, tmp_path: Path) -> 
     deployed.save(tmp_path / "c.nescio")
     assert describe(tmp_path / "c.nescio")["calibrator"] == {"a": a, "b": b, "proxy": "noise", "prior": 0.8}
     assert load(tmp_path / "c.nescio", model=tiny_net)(images / "new") == verdicts
-    with pytest.raises(InputError, match="proxy=background is not a choice"):
+    with pytest.raises(InputError, match="unknown proxy 'background'"):
         made(images, proxy="background")
 
 

@@ -45,8 +45,8 @@ class Stage(Optioned, nn.Module):
         super().__init_subclass__()
         if place is not None:
             cls.place = place
+        cls.name = name or cls.__name__.lower()  # not its base's: that is another stage
         if name is not None:
-            cls.name = name
             REGISTRY[name] = cls
 
     def __init__(self) -> None:

@@ -1,0 +1,147 @@
+"""A session gives what the network itself gives, whatever form the images come in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import nescio
+from conftest import TINY_TRANSFORM, coloured, random_features, tiny_net
+from nescio.core.errors import InputError
+from nescio.core.features import NO_HEAD
+from nescio.core.stage import Score
+from nescio.models import Classifier
+from nescio.run.session import Session
+
+X = torch.randn(30, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+Y = torch.arange(30) % 4
+
+
+class Pairs(torch.utils.data.Dataset[Any]):
+    """Dicts, as a Hugging Face data set in torch format gives them."""
+
+    def __len__(self) -> int:
+        return len(X)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        return {"pixel_values": X[i], "label": int(Y[i])}
+
+
+FORMS = {
+    "loader of pairs": lambda: DataLoader(TensorDataset(X, Y), 7),
+    "loader of tensors": lambda: DataLoader(X, 7),
+    "loader of dicts": lambda: DataLoader(Pairs(), 7),
+    "tensor": lambda: X,
+    "data set": lambda: TensorDataset(X, Y),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_normalised_batches_need_no_transform(form: str) -> None:
+    network = tiny_net()
+    session = Session(network)
+    features = session.features(FORMS[form]())
+    with torch.no_grad():
+        expected = network.eval()(X)
+    torch.testing.assert_close(features.record().logits, expected, rtol=1e-4, atol=1e-5)
+    assert (features.labels == (-1 if form in ("loader of tensors", "tensor") else Y.numpy())).all()
+    scores = session.scores(["energy", "msp"], FORMS[form]())
+    np.testing.assert_allclose(scores["energy"], expected.double().logsumexp(1), rtol=1e-4)
+    torch.testing.assert_close(session(X).logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_detector_of_arrays_scores_what_the_session_gives() -> None:
+    network = tiny_net()
+    session = Session(network)
+    train = session.features(DataLoader(TensorDataset(X, Y), 8))
+    h, y = train.record().h.numpy(), train.labels
+    (seconds,) = session.fit("mahalanobis", DataLoader(TensorDataset(X, Y), 8)).values()
+    assert seconds > 0
+    alone = nescio.Detector("mahalanobis").fit(h, y)
+    np.testing.assert_allclose(alone(h), alone(train).numpy(), rtol=1e-9)
+    fmls = nescio.Detector("fmls").fit(h, y, head=network.fc)
+    np.testing.assert_allclose(fmls(h), fmls(session(X)).numpy(), rtol=1e-3, atol=1e-4)
+    assert isinstance(fmls(torch.from_numpy(h)), torch.Tensor)
+
+
+def test_evaluate_on_features_is_bench_on_their_images(tmp_path: Path) -> None:
+    folders = {n: coloured(tmp_path, n, per_class=12, classes=4, side=8, seed=i) for i, n in enumerate(("a", "b", "c"))}
+    session = Session(Classifier(tiny_net(), TINY_TRANSFORM), cache=tmp_path / "banks", workers=0, progress=False)
+    detectors = ["msp", "knn:k=3", "ls+energy"]
+    by_images = nescio.bench(session, id=folders["a"], train=folders["b"], ood={"c": folders["c"]}, detectors=detectors)
+    rows = {name: session.features(folder) for name, folder in folders.items()}
+    by_features = nescio.evaluate(detectors, id=rows["a"], train=rows["b"], ood={"c": rows["c"]})
+    for one, other in zip(by_images.rows, by_features.rows, strict=True):
+        assert (one.detector, one.auroc, one.fpr95, one.aurc) == (other.detector, other.auroc, other.fpr95, other.aurc)
+    by_features.save(tmp_path / "results")
+    assert nescio.Results.load(tmp_path / "results").rows[0].auroc == pytest.approx(by_features.rows[0].auroc, abs=1e-4)
+
+
+def test_a_fitted_detector_a_sum_of_stages_and_a_function_are_judged_beside_specs() -> None:
+    class Length(Score):
+        """Length of the features."""
+
+        def forward(self, f: Any) -> torch.Tensor:
+            return f.h.norm(dim=1)
+
+    def largest(f: Any) -> torch.Tensor:
+        return f.logits.amax(dim=1)
+
+    f, other = random_features(), random_features(n=50, seed=5)
+    sets = {n: nescio.FeatureSet(r.h, r.labels, head=f.head, pred=r.pred) for n, r in (("id", f), ("far", other))}
+    from nescio.methods.shape.react import ReAct
+
+    fitted = nescio.Detector("knn:k=3").fit(sets["id"])
+    bank = fitted.state_dict()["stages.0.bank"].clone()
+    detectors = [fitted, ReAct(q=0.9) + Length(), "maxlogit", largest]
+    results = nescio.evaluate(detectors, id=sets["id"], train=sets["far"], ood={"far": sets["far"]})
+    assert results.detectors == ["knn:k=3", "react:q=0.9+length", "maxlogit", "largest"]
+    assert torch.equal(fitted.state_dict()["stages.0.bank"], bank)  # judged as it is
+    auroc = {r.detector: r.auroc for r in results.rows}
+    assert auroc["maxlogit"] == auroc["largest"]
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: nescio.Detector("knn").fit(np.ones((5, 3)))(np.ones((2, 4))), "fitted on features of 3, these have 4"),
+        (lambda: nescio.Detector("knn").fit(np.ones((5, 3)), [0, 1]), r"labels: expected one for each of 5 rows"),
+        (lambda: nescio.Detector("knn")(np.ones((5, 3))), "not fitted"),
+        (
+            lambda: nescio.Detector("knn").fit(np.ones((5, 3)))(logits=np.ones((5, 3))),
+            "'knn' reads penultimate features",
+        ),
+        (lambda: nescio.Detector("energy")(np.ones((5, 3))), "'energy' reads logits, and there is no head"),
+        (lambda: nescio.Detector("fm+energy").fit(np.ones((5, 3))), "classification head"),
+        (lambda: nescio.Detector("mahalanobis").fit(np.ones((5, 3))), "labels"),
+        (lambda: nescio.Detector("mahalanobis").fit(np.ones((2, 3)), ["a", "b"]), "whole numbers"),
+        (lambda: nescio.Detector("mahalanobis").fit(np.ones((4, 3)), [0, 0, 2, 2]), "none of class 1"),
+        (lambda: nescio.Detector("energy")(np.ones((5, 3)), head=(np.ones((2, 4)), np.ones(2))), r"\(B, 4\)"),
+        (lambda: nescio.Detector("energy")(np.ones(5), head=nn.Linear(5, 2)), "expected a matrix"),
+        (lambda: nescio.Detector("energy")(np.array(["a"])), "numbers"),
+        (nescio.Detector("energy"), "give one of them"),
+        (lambda: nescio.Detector("energy").fit(head=nn.ReLU()), "no linear layer"),
+        (lambda: Session(tiny_net()).scores("energy", DataLoader(X, 4, shuffle=True)), "shuffles"),
+        (lambda: Session(tiny_net()).features("images/"), "without a transform"),
+        (lambda: Session(tiny_net()).features(DataLoader((X * 255).byte(), 4)), "normalise"),
+        (lambda: Session(tiny_net(), engine="steam"), "unknown engine 'steam'"),
+        (lambda: nescio.evaluate("msp", id=X, ood={}), "expected a FeatureSet"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(call: Any, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        call()
+
+
+def test_rows_that_are_not_finite_score_nan_and_logits_alone_suffice() -> None:
+    z = np.array([[1.0, 2.0], [np.nan, 0.0]])
+    scores = nescio.Detector("energy")(logits=z)
+    assert scores[0] == pytest.approx(np.log(np.exp(z[0]).sum()))
+    assert np.isnan(scores[1])
+    assert nescio.Detector("msp").fit().head is NO_HEAD
