@@ -26,7 +26,7 @@ from PIL import Image
 
 from nescio.data.formats.torch import DatasetSource
 from nescio.data.transform import Transform
-from nescio.methods.trained import parse_objective
+from nescio.methods.objective import parse_objective
 from nescio.models import Classifier
 from nescio.models.load import new_network
 from nescio.models.runs import Run
@@ -72,13 +72,13 @@ class Steps:
         network = made.network.to(fabric.device).to(memory_format=torch.channels_last)
         classifier, goal = Classifier(network, made.transform, name=made.name), parse_objective(objective)
         classifier.heads.update(goal.heads(classifier))
-        goal.settle(classifier)
+        goal.after_step(classifier)
         source = DatasetSource(Noise(arguments.batch * 4, side, classes), identity="noise")
         images = Images(source, Transform(crop=side), device=fabric.device, hardware=hardware, progress=False)
         run = Run(made.name, classes, None, str(made.transform), objective, {"seed": 0})
         self.loop = Loop(
             fabric, run, Path(tempfile.mkdtemp()), State(network, classifier, goal), goal, recipe, images, images, {},
-            outliers=images if goal.outliers else None,
+            outliers=images if goal.needs.outliers else None,
         )  # fmt: skip
         self.epoch, self.iterator, self.device = 0, iter(()), fabric.device
 

@@ -7,12 +7,13 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from nescio.methods.trained import View
-from nescio.methods.trained.ssod import SSOD, sample, true_class_confidence
+from nescio.methods.background import class_confidence, sure_positions
+from nescio.methods.objective import View
+from nescio.methods.trained.ssod import SSODObjective
 from nescio.models import Classifier
 
 
-class Correct(SSOD, name="ssod-correct"):
+class Correct(SSODObjective, name="ssod-correct"):
     """Only images that are classified right lend patches: where the whole is misread, no patch is a background."""
 
     def label(self, view: View) -> tuple[Tensor, Tensor]:
@@ -22,7 +23,7 @@ class Correct(SSOD, name="ssod-correct"):
         return is_id & right, is_ood & right
 
 
-class Detached(SSOD, name="ssod-detached"):
+class Detached(SSODObjective, name="ssod-detached"):
     """The OOD head reads the features and does not change them: the classifier is that of cross entropy."""
 
     def read(self, head: nn.Module, view: View, is_id: Tensor, is_ood: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -30,7 +31,7 @@ class Detached(SSOD, name="ssod-detached"):
         return head(view.fmap.detach()).flatten(1).float(), is_id, is_ood
 
 
-class Pooled(SSOD, name="ssod-pooled"):
+class Pooled(SSODObjective, name="ssod-pooled"):
     """The OOD head is trained on what it reads at test time: pooled features, of the ID and of the OOD patches."""
 
     def read(self, head: nn.Module, view: View, is_id: Tensor, is_ood: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -42,7 +43,7 @@ class Pooled(SSOD, name="ssod-pooled"):
         return torch.stack(means, dim=1), torch.stack([has_id, none], dim=1), torch.stack([none, has_ood], dim=1)
 
 
-class Teacher(SSOD, name="ssod-teacher"):
+class Teacher(SSODObjective, name="ssod-teacher"):
     """An average of the classifier over the steps (decay 0.99) labels the patches: steadier than the classifier itself.
 
     The average begins anew where a run is resumed.
@@ -59,4 +60,4 @@ class Teacher(SSOD, name="ssod-teacher"):
             for name, tensor in ours.items():
                 tensor.lerp_(theirs[name], 0.01) if tensor.is_floating_point() else tensor.copy_(theirs[name])
             logits = teacher.logits_at_positions(teacher.split.backbone(view.x))
-        return sample(true_class_confidence(logits, view.labels), self.gamma)
+        return sure_positions(class_confidence(logits, view.labels), self.gamma)

@@ -28,7 +28,7 @@ import torch
 
 import nescio
 from nescio.core.files import write_whole
-from nescio.methods.trained import parse_objective
+from nescio.methods.objective import parse_objective
 from nescio.training import Hardware, Recipe, train
 
 ROOT = Path(__file__).parents[1]

@@ -32,9 +32,9 @@ import nescio
 from nescio.core.files import write_whole
 from nescio.data.loader import read_batches
 from nescio.explanation.maps import patch_maps
-from nescio.methods.trained.ssod import sample, true_class_confidence
+from nescio.methods.background import class_confidence, sure_positions
+from nescio.methods.trained.ssod import SSODHead
 from nescio.models import Classifier, load_classifier
-from nescio.models.heads import OODHead
 from nescio.training import Hardware, Recipe, train
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -212,8 +212,8 @@ def patches(classifier: Classifier, source: nescio.Source, gamma: float = 0.95) 
     for batch in read_batches(source, classifier.transform, 0, 128, 1):
         fmap = classifier.split.backbone(classifier.transform.normalise(batch.images))
         labels = torch.from_numpy(source.labels[batch.start :][: batch.size])
-        confidence = true_class_confidence(classifier.logits_at_positions(fmap), labels)
-        for kind, (at, into) in enumerate(zip(sample(confidence, gamma), found, strict=True)):
+        confidence = class_confidence(classifier.logits_at_positions(fmap), labels)
+        for kind, (at, into) in enumerate(zip(sure_positions(confidence, gamma), found, strict=True)):
             shares[kind].append(at.float().mean(dim=1))
             key = torch.rand(at.shape, generator=draws).masked_fill(~at, 2.0)
             drawn = at & (key.argsort(dim=1).argsort(dim=1) < PATCHES)
@@ -260,9 +260,9 @@ def judge_strong() -> None:
     write_whole(STRONG, json.dumps(record, indent=1) + "\n")
 
 
-def lift(head: torch.nn.Linear) -> OODHead:
+def lift(head: torch.nn.Linear) -> SSODHead:
     """The head over vectors as one over feature maps."""
-    lifted = OODHead(head.in_features)
+    lifted = SSODHead(head.in_features)
     lifted.load_state_dict({"weight": head.weight.detach()[..., None, None], "bias": head.bias.detach()})
     return lifted
 

@@ -6,9 +6,8 @@ import torch
 from torch import nn
 
 from nescio.data import Transform
-from nescio.methods.objective import TrainingNetwork
-from nescio.methods.trained import View, parse_objective
-from nescio.methods.trained.vos import VOS
+from nescio.methods.objective import TrainingNetwork, View, parse_objective
+from nescio.methods.trained.vos import VOSObjective
 from nescio.models import Classifier
 from tiny_networks import GroupNet
 
@@ -29,19 +28,19 @@ class Setting:
         torch.manual_seed(1)
         self.classifier.heads.update(self.objective.heads(self.classifier))
         self.classifier.heads.train()
-        if isinstance(self.objective, VOS):
+        if isinstance(self.objective, VOSObjective):
             self.objective.queued.normal_()
             self.objective.counts += self.objective.queue
             self.objective.remember = lambda *_: None  # the same virtual outliers in every step
-        self.parts = TrainingNetwork(self.classifier, maps=self.objective.needs_maps)  # traced in float32
+        self.parts = TrainingNetwork(self.classifier, maps=self.objective.needs.maps)  # traced in float32
         self.network.double()
         self.classifier.heads.double()
         self.objective.double()
 
     def loss(self, epoch: float = 0.5) -> torch.Tensor:
         torch.manual_seed(2)  # what a step draws
-        x = torch.cat([X, OUTLIERS[: len(X) * self.objective.outliers]]).double()
-        x, y = (torch.cat([X, X.flip(3)]).double(), Y.repeat(2)) if self.objective.views == 2 else (x, Y)
+        x = torch.cat([X, OUTLIERS[: len(X) * self.objective.needs.outliers]]).double()
+        x, y = (torch.cat([X, X.flip(3)]).double(), Y.repeat(2)) if self.objective.needs.views == 2 else (x, Y)
         loss, self.watched = self.objective.loss(View(x, y, self.parts, epoch), self.classifier.heads)
         return loss
 

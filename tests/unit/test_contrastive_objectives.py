@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from nescio.core.detector import Detector
 from nescio.core.errors import InputError
-from nescio.methods.trained import View, parse_objective
+from nescio.methods.objective import View, parse_objective
 from nescio.run.passes import pass_of
 from objective_setting import Setting, X, Y
 

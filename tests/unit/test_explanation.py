@@ -14,8 +14,8 @@ from conftest import picture
 from nescio.core.errors import InputError
 from nescio.data import Transform, open_source
 from nescio.explanation.maps import explain, patch_maps
+from nescio.methods.trained.ssod import SSODHead
 from nescio.models import Classifier
-from nescio.models.heads import OODHead
 from tiny_networks import GroupNet
 
 T = Transform(crop=16)
@@ -25,7 +25,7 @@ def made(*, ood: bool, seed: int = 0) -> Classifier:
     torch.manual_seed(seed)
     network = GroupNet()
     network.fc.weight.data *= 10
-    heads = {"ood": OODHead(16)} if ood else None
+    heads = {"ood": SSODHead(16)} if ood else None
     return Classifier(network, T, name="tiny", classes=["cat", "dog", "emu"], heads=heads)
 
 

@@ -17,8 +17,7 @@ from nescio.data.source import Source
 from nescio.evaluation import proxies, select
 from nescio.evaluation.select import recommend, tune
 from nescio.explanation.maps import patch_maps
-from nescio.methods.objective import TrainingNetwork
-from nescio.methods.trained import View, parse_objective
+from nescio.methods.objective import TrainingNetwork, View, parse_objective
 from nescio.models import Classifier
 from nescio.models.split import Split
 from nescio.run.session import Session

@@ -16,8 +16,7 @@ import nescio
 from conftest import coloured
 from nescio.core.errors import InputError
 from nescio.data import Transform
-from nescio.methods.objective import TrainingNetwork
-from nescio.methods.trained import View, parse_objective
+from nescio.methods.objective import TrainingNetwork, View, parse_objective
 from nescio.models import Classifier, load_classifier
 from nescio.models.load import new_network
 from nescio.models.zoo.clip import captions
@@ -61,22 +60,6 @@ def test_a_vit_is_fine_tuned_and_judged_by_mahalanobis_and_msp(sets: dict[str, P
 open_clip = pytest.importorskip("open_clip", reason="needs the extra nescio[clip]")
 PROMPTS = "clip:small-clip:prompt=a photo of a {}.|a drawing of a {}.|{}"
 NAMES = ["class0", "class1", "class2"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small random network of open_clip's, known as ``small-clip``, and its weights."""
-    folder = tmp_path_factory.mktemp("clip")
-    config = {
-        "embed_dim": 16,
-        "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
-        "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 24, "heads": 2, "layers": 2},
-    }
-    (folder / "small-clip.json").write_text(json.dumps(config))
-    open_clip.add_model_config(folder)
-    torch.manual_seed(0)
-    save_file(open_clip.create_model("small-clip").state_dict(), folder / "w.safetensors")
-    return folder / "w.safetensors"
 
 
 def new(weights: Path, model: str = PROMPTS) -> Classifier:

@@ -14,10 +14,9 @@ from nescio.core.detector import Detector
 from nescio.core.errors import InputError
 from nescio.core.features import Columns, Features
 from nescio.data import Transform
-from nescio.methods.trained import View, parse_objective
+from nescio.methods.background import class_confidence
+from nescio.methods.objective import View, from_uniform, parse_objective
 from nescio.methods.trained.mos import kmeans, read_groups
-from nescio.methods.trained.oe import from_uniform
-from nescio.methods.trained.ssod import true_class_confidence
 from nescio.models import Classifier
 from nescio.models.classifier import seen
 from objective_setting import OUTLIERS, Setting, X, Y, loss_of_logits, moved
@@ -85,7 +84,7 @@ def test_godin_is_its_formula(similarity: str) -> None:
     f = numerators / g
     expected = np.mean([np.log(np.exp(row).sum()) - row[c] for row, c in zip(f, Y.tolist(), strict=True)])
     assert setting.loss().item() == pytest.approx(expected, rel=1e-8)
-    setting.objective.settle(setting.classifier)
+    setting.objective.after_step(setting.classifier)
     assert setting.loss().item() == pytest.approx(expected, rel=1e-8), "tying the layer changes no numerator"
     raw = setting.classifier.head.linear(torch.from_numpy(h))
     assert torch.equal(raw.argmax(1), torch.from_numpy(f.argmax(1))), "the layer predicts what the quotients do"
@@ -107,7 +106,7 @@ def test_godin_says_what_a_layer_lacks() -> None:
         parse_objective("godin:similarity=euclid").heads(classifier)
     objective = parse_objective("godin")
     classifier.heads.update(objective.heads(classifier))
-    objective.settle(classifier)
+    objective.after_step(classifier)
     torch.testing.assert_close(classifier.head.weight.norm(dim=1), torch.ones(3))
 
 
@@ -181,7 +180,7 @@ def test_all_positions_of_outliers_are_ood() -> None:
     network, head = setting.network, setting.classifier.heads["ood"]
     with torch.no_grad():
         fmap, far = network.features(X.double()), network.features(OUTLIERS[:6].double())
-        confidence = true_class_confidence(network.fc(fmap.flatten(2).mT), Y)
+        confidence = class_confidence(network.fc(fmap.flatten(2).mT), Y)
         z, z_far = head(fmap).flatten(1), head(far).flatten(1)
         is_id, is_ood = confidence >= 0.6, confidence < 0.4
         as_id = functional.softplus(-z)[is_id].mean() if is_id.any() else 0
@@ -274,10 +273,10 @@ def test_vos_is_cross_entropy_until_it_begins_and_its_formula_then(caplog) -> No
     assert setting.loss().item() == pytest.approx(ce + 0.1 * expected, rel=1e-6)
     f = seen(v, setting.classifier.head, setting.classifier.heads)
     assert Detector("vos")(f).tolist() == pytest.approx(p_out.tolist())
-    assert setting.objective.concern({}) is None
+    assert setting.objective.warning({}) is None
     setting.objective.counts[1] = 29
     assert setting.loss().item() == pytest.approx(ce, rel=1e-12)
-    assert "has not had 30 images yet" in setting.objective.concern({})
+    assert "has not had 30 images yet" in setting.objective.warning({})
     with pytest.raises(InputError, match="select=5 of draws=4"):
         parse_objective("vos:select=5,draws=4")
 

@@ -28,6 +28,7 @@ from nescio.cli import main
 from nescio.core.detector import Detector
 from nescio.core.errors import InputError
 from nescio.core.feature_set import FeatureSet
+from nescio.core.plugins import load_methods
 from nescio.core.spec import all_specs, expand
 from nescio.core.stage import REGISTRY
 from nescio.data import Transform
@@ -35,8 +36,14 @@ from nescio.deploy import Deployed, export
 from nescio.deploy import onnx as onnx_graph
 from nescio.deploy.graph import OUTPUTS, Judge
 from nescio.methods.shape import line
+from nescio.methods.trained.bal import BALHead
+from nescio.methods.trained.csi import CSIHead
+from nescio.methods.trained.godin import GODINHead
+from nescio.methods.trained.mos import MOSHead
+from nescio.methods.trained.neglabel import NegLabelHead
+from nescio.methods.trained.ssod import SSODHead
+from nescio.methods.trained.vos import VOSHead
 from nescio.models import Classifier
-from nescio.models.heads import BoundaryHead, DividingHead, EnergyHead, GroupHead, NegativeHead, OODHead, TurnedHead
 
 CLASSES, WIDTH, SIDE = 5, 16, 16
 OWN_PASS, NO_SVD, FAISS = "a pass of its own", "takes the eigenvectors", "searches by FAISS"
@@ -96,11 +103,11 @@ def network() -> Classifier:
     model.fc.weight.data *= 2 / (means @ model.fc.weight.data.T).std()
     model.fc.bias.data = -(model.fc.weight.data * means).sum(dim=1) / 2
     names = [f"class {c}" for c in range(CLASSES)]
-    heads = {"ood": OODHead(WIDTH), "godin": DividingHead(WIDTH, "cosine")}
-    heads["vos"] = EnergyHead(CLASSES)
-    heads["mos"] = GroupHead(WIDTH, torch.zeros(CLASSES, dtype=torch.int64))
-    heads["neglabel"] = NegativeHead(torch.randn(2, 3, WIDTH, generator=torch.Generator().manual_seed(0)))
-    heads["bal"], heads["csi"] = BoundaryHead(WIDTH), TurnedHead(WIDTH, CLASSES)
+    heads = {"ood": SSODHead(WIDTH), "godin": GODINHead(WIDTH, "cosine")}
+    heads["vos"] = VOSHead(CLASSES)
+    heads["mos"] = MOSHead(WIDTH, torch.zeros(CLASSES, dtype=torch.int64))
+    heads["neglabel"] = NegLabelHead(torch.randn(2, 3, WIDTH, generator=torch.Generator().manual_seed(0)))
+    heads["bal"], heads["csi"] = BALHead(WIDTH), CSIHead(WIDTH, CLASSES)
     return Classifier(model, transform, name="two-maps", classes=names, heads=heads)
 
 
@@ -204,6 +211,7 @@ def test_what_no_graph_can_hold_is_refused_with_the_reason(spec: str, tmp_path: 
 
 def test_every_stage_is_tried() -> None:
     named = {part for spec in map(expand, SPECS) for part in re.findall(r"[a-z][a-z0-9]*", spec)}
+    load_methods()
     assert set(REGISTRY) <= named
 
 

@@ -33,8 +33,8 @@ from nescio.deploy.lower import cut_network, put_back
 from nescio.deploy.recalibration import Images
 from nescio.evaluation.metrics import auroc
 from nescio.evaluation.proxies import proxy_source
+from nescio.methods.trained.ssod import SSODHead
 from nescio.models import Classifier
-from nescio.models.heads import OODHead
 
 SIDE, CLASSES = 16, 3
 pytestmark = pytest.mark.usefixtures("unrecorded")
@@ -71,7 +71,7 @@ def network() -> Classifier:
         optimiser.zero_grad()
         nn.functional.cross_entropy(model(x), y).backward()
         optimiser.step()
-    return Classifier(model.eval(), transform, name="tiny", heads={"ood": OODHead(16)})
+    return Classifier(model.eval(), transform, name="tiny", heads={"ood": SSODHead(16)})
 
 
 @functools.cache

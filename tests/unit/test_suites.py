@@ -18,7 +18,7 @@ from nescio.core.errors import InputError
 from nescio.evaluation.suites.published import beside, commands
 from nescio.evaluation.suites.sets import known_set, known_sets
 from nescio.evaluation.suites.suite import AVERAGE, PublishedRow, open_suite, suites
-from nescio.methods.trained import parse_objective
+from nescio.methods.objective import parse_objective
 from nescio.training import Recipe
 
 ROWS = [(name, row) for name, suite in suites().items() for row in suite.published]

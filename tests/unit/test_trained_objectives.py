@@ -23,7 +23,7 @@ from nescio.core.feature_set import FeatureSet
 from nescio.core.options import parse_named
 from nescio.data import Transform
 from nescio.methods.input.perturb import STEPS
-from nescio.methods.trained import parse_objective
+from nescio.methods.objective import parse_objective
 from nescio.models import Classifier, load_classifier
 from nescio.run.passes import pass_of
 from nescio.training import Hardware, Interrupted, Recipe, train
@@ -52,7 +52,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def run(out: Path, sets: dict[str, Any], objective: str, **options: Any) -> None:
-    sets = {name: s for name, s in sets.items() if name != "outliers" or parse_objective(objective).outliers}
+    sets = {name: s for name, s in sets.items() if name != "outliers" or parse_objective(objective).needs.outliers}
     settings = {"recipe": QUICK, "size": 16, "hardware": CPU, "progress": False, "objective": objective}
     train(out, model="tiny_networks:batch_norm_net", **sets, **(settings | options))
 
@@ -115,7 +115,7 @@ def test_godins_file_of_weights_predicts_the_same_in_a_plain_network(
     assert torch.equal(quotients.argmax(1), plain(x).argmax(1))
     assert torch.equal(f.pred, plain(x).argmax(1))
     torch.testing.assert_close(classifier.head.weight.norm(dim=1), torch.ones(3))
-    detector = nescio.Detector.parse
+    detector = nescio.Detector
     cosines = functional.cosine_similarity(f.h[:, None], f.head.weight[None], dim=2)
     torch.testing.assert_close(detector("godin")(f).float(), cosines.amax(1))
     torch.testing.assert_close(detector("godin:read=g")(f).float(), head.denominator(f.h)[:, 0])
@@ -140,8 +140,8 @@ def test_outliers_are_given_where_they_are_read(sets: dict[str, Path], tmp_path:
     pair = {name: sets[name] for name in ("train", "val")}
     for objective, outliers, told in (
         ("oe", None, "'oe' learns from outliers; give some \\(--outliers SET\\)"),
-        ("ce", sets["outliers"], "'ce' reads no outliers; 'oe' does"),
-        ("ssod", sets["outliers"], "'ssod' reads no outliers; 'oe' does, and 'ssod:outliers=1'"),
+        ("ce", sets["outliers"], "'ce' reads no outliers; these do: conf:outliers=1, oe:outliers=1, ssod:outliers=1"),
+        ("ssod", sets["outliers"], "'ssod' reads no outliers; these do: .*ssod:outliers=1"),
         ("oe", sets["train"], "the outliers are the train images"),
     ):
         with pytest.raises(InputError, match=told):

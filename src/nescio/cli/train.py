@@ -98,13 +98,18 @@ def train(obj: dict[str, Any], /, train_: str, watch: tuple[str, ...], recipe: s
 @click.option("--transform", help="As for bench.")
 @click.option("--head", help="As for bench.")
 @out_option("Picture: .png or .svg; arrays go beside it.", required=True)
-@click.option("--gamma", default=0.95, show_default=True, help="Threshold of SSOD's sampler.")
+@click.option(
+    "--gamma",
+    default=0.95,
+    show_default=True,
+    help="Confidence at which a patch shows the class; below 1 - gamma: none.",
+)
 @click.option(
     "--label", help="Class whose confidence is shown.  [default: the true one, where known; else the predicted]"
 )
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, …")
 def explain(images: tuple[str, ...], model: tuple[str, ...], out: Path, **options: Any) -> None:
-    """Draw where a classifier sees its class, which patches SSOD samples, and what an OOD head says of each.
+    """Draw where a classifier sees its class, which patches are sure of it or of background, and what an OOD head says.
 
     IMAGES are files, or sets as for bench: SET[:12] for its first 12.
     """

@@ -50,9 +50,9 @@ class Needs:
         rerun: what a pass of its own over the images follows from: the stage's ``options`` (training images then go
             through it, too), the fitted ``pipeline`` before the score, or the ``score``; empty for the plain pass.
         probes: what is computed from feature maps, by a name that says all it depends on.
-        heads: names of heads that the network must have been trained with, beside the classification head.
+        heads: names of heads beside the classification head: the network must have them, or the objective trains them.
         maps: feature maps, in training.
-        views: how often each training image is augmented.
+        views: how often each training image is augmented; a batch holds the images, and their labels, that often.
         outliers: outliers per training image.
     """
 

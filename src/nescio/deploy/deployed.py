@@ -20,15 +20,14 @@ from nescio.calibration.posterior import ProxyCalibrator
 from nescio.core.detector import Detector
 from nescio.core.errors import InputError
 from nescio.core.features import Features
-from nescio.core.stage import Network
+from nescio.core.spec import parse_stages
+from nescio.core.stage import Chain, Network
 from nescio.data.coerce import Given, pictures
-from nescio.methods.score.ssod import SSOD
 from nescio.models import Classifier
-from nescio.models.heads import decide
+from nescio.models.heads import decide, probability
 from nescio.run.passes import PLAIN, Pass, pass_of
 from nescio.run.session import Session, as_session
 
-OOD_HEAD = "ood"
 UNDECIDED = 0.5
 """Tolerances from the least accepted score within which rounding may decide."""
 UNDECIDED_BY_GRADIENT = 500.0
@@ -59,7 +58,7 @@ class Verdict:
 
     @property
     def posterior(self) -> float | None:
-        """``P(label | x)``: ``probability · p_id``, equation 7 of the SSOD paper; None where there is no ``p_id``."""
+        """``P(label | x)``: ``probability · p_id`` (Pei, ICLR 2024, equation 7); None where there is no ``p_id``."""
         return None if self.p_id is None else self.probability * self.p_id
 
 
@@ -217,7 +216,7 @@ class Deployed:
     @property
     def gives_p_id(self) -> bool:
         """Whether verdicts have a ``p_id``."""
-        return OOD_HEAD in self.classifier.heads or self.calibrator is not None
+        return bool(self.head_p_id or self.calibrator)
 
     @property
     def classifier(self) -> Classifier:
@@ -230,10 +229,16 @@ class Deployed:
         return {name: value for name, value in self.__dict__.items() if name not in made}
 
     def _p_id(self, plain: Features, score: npt.NDArray[np.float64]) -> npt.NDArray[np.float64] | None:
-        if OOD_HEAD in self.classifier.heads:
-            p: npt.NDArray[np.float64] = SSOD()(plain).cpu().numpy()
+        if self.head_p_id is not None:
+            p: npt.NDArray[np.float64] = self.head_p_id(plain).cpu().numpy()
             return p
         return None if self.calibrator is None else self.calibrator(torch.from_numpy(score)).numpy()
+
+    @cached_property
+    def head_p_id(self) -> Chain | None:
+        """The score that is ``P(x ∈ ID | x)`` by one of the network's own heads, if one gives it."""
+        spec = probability(self.classifier.heads)
+        return Chain(parse_stages(spec)) if spec else None
 
     @cached_property
     def _detector(self) -> Detector:
@@ -255,7 +260,7 @@ class Deployed:
     def plain_probes(self) -> dict[str, Any]:
         """What is to be computed from feature maps in the plain pass."""
         own = {} if self.detector.input_stage else dict(self.detector.needs.probes)
-        return own | (dict(SSOD().needs.probes) if OOD_HEAD in self.classifier.heads else {})
+        return own | (dict(self.head_p_id.needs.probes) if self.head_p_id is not None else {})
 
     def _passes(self, x: Tensor) -> tuple[Features, Features | None]:
         plain, other = self._networks

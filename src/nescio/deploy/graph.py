@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from nescio.calibration.conformal import Calibration
 from nescio.core.features import Features
 from nescio.core.stage import Chain
-from nescio.deploy.deployed import OOD_HEAD, Deployed
-from nescio.methods.score.ssod import SSOD
+from nescio.deploy.deployed import Deployed
 from nescio.models.heads import decide
 
 OUTPUTS = {
@@ -40,7 +39,7 @@ class Judge(nn.Module):
         self.network, self.heads = classifier.probed(deployed.plain_probes), classifier.heads
         self.chain = Chain(deployed.detector.steps)  # a detector would hash the head, which a graph cannot
         self.verdict = Threshold(deployed.calibration, classifier.head.n_classes)
-        self.p_id = SSOD() if OOD_HEAD in classifier.heads else None
+        self.p_id = deployed.head_p_id
         self.calibrator = deployed.calibrator
         self.transform, self.layout, self.name = classifier.transform, layout, classifier.name
 

@@ -6,7 +6,7 @@ images, which the network sees as it sees any other.
 - ``noise``: pixels that are N(0, 1) for the network, as in the FM + LS paper (section V-F), in 8 bits.
 - ``pixels``, ``tiles``, ``blur``, ``corner``: the ID validation images with their pixels or their 4 × 4 tiles in
   another order, blurred away, or a corner alone.
-- ``background``: no images at all. SSOD's sampler (its equation 12) on the frozen classifier says which positions of an
+- ``background``: no images at all. The frozen classifier says which positions (``methods/background.py``) of an
   image's feature map are sure of its class, and which are sure that it is not there. The least sure positions of one
   half of the images are pooled into a vector each, and as many of the surest of the other half; single positions would
   differ from pooled features in scale alone. A probe does it within the pass over the validation images.
@@ -26,7 +26,7 @@ from nescio.core.needs import Maps, Probe
 from nescio.data.corruptions import CHANGES, Changed
 from nescio.data.formats.synthetic import Gaussian, NoiseSource
 from nescio.data.source import Source
-from nescio.methods.trained.ssod import sample, true_class_confidence
+from nescio.methods.background import class_confidence, sure_positions
 from nescio.models import Classifier
 from nescio.run.passes import PLAIN
 from nescio.run.session import Session
@@ -85,8 +85,8 @@ def background_probe(neck: Callable[[Tensor], Tensor], gamma: float = GAMMA) -> 
         rows = fmap.flatten(2).mT  # (B, H·W, K)
         logits = maps.head.linear(neck(rows.flatten(0, 1))).view(*rows.shape[:2], -1)
         pred = maps.head.linear(maps.rest(fmap)).argmax(dim=1)
-        confidence = true_class_confidence(logits, pred)
-        is_id, is_ood = sample(confidence, gamma)
+        confidence = class_confidence(logits, pred)
+        is_id, is_ood = sure_positions(confidence, gamma)
         pooled = torch.minimum(is_id.sum(dim=1), is_ood.sum(dim=1))  # as many of the one as of the other
         rank = confidence.argsort(dim=1).argsort(dim=1)
         least, surest = rank < pooled[:, None], rank >= rank.shape[1] - pooled[:, None]

@@ -1,4 +1,4 @@
-"""What a classifier says at every position of its feature map: where it sees its class, and what SSOD would sample."""
+"""What a classifier says at every position of its feature map: where it sees its class, and where background."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from nescio.data.decode import decode
 from nescio.data.labels import aligned
 from nescio.data.source import AnySource, Labels, Source, as_source
 from nescio.explanation.plates import Seen, draw_maps
-from nescio.methods.trained.ssod import check_gamma, sample, true_class_confidence
+from nescio.methods.background import check_gamma, class_confidence, sure_positions
 from nescio.models import Classifier
 from nescio.models.coerce import classifiers_by_name
-from nescio.models.heads import decide
+from nescio.models.heads import PositionHead, decide
 
 MOST = 24
 """Images in one picture."""
@@ -47,8 +47,8 @@ class PatchMaps:
     p_id: Tensor | None
 
     def sampled(self, gamma: float) -> Tensor:
-        """What SSOD takes each position for ``(B, h, w)``: 1 ID, -1 OOD, 0 neither (its equation 12)."""
-        is_id, is_ood = sample(self.confidence, check_gamma(gamma))
+        """Which positions ``(B, h, w)`` are sure of the class (1), which that it is not there (-1), and neither (0)."""
+        is_id, is_ood = sure_positions(self.confidence, check_gamma(gamma))
         return is_id.int() - is_ood.int()
 
 
@@ -71,8 +71,9 @@ def patch_maps(classifier: Classifier, images: Tensor, labels: Tensor | None = N
     logits = decide(classifier.heads, split.neck(split.pool(fmap)).flatten(1), classifier.head)
     asked = logits.new_full((len(x),), -1).long() if labels is None else labels.to(logits.device)
     labels = torch.where(asked >= 0, asked, logits.argmax(dim=1))
-    confidence = true_class_confidence(classifier.logits_at_positions(fmap), labels)
-    z = classifier.heads["ood"](fmap)[:, 0] if "ood" in classifier.heads else None
+    confidence = class_confidence(classifier.logits_at_positions(fmap), labels)
+    reading = next((m for m in classifier.heads.values() if isinstance(m, PositionHead)), None)
+    z = None if reading is None else reading(fmap)[:, 0]
     return PatchMaps(
         logits.softmax(dim=1),
         labels,

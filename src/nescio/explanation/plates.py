@@ -1,4 +1,4 @@
-"""The picture of what a classifier says at every position: Figure 2 of the SSOD paper for any image and model."""
+"""The picture of what a classifier says at every position, as in Figure 2 of Pei, ICLR 2024, for any model."""
 
 from __future__ import annotations
 

@@ -6,14 +6,18 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from nescio.core.features import Head
+from nescio.core.needs import Needs
 from nescio.core.options import Optioned, parse_named
-from nescio.models.classifier import Classifier
+from nescio.core.plugins import load_methods
+
+if TYPE_CHECKING:
+    from nescio.models.classifier import Classifier
 
 OBJECTIVES: dict[str, type[Objective]] = {}
 
@@ -145,15 +149,9 @@ class Objective(Optioned, nn.Module):
     kind = "objective"
     detector: ClassVar[str]
     """The detector that belongs to it, as a spec string."""
-    needs_maps: ClassVar[bool] = False
-    """Whether it reads feature maps."""
-    views: ClassVar[int] = 1
-    """How often each training image is augmented: the view then holds the images that often, and their labels."""
-    outliers: int = 0
-    """How many outliers it wants per training image."""
     start: float = 0.0
     """Epochs before its own term begins."""
-    told: ClassVar[Mapping[str, str]] = {}
+    shown: ClassVar[Mapping[str, str]] = {}
     """What the progress bar says of the numbers to be logged, as format strings."""
 
     def __init_subclass__(cls, name: str | None = None) -> None:
@@ -162,8 +160,13 @@ class Objective(Optioned, nn.Module):
             cls.name = name
             OBJECTIVES[name] = cls
 
+    @property
+    def needs(self) -> Needs:
+        """What it is trained with, with the options that it has: feature maps, views, outliers, heads of its own."""
+        return Needs()
+
     def heads(self, classifier: Classifier) -> dict[str, nn.Module]:
-        """New heads beside the classification head, to be trained for this network.
+        """New heads beside the classification head, to be trained for this network; ``needs.heads`` names them.
 
         Raises:
             InputError: the network cannot serve them.
@@ -171,18 +174,18 @@ class Objective(Optioned, nn.Module):
         del classifier
         return {}
 
-    def settle(self, classifier: Classifier) -> None:
+    def after_step(self, classifier: Classifier) -> None:
         """Bring the classification layer into the form in which its own prediction is that which is trained.
 
         It is called at the start and after every step.
         """
 
-    def concern(self, means: Mapping[str, float]) -> str | None:
+    def warning(self, means: Mapping[str, float]) -> str | None:
         """What a user should be warned of after an epoch, from the means of the numbers that were logged."""
         del means
         return None
 
-    def finish(self, classifier: Classifier) -> None:
+    def before_save(self, classifier: Classifier) -> None:
         """Bring the classification head in step with what was trained, before the network is judged and stored."""
         del classifier
 
@@ -197,7 +200,16 @@ def parse_objective(spec: str) -> Objective:
     Raises:
         InputError: the name or an option is unknown, or a value does not fit.
     """
+    load_methods()
     return parse_named(spec, OBJECTIVES)
+
+
+def from_uniform(logits: Tensor) -> Tensor:
+    """Cross entropy of the uniform distribution and the softmax of logits ``(B, C)``, mean over the batch.
+
+    That is ``KL(U ‖ softmax) + log C``.
+    """
+    return -logits.log_softmax(dim=1).mean()
 
 
 def precise(t: Tensor) -> Tensor:

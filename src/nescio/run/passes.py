@@ -16,7 +16,7 @@ from nescio.core.features import PLAIN_PASS, Features
 from nescio.core.needs import Probe
 from nescio.core.stage import Network
 from nescio.models import Classifier
-from nescio.models.heads import HEADS
+from nescio.models.heads import known_heads
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,8 @@ def check_model(detector: Detector, classifier: Classifier) -> None:
         InputError: the network lacks what they need: batch norms, dropout, feature maps, a head.
     """
     for head in sorted(detector.needs.heads - set(classifier.heads)):
-        raise InputError(f"{classifier.name} was not trained with the head '{head}' that it reads; {HEADS[head].way()}")
+        hint = known_heads()[head].hint()
+        raise InputError(f"{classifier.name} was not trained with the head '{head}' that it reads; {hint}")
     if detector.input_stage is not None:
         classifier.changed(detector.input_stage.prepare)
     if detector.needs.probes:

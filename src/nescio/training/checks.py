@@ -19,7 +19,7 @@ from nescio.core.files import make_folder
 from nescio.data.hashing import combine
 from nescio.data.labels import aligned, plain
 from nescio.data.source import Source
-from nescio.methods.trained import Objective
+from nescio.methods.objective import OBJECTIVES, Objective
 from nescio.models.runs import RUN, Run
 
 log = logging.getLogger(__name__)
@@ -77,10 +77,11 @@ def check_objective(objective: Objective, sources: Mapping[str, Source], epochs:
         InputError: as said, or the outliers are the training or validation images.
     """
     outliers = sources.get("outliers")
-    if objective.outliers and outliers is None:
+    if objective.needs.outliers and outliers is None:
         raise InputError(f"objective '{objective}' learns from outliers; give some (--outliers SET)")
-    if outliers is not None and not objective.outliers:
-        raise InputError(f"objective '{objective}' reads no outliers; 'oe' does, and 'ssod:outliers=1'")
+    if outliers is not None and not objective.needs.outliers:
+        reading = some(f"{name}:outliers=1" for name, o in sorted(OBJECTIVES.items()) if "outliers" in o.options())
+        raise InputError(f"objective '{objective}' reads no outliers; these do: {reading}")
     for name in ("train", "val"):
         if outliers is not None and outliers.identity == sources[name].identity:
             raise InputError(f"the outliers are the {name} images; give images of other things")

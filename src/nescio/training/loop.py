@@ -18,7 +18,7 @@ from nescio.core.detector import Detector
 from nescio.core.errors import InputError
 from nescio.core.options import parse_named
 from nescio.core.progress import progress_bar
-from nescio.methods.trained import Objective
+from nescio.methods.objective import Objective
 from nescio.models.runs import STATE, WEIGHTS, Run
 from nescio.training.augment import AUGMENTS
 from nescio.training.hardware import Interrupted, stop_on_signal
@@ -33,7 +33,7 @@ from nescio.training.validation import Judgement, is_better, judge
 log = logging.getLogger(__name__)
 
 PAPERS_CHOICE = "papers-choice.safetensors"
-"""The weights of the epoch that did best on the watched OOD sets: the SSOD paper's way to choose."""
+"""The weights of the epoch that did best on the watched OOD sets: the way to choose of Pei, ICLR 2024."""
 _LOOK = 20
 """Steps on a GPU after which losses are looked at: each look waits for the device."""
 
@@ -59,7 +59,7 @@ class Loop:
         self.keep = keep
         self.fabric, self.run, self.out, self.state, self.recipe = fabric, run, out, state, recipe
         self.images, self.val, self.watched, self.outliers = images, val, watched, outliers
-        self.objective = objective.to(fabric.device)
+        self.objective, self.needs = objective.to(fabric.device), objective.needs
         self.labels = images.labels.to(fabric.device)
         self.detector = Detector(objective.detector)
         state.classifier.probed(self.detector.needs.probes)  # refuses a network that it cannot judge
@@ -96,7 +96,7 @@ class Loop:
             for epoch in range(self.state.step // self.per_epoch, self.recipe.epochs):
                 stop = False
                 for _ in self.steps(epoch):
-                    bar.update(task, advance=self.size, description=self._told(epoch))
+                    bar.update(task, advance=self.size, description=self._progress(epoch))
                     stop = self._agree(asked)
                     if stop:
                         break
@@ -111,9 +111,9 @@ class Loop:
         """The epoch's steps that are left. All that is drawn follows from seed, epoch and step."""
         seed = self.run.settings["seed"]
         draws = torch.Generator().manual_seed(hash_of(seed, epoch))
-        streams = [Stream(self.images, draws, self.per_epoch, self.size, self.objective.views)]
+        streams = [Stream(self.images, draws, self.per_epoch, self.size, self.needs.views)]
         if self.outliers is not None:
-            streams.append(Stream(self.outliers, draws, self.per_epoch, self.size * self.objective.outliers))
+            streams.append(Stream(self.outliers, draws, self.per_epoch, self.size * self.needs.outliers))
         rank, done = self.fabric.global_rank, self.state.step - epoch * self.per_epoch
         shares = (done, rank, self.fabric.world_size, self.recipe.accumulate)
         feeds = [stream.parts(*shares, self.augment, self.state.classifier.transform) for stream in streams]
@@ -130,7 +130,7 @@ class Loop:
         for part in range(parts):
             (own, numbers), *others = (next(feed) for feed in feeds)
             x = torch.cat([own, *(images for images, _ in others)]) if others else own
-            labels = self.labels[numbers].repeat(self.objective.views)
+            labels = self.labels[numbers].repeat(self.needs.views)
             with self.fabric.no_backward_sync(self.trainee, enabled=part < parts - 1):
                 loss, watched = self.trainee(x, labels, epoch)
                 self.fabric.backward(loss / parts)
@@ -141,7 +141,7 @@ class Loop:
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.objective.settle(self.state.classifier)
+        self.objective.after_step(self.state.classifier)
         self.state.advance()
         if len(self.losses) >= _LOOK or self.fabric.device.type == "cpu":
             self._look()
@@ -179,10 +179,10 @@ class Loop:
         flag = torch.tensor(float(bool(asked)), device=self.fabric.device)
         return bool(self.fabric.all_reduce(flag, reduce_op="sum") > 0)
 
-    def _told(self, epoch: int) -> str:
+    def _progress(self, epoch: int) -> str:
         parts = [f"epoch {epoch + 1}/{self.recipe.epochs}"]
-        told = {"loss": "loss {:.3f}", "accuracy": "accuracy {:.0%}", **self.objective.told}
-        parts += [text.format(self.shown[name]) for name, text in told.items() if name in self.shown]
+        shown = {"loss": "loss {:.3f}", "accuracy": "accuracy {:.0%}", **self.objective.shown}
+        parts += [text.format(self.shown[name]) for name, text in shown.items() if name in self.shown]
         return "  ".join(parts)
 
     def _save(self) -> None:
@@ -204,16 +204,16 @@ class Loop:
         if self.fabric.is_global_zero:
             self.state.check_finite()
             self.state.exchange()
-            self.objective.settle(self.state.classifier)  # an average of layers need not be settled
+            self.objective.after_step(self.state.classifier)  # an average of layers need not be in that form
             try:
-                self.objective.finish(self.state.classifier)
+                self.objective.before_save(self.state.classifier)
                 judged = judge(self.state.classifier, self.detector, self.val, self.watched)
             finally:
                 self.state.exchange()
             of_training = {f"train_{name}": value for name, value in means.items()}
             numbers = {"epoch": epoch + 1, "step": self.state.step, **of_training, **judged.numbers()}
-            if concern := self.objective.concern(means):
-                log.warning("epoch %d: %s", epoch + 1, concern)
+            if warning := self.objective.warning(means):
+                log.warning("epoch %d: %s", epoch + 1, warning)
             if self.keep:
                 save_tensors(self.out / f"epoch-{epoch + 1}.safetensors", self.state.weights())
             self._select(judged, numbers)
@@ -236,7 +236,7 @@ class Loop:
 _RULES = {
     "kept": "AUROC against shuffled ID validation images, among epochs within one standard error of the best ID "
     "validation accuracy; no OOD image was used",
-    "papers_choice": "mean FPR95 on the watched OOD sets; this looks at the test, as the SSOD paper does",
+    "papers_choice": "mean FPR95 on the watched OOD sets; this looks at the test, as Pei, ICLR 2024, does",
 }
 
 

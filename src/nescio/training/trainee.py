@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nescio.core.errors import InputError, some
-from nescio.methods.objective import TrainingNetwork
-from nescio.methods.trained import Objective, View
+from nescio.methods.objective import Objective, TrainingNetwork, View
 from nescio.models import Classifier
 from nescio.models.classifier import shallow_copy
 from nescio.models.heads import decide
@@ -24,7 +23,7 @@ class Trainee(nn.Module):
 
     def __init__(self, classifier: Classifier, objective: Objective) -> None:
         super().__init__()
-        self.network = TrainingNetwork(classifier, maps=objective.needs_maps)
+        self.network = TrainingNetwork(classifier, maps=objective.needs.maps)
         classifier.heads.eval()  # as the body there: it is judged between epochs
         self.heads = nn.ModuleDict({name: shallow_copy(head).train() for name, head in classifier.heads.items()})
         self.objective = objective
@@ -46,14 +45,14 @@ def try_step(fabric: Any, trainee: Trainee, state: State, n: int) -> None:
     """
     side, before = state.classifier.transform.crop, [t.clone() for t in state.all_tensors()]
     try:
-        views, outliers = trainee.objective.views, trainee.objective.outliers
-        x = torch.randn(n * (views + outliers), 3, side, side, device=fabric.device)
+        needs = trainee.objective.needs
+        x = torch.randn(n * (needs.views + needs.outliers), 3, side, side, device=fabric.device)
         with fabric.autocast():
-            loss, _ = trainee(x, torch.zeros(n * views, dtype=torch.int64, device=fabric.device), 0.0)
+            loss, _ = trainee(x, torch.zeros(n * needs.views, dtype=torch.int64, device=fabric.device), 0.0)
         loss.backward()
     except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as e:
-        told = f"{state.classifier.name} cannot be trained on {n} images at a time by '{trainee.objective.name}'"
-        raise InputError(f"{told}: {e}") from None
+        what = f"{state.classifier.name} cannot be trained on {n} images at a time by '{trainee.objective.name}'"
+        raise InputError(f"{what}: {e}") from None
     unused = [name for name, p in trainee.named_parameters() if p.requires_grad and p.grad is None]
     for name in unused:
         trainee.get_parameter(name).requires_grad = False

@@ -13,7 +13,7 @@ from nescio.core.outputs import check_folder
 from nescio.data.hashing import combine, hash_files
 from nescio.data.source import AnySource, Source, as_source, by_name
 from nescio.data.transform import Transform
-from nescio.methods.trained import Objective, parse_objective
+from nescio.methods.objective import Objective, parse_objective
 from nescio.models import Classifier
 from nescio.models.load import new_network
 from nescio.models.runs import STATE, WEIGHTS, Run
@@ -64,7 +64,7 @@ def train(
         seed: of everything drawn.
         resume: go on from the last checkpoint in ``out``.
         watch: OOD sets to be logged after each epoch. They select nothing, but the epoch that does best on them is kept
-            apart as ``papers-choice.safetensors``: the SSOD paper chooses so, which looks at the test.
+            apart as ``papers-choice.safetensors``: Pei, ICLR 2024, chooses so, which looks at the test.
         keep: store the weights of every epoch, too, as ``epoch-N.safetensors``.
         hardware: devices, processes, memory.
         progress: show a bar on a terminal.
@@ -98,7 +98,7 @@ def train(
     classifier = Classifier(network, made.transform, name=made.name, classes=run.classes)
     torch.manual_seed(seed + 1)
     classifier.heads.update(_heads(goal, classifier, made.heads))
-    goal.settle(classifier)
+    goal.after_step(classifier)
     side = held_side(sources["train"], made.transform, hardware.workers)
     square = Transform(crop=side, interpolation=made.transform.interpolation)
 

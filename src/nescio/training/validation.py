@@ -39,7 +39,7 @@ class Judgement:
 
     @property
     def mean_fpr95(self) -> float:
-        """What the SSOD paper selects by: it looks at the test."""
+        """What Pei, ICLR 2024, selects by: it looks at the test."""
         return sum(pair["fpr95"] for pair in self.ood.values()) / len(self.ood)
 
     def numbers(self) -> dict[str, Any]:

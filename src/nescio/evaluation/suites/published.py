@@ -15,9 +15,9 @@ from nescio.core.errors import InputError, some
 from nescio.evaluation.bench import bench
 from nescio.evaluation.results import Published, Results
 from nescio.evaluation.suites.suite import AVERAGE, Model, Need, PublishedRow, Suite
-from nescio.methods.trained import OBJECTIVES, parse_objective
+from nescio.methods.objective import parse_objective
 from nescio.models import Classifier
-from nescio.models.heads import HEADS
+from nescio.models.heads import known_heads
 from nescio.run.passes import servable
 from nescio.run.session import Images, Session, as_session
 
@@ -141,7 +141,7 @@ def _is_of(row: PublishedRow, objective: str) -> bool:
 def _trained(row: PublishedRow) -> str:
     """What a network must be trained with for a row; nothing where any will do."""
     heads = Detector(row.detector, row.model).needs.heads
-    return row.training or next((HEADS[h].objective for h in heads if HEADS[h].objective in OBJECTIVES), "")
+    return row.training or next((o for h in heads if (o := known_heads()[h].objective)), "")
 
 
 def commands(suite: Suite, row: PublishedRow, root: str | Path) -> list[str]:

@@ -8,11 +8,14 @@ from nescio.core.errors import check_share
 from nescio.methods.objective import Objective, View
 
 
-class CE(Objective, name="ce"):
+class CEObjective(Objective, name="ce"):
     """Cross entropy of the logits and the true class: ``-log softmax(ŷ)_y``, mean over the batch.
 
     Args:
         smoothing: share of the target that is spread over all classes, in [0, 1).
+
+    Source: Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", CVPR 2016, section 7, for the
+    smoothing.
     """
 
     detector = "energy"

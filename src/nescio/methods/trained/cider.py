@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from nescio.core.errors import check_at_least, check_positive, check_share
 from nescio.methods.trained.contrast import WIDTH, Contrastive
-from nescio.models.classifier import Classifier
+
+if TYPE_CHECKING:
+    from nescio.models.classifier import Classifier
 
 
-class CIDER(Contrastive, name="cider"):
+class CIDERObjective(Contrastive, name="cider"):
     """Compactness and dispersion: views are drawn to their class's prototype, and prototypes pushed from each other.
 
     The prototypes follow the projections, one after the other: ``μ_y = normalise(m μ_y + (1 - m) z)``. With these,

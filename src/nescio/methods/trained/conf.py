@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from nescio.core.errors import check_at_least
-from nescio.methods.objective import Objective, View, precise
-from nescio.methods.trained.dcgan import NOISE, SIDE, WIDTH, discriminator, generator
-from nescio.methods.trained.oe import from_uniform
-from nescio.models.classifier import Classifier
+from nescio.core.needs import Needs
+from nescio.methods.objective import Objective, View, from_uniform, precise
+
+if TYPE_CHECKING:
+    from nescio.models.classifier import Classifier
+
+NOISE = 100
+"""Numbers that an image is made from."""
+SIDE = 32
+"""Side of the images, in pixels."""
+WIDTH = 64
+"""What all numbers of channels are multiples of, in the paper."""
 
 
-class Conf(Objective, name="conf"):
+class ConfObjective(Objective, name="conf"):
     """The confidence loss: cross entropy, and ``KL(U ‖ softmax f)`` on boundary images, which a small GAN makes.
 
     ``CE(f(x), y) + β · KL(U ‖ softmax f(G(z)))``. The discriminator D learns to tell training images from G's; the
@@ -45,6 +55,11 @@ class Conf(Objective, name="conf"):
         self.weight = check_at_least("weight", weight, 0)
         self.width = check_at_least("width", width, 1)
         self.outliers = check_at_least("outliers", outliers, 0)
+
+    @property
+    def needs(self) -> Needs:
+        """The outliers that it is to learn from."""
+        return Needs(outliers=self.outliers)
 
     def heads(self, classifier: Classifier) -> dict[str, nn.Module]:
         """None; and a new GAN."""
@@ -84,3 +99,36 @@ class Conf(Objective, name="conf"):
 def _differs(images: Tensor) -> bool:
     """Whether the GAN's images are of another size than these."""
     return images.shape[2:] != (SIDE, SIDE)
+
+
+def generator(width: int = WIDTH) -> nn.Module:
+    """Noise ``(B, 100, 1, 1)`` to images ``(B, 3, 32, 32)`` in (0, 1).
+
+    Source: Radford, Metz and Chintala, "Unsupervised Representation Learning with Deep Convolutional Generative
+    Adversarial Networks", ICLR 2016, at the size and widths of Lee et al., ICLR 2018.
+    """
+    widths = [NOISE, 8 * width, 4 * width, 2 * width]
+    layers: list[nn.Module] = []
+    for i, (before, after) in enumerate(itertools.pairwise(widths)):
+        grow = (4, 1, 0) if i == 0 else (4, 2, 1)  # 1 × 1 to 4 × 4, then twice the side
+        layers += [nn.ConvTranspose2d(before, after, *grow, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+    layers += [nn.ConvTranspose2d(widths[-1], 3, 4, 2, 1, bias=False), nn.Sigmoid()]
+    return nn.Sequential(*layers).apply(_begin)
+
+
+def discriminator(width: int = WIDTH) -> nn.Module:
+    """Images ``(B, 3, 32, 32)`` to a logit of being no generator's, ``(B, 1, 1, 1)``. Source: as the generator."""
+    widths = [3, 2 * width, 4 * width, 8 * width]
+    layers: list[nn.Module] = []
+    for i, (before, after) in enumerate(itertools.pairwise(widths)):
+        norm = [nn.BatchNorm2d(after)] if i else []
+        layers += [nn.Conv2d(before, after, 4, 2, 1, bias=False), *norm, nn.LeakyReLU(0.2)]
+    return nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 4, bias=False)).apply(_begin)
+
+
+def _begin(module: nn.Module) -> None:
+    """Small random weights, as the paper has them."""
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+    elif isinstance(module, nn.BatchNorm2d):
+        nn.init.normal_(module.weight, 1.0, 0.02)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from nescio.core.errors import check_positive
+from nescio.core.needs import Needs
 from nescio.methods.objective import Objective, View, exactly, gathered, precise
-from nescio.models.classifier import Classifier
+
+if TYPE_CHECKING:
+    from nescio.models.classifier import Classifier
 
 WIDTH = 128
 """Numbers that a projection has, as in SimCLR and after it."""
@@ -26,7 +30,7 @@ class Contrastive(Objective):
 
     # the score, ``knn``, is fitted on training features, which validation after an epoch has none of
     detector = "energy"
-    views = 2
+    needs = Needs(views=2)
 
     def heads(self, classifier: Classifier) -> dict[str, nn.Module]:
         """None; and a new projection."""
@@ -54,7 +58,7 @@ class Contrastive(Objective):
         """The loss of projections ``(M, 128)`` of length one."""
 
 
-class SupCon(Contrastive, name="supcon"):
+class SupConObjective(Contrastive, name="supcon"):
     """Supervised contrastive learning: each view is drawn to the others of its class, and pushed from all the rest.
 
     ``-1/|P(i)| Σ_{p ∈ P(i)} log (exp(z_i·z_p / τ) / Σ_{a ≠ i} exp(z_i·z_a / τ))``, mean over the views i, where P(i)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from nescio.core.errors import InputError
 from nescio.methods.objective import Objective, View, gathered, processes
-from nescio.models.classifier import Classifier
-from nescio.models.zoo.clip import captions
-from nescio.models.zoo.zeroshot import ZeroShot
+
+if TYPE_CHECKING:
+    from nescio.models.classifier import Classifier
+    from nescio.models.zoo.zeroshot import ZeroShot
 
 
-class FLYP(Objective, name="flyp"):
+class FLYPObjective(Objective, name="flyp"):
     """Fine-tune like you pretrain: images against captions of their classes' names, both towers and scale trained.
 
     Each image ``x_i`` of a batch of B is given one of its class's captions ``t_i``, drawn evenly. With embeddings at
@@ -39,6 +42,9 @@ class FLYP(Objective, name="flyp"):
         Raises:
             InputError: the network has no text tower, or the classes have no names.
         """
+        from nescio.models.zoo.clip import captions
+        from nescio.models.zoo.zeroshot import ZeroShot
+
         if not isinstance(classifier.body, ZeroShot) or classifier.body.text is None:
             raise InputError(f"{classifier.name} has no text tower, which flyp trains; take --arch clip:NAME")
         tokens = captions(classifier.name, classifier.classes)
@@ -46,7 +52,7 @@ class FLYP(Objective, name="flyp"):
         classifier.layer.requires_grad_(requires_grad=False)
         return {}
 
-    def finish(self, classifier: Classifier) -> None:
+    def before_save(self, classifier: Classifier) -> None:
         """Make the head's rows of the text tower as it is now."""
         with torch.no_grad():
             classifier.layer.weight.copy_(classifier.body.rows(self.captions))  # type: ignore[operator]

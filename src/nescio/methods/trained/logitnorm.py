@@ -11,7 +11,7 @@ _LEAST = 1e-7
 """Added to a norm, as the authors do, so that logits of 0 have a gradient."""
 
 
-class LogitNorm(Objective, name="logitnorm"):
+class LogitNormObjective(Objective, name="logitnorm"):
     """Logit normalization: ``-log softmax(f / (τ ‖f‖))_y``, mean over the batch, with the logits ``f (B, C)``.
 
     Cross entropy goes on falling when all logits of an image that is read right grow, so that a network grows sure of

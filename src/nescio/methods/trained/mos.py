@@ -3,26 +3,80 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor, nn
 
 from nescio.core import numerics
 from nescio.core.errors import InputError, check_at_least, some
+from nescio.core.features import Features, Head
+from nescio.core.needs import Needs
+from nescio.core.stage import Score
 from nescio.methods.objective import Objective, View, exactly, precise
-from nescio.models.classifier import Classifier
-from nescio.models.heads import GroupHead, head_of
+from nescio.models.heads import FeatureHead, head_of
+
+if TYPE_CHECKING:
+    from nescio.models.classifier import Classifier
 
 _ROUNDS = 100
 _LEAST = 1e-30
 """Squared distance that equal rows count as having."""
 
 
-class MOS(Objective, name="mos"):
+class MOSHead(FeatureHead, name="mos"):
+    """One more class for each group of classes, "others": a linear layer from features to a logit per group.
+
+    Softmax goes over the classes of a group and its "others"; the label is the class whose probability within its group
+    is the highest. As a column: ``log p(others)`` of each group, ``(B, G)``.
+
+    Args:
+        width: L.
+        group: the group of each class ``(C,)`` int64; each of ``0…G - 1`` has some.
+    """
+
+    decides = True
+    group: Tensor
+    members: Tensor
+    absent: Tensor
+
+    def __init__(self, width: int, group: Tensor) -> None:
+        super().__init__()
+        counts = group.bincount().tolist()
+        self.linear = nn.Linear(width, len(counts))
+        members = nn.utils.rnn.pad_sequence(list(torch.split(group.argsort(stable=True), counts)), batch_first=True)
+        absent = torch.arange(max(counts)) >= torch.tensor(counts)[:, None]
+        self.register_buffer("group", group)
+        self.register_buffer("members", members)
+        self.register_buffer("absent", absent)
+
+    @classmethod
+    def like(cls, state: Mapping[str, Tensor]) -> Self:
+        """Of the same width and groups."""
+        return cls(state["linear.weight"].shape[1], state["group"].cpu())
+
+    def log_probabilities(self, h: Tensor, head: Head) -> tuple[Tensor, Tensor]:
+        """Of each class within its group ``(B, C)``, and of each group's "others" ``(B, G)``."""
+        logits, others = head.linear(h), self.linear(h)
+        inside = logits[:, self.members].masked_fill(self.absent, -torch.inf)
+        total = torch.cat([inside, others[..., None]], dim=2).logsumexp(dim=2)
+        return logits - total[:, self.group], others - total
+
+    def forward(self, h: Tensor, head: Head) -> Tensor:
+        """How likely none of each group's classes is."""
+        return self.log_probabilities(h, head)[1]
+
+    def decide(self, h: Tensor, head: Head) -> Tensor:
+        """Log-probabilities within the groups."""
+        return self.log_probabilities(h, head)[0]
+
+
+class MOSObjective(Objective, name="mos"):
     """Group softmax: in each group of classes cross entropy over its classes and "others", summed over the groups.
 
-    In the group of the true class the target is that class, in every other group "others". See ``GroupHead`` for the
+    In the group of the true class the target is that class, in every other group "others". See ``MOSHead`` for the
     layout and the label. With one group whose "others" has a logit of -∞ it is cross entropy. The score is ``mos``.
 
     Args:
@@ -38,6 +92,7 @@ class MOS(Objective, name="mos"):
     """
 
     detector = "mos"
+    needs = Needs(heads=frozenset({"mos"}))
 
     def __init__(self, *, groups: str = "kmeans", k: int | None = None) -> None:
         super().__init__()
@@ -60,16 +115,32 @@ class MOS(Objective, name="mos"):
             group = torch.randperm(len(rows)) % k
         else:
             group = read_groups(Path(self.groups).expanduser(), classifier.classes or len(rows))
-        return {"mos": GroupHead(rows.shape[1], group).to(classifier.device)}
+        return {"mos": MOSHead(rows.shape[1], group).to(classifier.device)}
 
     def loss(self, view: View, heads: nn.ModuleDict) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a batch."""
-        head, h = head_of(heads, GroupHead), precise(view.h)
+        head, h = head_of(heads, MOSHead), precise(view.h)
         with exactly(h):
             classes, others = head.log_probabilities(h, view.head)
         own = classes.gather(1, view.labels[:, None])[:, 0]
         rest = others.sum(dim=1) - others.gather(1, head.group[view.labels][:, None])[:, 0]
         return -(own + rest).mean(), {"cls_loss": -own.detach().mean()}
+
+
+class MOS(Score, name="mos"):
+    """The least of the probabilities of "others" over the groups of classes, negative: ``-min_g p(others | g)``.
+
+    An ID image belongs to one group, which knows it; an OOD image to none. ``log p (B, G) -> score (B,)`` in [-1, 0].
+
+    Source: Huang and Li, "MOS: Towards Scaling Out-of-distribution Detection for Large Semantic Space", CVPR 2021,
+    equation 5. Train a network for it with ``nescio train --objective mos``.
+    """
+
+    needs = Needs(features=False, heads=frozenset({"mos"}))
+
+    def forward(self, f: Features) -> Tensor:
+        """Score a batch."""
+        return -f.probed("mos")[0].to(torch.float64).amin(dim=1).exp()
 
 
 def kmeans(rows: Tensor, k: int) -> Tensor:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from nescio.core.errors import check_at_least
-from nescio.methods.objective import Objective, View
+from nescio.core.needs import Needs
+from nescio.methods.objective import Objective, View, from_uniform
 
 
-class OE(Objective, name="oe"):
+class OEObjective(Objective, name="oe"):
     """Outlier exposure: cross entropy of the training images, and of outliers with the uniform distribution.
 
     ``CE(f(x), y) + λ · mean(-1/C Σ_c log softmax(f(x'))_c)`` with outliers x', which ``--outliers`` gives. With λ = 0
@@ -29,17 +30,14 @@ class OE(Objective, name="oe"):
         self.weight = check_at_least("weight", weight, 0)
         self.outliers = check_at_least("outliers", outliers, 1)
 
+    @property
+    def needs(self) -> Needs:
+        """The outliers that it is to learn from."""
+        return Needs(outliers=self.outliers)
+
     def loss(self, view: View, heads: nn.ModuleDict) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a batch."""
         del heads
         own = nn.functional.cross_entropy(view.logits, view.labels)
         term = from_uniform(view.others(view.outputs))
         return own + self.weight * term, {"cls_loss": own.detach(), "outlier_loss": term.detach()}
-
-
-def from_uniform(logits: Tensor) -> Tensor:
-    """Cross entropy of the uniform distribution and the softmax of logits ``(B, C)``, mean over the batch.
-
-    That is ``KL(U ‖ softmax) + log C``.
-    """
-    return -logits.log_softmax(dim=1).mean()

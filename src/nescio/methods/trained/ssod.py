@@ -2,28 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor, nn
 
 from nescio.core.errors import InputError, check_at_least, check_choice, check_positive
+from nescio.core.features import Features
+from nescio.core.needs import Maps, Needs
+from nescio.core.stage import Score
+from nescio.methods.background import check_gamma, class_confidence, sure_positions
 from nescio.methods.objective import Objective, View, precise, processes, summed
-from nescio.models.classifier import Classifier
-from nescio.models.heads import OODHead
+from nescio.models.heads import PositionHead
+
+if TYPE_CHECKING:
+    from nescio.models.classifier import Classifier
 
 BALANCES = ("lwb", "dr", "lw")
 RARE = 1e-3
 """Share of the patches below which a kind is said to hardly occur."""
+TOP = 0.25
+"""Share of the positions that ``pool=top`` averages."""
 
 
-class SSOD(Objective, name="ssod"):
+class SSODHead(PositionHead, nn.Conv2d, name="ood", objective="ssod"):
+    """``f_ood``: one linear output for every position of a feature map, ``(B, K, H, W) -> (B, 1, H, W)`` logits.
+
+    ``sigmoid`` of a logit is the probability of ID. Of a pooled map ``(B, K, 1, 1)`` it is equation 15 of Pei, "Image
+    Background Serves as Good Proxy for Out-of-distribution Data", ICLR 2024. Equation 14 there has two outputs and a
+    cross entropy: a softmax over two is the sigmoid of their difference, so one output, their difference, with a binary
+    cross entropy is the same function and the same loss.
+    """
+
+    probability = "ssod"
+
+    def __init__(self, channels: int) -> None:
+        nn.Conv2d.__init__(self, channels, 1, kernel_size=1)
+
+    @classmethod
+    def like(cls, state: Mapping[str, Tensor]) -> Self:
+        """For as many channels."""
+        return cls(state["weight"].shape[1])
+
+
+class SSODObjective(Objective, name="ssod"):
     """Self-supervised sampling: an OOD head learns from patches that the classification head labels.
 
     With the feature map ``X (B, K, H, W)``: ``ŷ = f_cls(GAP(X))`` (11). The same head at position i gives the softmax
     confidence ``c_i`` on the true class; without gradient, position i is ID where ``c_i ≥ γ``, OOD where ``c_i < 1-γ``,
     and takes no part otherwise (12). The OOD head reads every position (13), and ``loss = CE(ŷ, y) + α · CE(ŷ_ood,
-    y_ood)`` over the labelled positions (14). (14) has two outputs and (15) a sigmoid: see ``OODHead`` why one output
+    y_ood)`` over the labelled positions (14). (14) has two outputs and (15) a sigmoid: see ``SSODHead`` why one output
     with a binary cross entropy is both. Gradients of the second term reach the backbone.
 
     Args:
@@ -46,8 +75,7 @@ class SSOD(Objective, name="ssod"):
     """
 
     detector = "ssod"
-    needs_maps = True
-    told = {"id_share": "patches ID {:.0%}", "ood_share": "OOD {:.0%}"}  # noqa: RUF012 - as the base declares it
+    shown = {"id_share": "patches ID {:.0%}", "ood_share": "OOD {:.0%}"}  # noqa: RUF012 - as the base declares it
 
     def __init__(
         self,
@@ -69,6 +97,11 @@ class SSOD(Objective, name="ssod"):
         if outliers and balance == "dr":
             raise InputError("balance=dr draws as many positions of either kind per image, and outliers have one kind")
 
+    @property
+    def needs(self) -> Needs:
+        """Feature maps, and the outliers that it is to learn from."""
+        return Needs(maps=True, outliers=self.outliers, heads=frozenset({"ood"}))
+
     def heads(self, classifier: Classifier) -> dict[str, nn.Module]:
         """A new OOD head.
 
@@ -81,18 +114,18 @@ class SSOD(Objective, name="ssod"):
             averages = split.averages(fmap)
         if not averages:
             raise InputError(f"{classifier.name} does not pool its feature map by the mean, which ssod is made for")
-        return {"ood": OODHead(fmap.shape[1]).to(classifier.device)}
+        return {"ood": SSODHead(fmap.shape[1]).to(classifier.device)}
 
     def label(self, view: View) -> tuple[Tensor, Tensor]:
         """Which positions are ID and which OOD, from their confidence on the true class (12): ``(B, H·W)`` each."""
-        confidence = true_class_confidence(view.network.logits_at_positions(view.fmap), view.labels)
-        return sample(confidence, self.gamma)
+        confidence = class_confidence(view.network.logits_at_positions(view.fmap), view.labels)
+        return sure_positions(confidence, self.gamma)
 
     def read(self, head: nn.Module, view: View, is_id: Tensor, is_ood: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the OOD head is trained on: its logits at all positions (13), and their labels."""
         return precise(head(view.fmap).flatten(1)), is_id, is_ood
 
-    def concern(self, means: Mapping[str, float]) -> str | None:
+    def warning(self, means: Mapping[str, float]) -> str | None:
         """That one kind of patch, or both, hardly occurs."""
         absent = [kind for kind, name in (("ID", "id_share"), ("OOD", "ood_share")) if means[name] < RARE]
         if not absent:
@@ -132,22 +165,39 @@ class SSOD(Objective, name="ssod"):
         return term * processes()
 
 
-def check_gamma(gamma: float) -> float:
-    """A threshold within (0.5, 1)."""
-    if not 0.5 < gamma < 1:
-        raise InputError(f"gamma={gamma:g} must lie in (0.5, 1): 1-gamma is the threshold for OOD positions")
-    return gamma
+def _at_positions(maps: Maps) -> Sequence[Tensor]:
+    """The OOD head's logit at every position."""
+    return [maps.heads["ood"](maps.layers[-1]).flatten(1)]
 
 
-def sample(confidence: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
-    """Which positions are ID and which OOD, by their confidence on the true class (12)."""
-    return confidence >= gamma, confidence < 1 - gamma
+class SSOD(Score, name="ssod"):
+    """Probability of ID from the OOD head that the network was trained with: ``P(ID | x) = sigmoid(f_ood(GAP(X)))``.
 
+    A probe reads the head at every position i of the feature map, ``z (B, H·W)``; the head is linear, so its logit of
+    the pooled map is their mean. ``(B, H·W) -> score (B,)`` in [0, 1].
 
-def true_class_confidence(logits: Tensor, labels: Tensor) -> Tensor:
-    """Softmax confidence on each image's class: logits ``(B, P, C)`` and labels ``(B,)`` to ``(B, P)``."""
-    own = labels[:, None, None].expand(-1, logits.shape[1], 1)
-    return logits.float().softmax(dim=2).gather(2, own)[..., 0]
+    Args:
+        pool: ``image`` is the paper's: the sigmoid of the mean logit. ``mean`` is the mean of the positions'
+            probabilities; ``top`` that of the quarter of the positions that look most like ID, for small objects.
+
+    Source: Pei, "Image Background Serves as Good Proxy for Out-of-distribution Data", ICLR 2024, equation 15; ``mean``
+    and ``top`` are ours. Train a network for it with ``nescio train --objective ssod``.
+    """
+
+    needs = Needs(features=False, probes={"ood": _at_positions}, heads=frozenset({"ood"}))
+
+    def __init__(self, *, pool: str = "image") -> None:
+        super().__init__()
+        self.pool = check_choice("pool", pool, ("image", "mean", "top"))
+
+    def forward(self, f: Features) -> Tensor:
+        """Score a batch."""
+        z = f.probed("ood")[0].to(torch.float64)
+        if self.pool == "image":
+            return z.mean(dim=1).sigmoid()
+        if self.pool == "top":
+            z = z.topk(max(1, round(TOP * z.shape[1])), dim=1).values
+        return z.sigmoid().mean(dim=1)
 
 
 def resample(chosen: Tensor) -> Tensor:

@@ -3,24 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor, nn
 
 from nescio.core.errors import InputError, check_at_least
+from nescio.core.features import Features, Head
+from nescio.core.needs import Needs
+from nescio.core.stage import Score
 from nescio.methods.objective import Objective, View, exactly, gathered, precise
-from nescio.models.classifier import Classifier
-from nescio.models.heads import EnergyHead, head_of
+from nescio.models.heads import FeatureHead, head_of
 
+if TYPE_CHECKING:
+    from nescio.models.classifier import Classifier
+
+_LEAST = 1e-24
+"""Smallest sum whose logarithm is taken."""
 _RIDGE = 1e-4
 """Added to the covariance's diagonal, as the authors do."""
 
 
-class VOS(Objective, name="vos"):
+class VOSHead(FeatureHead, name="vos"):
+    """A logistic regression on a weighted energy: ``a · log Σ_c max(w_c, 0) exp(f_c) + b``, a logit of being ID.
+
+    ``f`` are the classification head's logits. As a column: the logit, ``(B, 1)``.
+    """
+
+    def __init__(self, n_classes: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(n_classes))
+        self.linear = nn.Linear(1, 1)
+
+    @classmethod
+    def like(cls, state: Mapping[str, Tensor]) -> Self:
+        """For as many classes."""
+        return cls(len(state["weight"]))
+
+    def forward(self, h: Tensor, head: Head) -> Tensor:
+        """How likely features are those of ID images, as a logit."""
+        logits = head.linear(h)
+        largest = logits.amax(dim=1, keepdim=True)
+        total = ((logits - largest).exp() * self.weight.relu()).sum(dim=1, keepdim=True)
+        z: Tensor = self.linear(largest + total.clamp(min=_LEAST).log())
+        return z
+
+
+class VOSObjective(Objective, name="vos"):
     """Virtual outlier synthesis: cross entropy, and a head that tells features from unlikely draws around the classes.
 
     The latest features of each class wait in a queue. Their means, and the covariance that the classes share, make a
-    Gaussian per class; of ``draws`` samples the ``select`` least likely are virtual outliers. ``EnergyHead`` learns to
+    Gaussian per class; of ``draws`` samples the ``select`` least likely are virtual outliers. ``VOSHead`` learns to
     tell them from the batch's features by a binary cross entropy, whose gradient reaches the backbone through the
     latter: ``loss = CE + β · BCE``. Before ``start``, until all queues are full, and with β = 0 it is cross entropy.
     The score is ``vos``.
@@ -41,6 +74,7 @@ class VOS(Objective, name="vos"):
     """
 
     detector = "vos"
+    needs = Needs(heads=frozenset({"vos"}))
     queued: Tensor
     counts: Tensor
 
@@ -62,18 +96,18 @@ class VOS(Objective, name="vos"):
         n, width = classifier.head.weight.shape
         self.register_buffer("queued", torch.zeros(n, self.queue, width, device=classifier.device))
         self.register_buffer("counts", torch.zeros(n, dtype=torch.int64, device=classifier.device))
-        return {"vos": EnergyHead(n).to(classifier.device)}
+        return {"vos": VOSHead(n).to(classifier.device)}
 
-    def concern(self, means: Mapping[str, float]) -> str | None:
+    def warning(self, means: Mapping[str, float]) -> str | None:
         """That there are no virtual outliers yet."""
         del means
-        told = f"a class has not had {self.queue} images yet, so there are no virtual outliers; see vos:queue="
-        return told if self.waiting else None
+        why = f"a class has not had {self.queue} images yet, so there are no virtual outliers; see vos:queue="
+        return why if self.waiting else None
 
     def loss(self, view: View, heads: nn.ModuleDict) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a batch."""
         own = nn.functional.cross_entropy(view.logits, view.labels)
-        h, head = precise(view.h), head_of(heads, EnergyHead)
+        h, head = precise(view.h), head_of(heads, VOSHead)
         self.remember(gathered(h.detach()), gathered(view.labels))
         due = view.epoch >= self.start
         self.waiting = due and int(self.counts.amin()) < self.queue
@@ -108,3 +142,20 @@ class VOS(Objective, name="vos"):
         directions = nn.functional.normalize(torch.randn(n, self.select, width).to(spread), dim=2)
         outliers: Tensor = means[:, None] + lengths[..., None] * directions @ torch.linalg.cholesky(covariance).T
         return outliers.flatten(0, 1)
+
+
+class VOS(Score, name="vos"):
+    """Probability of ID from the energy head that was trained on virtual outliers: ``sigmoid(a · E_w(x) + b)``.
+
+    ``E_w`` is the logarithm of a weighted sum of the exponential logits. A logit ``(B, 1) -> score (B,)`` in [0, 1].
+
+    Source: Du, Wang, Cai and Li, "VOS: Learning What You Don't Know by Virtual Outlier Synthesis", ICLR 2022, equation
+    7; the authors' code for CIFAR scores with the plain ``energy``. Train a network for it with ``nescio train
+    --objective vos``.
+    """
+
+    needs = Needs(features=False, heads=frozenset({"vos"}))
+
+    def forward(self, f: Features) -> Tensor:
+        """Score a batch."""
+        return f.probed("vos")[0][:, 0].to(torch.float64).sigmoid()

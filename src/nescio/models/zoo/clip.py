@@ -16,22 +16,20 @@ from torch import Tensor, nn
 from nescio.core.errors import InputError, nearest
 from nescio.core.progress import quiet
 from nescio.data.transform import INTERPOLATIONS, Transform
-from nescio.models.heads import NegativeHead
+from nescio.models.heads import known_heads
 from nescio.models.weights import load_into
 from nescio.models.zoo.libraries import Architecture, downloaded
-from nescio.models.zoo.negatives import chosen, read_words
 from nescio.models.zoo.zeroshot import ZeroShot
 
 PREFIX = "clip:"
 _OPTIONS = {"pretrained", "negatives"}
+NEGATIVES = "neglabel"
+"""The head that reads negative labels."""
 PROMPT = "a photo of a {}."
 _SETS = {"imagenet80": "OPENAI_IMAGENET_TEMPLATES", "imagenet7": "SIMPLE_IMAGENET_TEMPLATES"}
 """Ensembles of prompts that open_clip carries."""
 _HEAD, _TEXT, _VISUAL = "fc.weight", "text.", "visual."
 """Names of a ``ZeroShot`` network's weights; open_clip's own are those of the image tower, and the text's bare."""
-
-_WORDS = 1024
-"""Words whose captions are held at a time."""
 
 log = logging.getLogger(__name__)
 Weights = TypeVar("Weights")
@@ -189,7 +187,7 @@ def clip_architecture(text: str, names: Sequence[str] | None) -> Architecture:
         return network
 
     load = functools.partial(_load, spec, names)
-    heads = {"neglabel": functools.partial(_negatives, spec)} if spec.negatives else {}
+    heads = {NEGATIVES: functools.partial(_negatives, spec)} if spec.negatives else {}
     return Architecture(str(spec), build, _transform, bool(tags(spec.arch)), load=load, heads=heads)
 
 
@@ -197,14 +195,14 @@ def _negatives(spec: Spec, network: nn.Module, device: torch.device) -> nn.Modul
     """Those of the words that its name gives which are far from the classes, read on a device."""
     if not isinstance(network, ZeroShot) or spec.negatives is None:
         raise TypeError(f"expected a ZeroShot network and words, got {type(network).__name__} and {spec.negatives}")
-    words = read_words(spec.negatives)
     if network.text is None:
         raise InputError(f"the weights of {spec} have no text tower to read negative labels with; give CLIP's own")
-    log.info("reading %s words, of which negative labels are chosen", f"{len(words):,}")
     network.text.to(device)
-    parts = (words[i : i + _WORDS] for i in range(0, len(words), _WORDS))
-    rows = torch.cat([network.rows(captions(str(spec), part)).cpu() for part in parts])
-    return NegativeHead(chosen(rows, network.fc.weight.detach()))
+    kind: Any = known_heads()[NEGATIVES]
+    made: nn.Module = kind.of_words(
+        spec.negatives, lambda words: network.rows(captions(str(spec), words)), network.fc.weight.detach()
+    )
+    return made
 
 
 def _load(spec: Spec, names: Sequence[str] | None, network: nn.Module, state: dict[str, Tensor], told: str) -> None:

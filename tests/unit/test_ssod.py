@@ -12,11 +12,10 @@ from torch.nn import functional
 
 from nescio.core.errors import InputError
 from nescio.data import Transform
-from nescio.methods.objective import TrainingNetwork
-from nescio.methods.trained import View, parse_objective
-from nescio.methods.trained.ssod import resample, true_class_confidence
+from nescio.methods.background import class_confidence
+from nescio.methods.objective import TrainingNetwork, View, parse_objective
+from nescio.methods.trained.ssod import SSODHead, resample
 from nescio.models import Classifier
-from nescio.models.heads import OODHead
 from tiny_networks import BatchNormNet, GroupNet
 
 X = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -41,7 +40,7 @@ def setting(spec: str, network: nn.Module, epoch: float = 0.5):
     classifier = classifier_of(network)
     torch.manual_seed(1)
     classifier.heads.update(objective.heads(classifier))
-    return objective, View(X, Y, TrainingNetwork(classifier, maps=objective.needs_maps), epoch), classifier
+    return objective, View(X, Y, TrainingNetwork(classifier, maps=objective.needs.maps), epoch), classifier
 
 
 def by_hand(network: GroupNet, ood: nn.Conv2d, gamma: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -227,12 +226,12 @@ def test_every_backbone_of_the_paper_takes_a_step(name: str) -> None:
     assert 0 <= watched["id_share"] + watched["ood_share"] <= 1
 
 
-def test_concerns() -> None:
+def test_warnings() -> None:
     objective = parse_objective("ssod")
-    assert objective.concern({"id_share": 0.2, "ood_share": 0.3}) is None
-    assert "labelled ID; the OOD head learns from one kind" in objective.concern({"id_share": 0, "ood_share": 0.3})
-    assert "ID or OOD; the OOD head learns nothing" in objective.concern({"id_share": 0, "ood_share": 0})
-    assert parse_objective("ce").concern({}) is None
+    assert objective.warning({"id_share": 0.2, "ood_share": 0.3}) is None
+    assert "labelled ID; the OOD head learns from one kind" in objective.warning({"id_share": 0, "ood_share": 0.3})
+    assert "ID or OOD; the OOD head learns nothing" in objective.warning({"id_share": 0, "ood_share": 0})
+    assert parse_objective("ce").warning({}) is None
 
 
 @pytest.mark.parametrize("name", ["timm:vit_tiny_patch16_224", "torchvision:mobilenet_v3_large", "timm:resnet18"])
@@ -256,11 +255,11 @@ def test_confidence_on_the_true_class() -> None:
     logits = torch.tensor([[[2.0, 0.0], [0.0, 2.0]], [[2.0, 0.0], [0.0, 2.0]]])
     p = 1 / (1 + np.exp(-2))
     expected = torch.tensor([[p, 1 - p], [1 - p, p]], dtype=torch.float32)
-    torch.testing.assert_close(true_class_confidence(logits, torch.tensor([0, 1])), expected)
+    torch.testing.assert_close(class_confidence(logits, torch.tensor([0, 1])), expected)
 
 
 def test_pooled_head_is_the_mean_of_its_positions() -> None:
-    head, fmap = OODHead(7), torch.randn(3, 7, 4, 5)
+    head, fmap = SSODHead(7), torch.randn(3, 7, 4, 5)
     torch.testing.assert_close(head(fmap.mean((2, 3), keepdim=True)).flatten(), head(fmap).mean((1, 2, 3)))
 
 
