@@ -1,9 +1,9 @@
 """Stages that end a detector with a score: float64, higher means more in-distribution."""
 
-from nescio.core import ensemble
 from nescio.methods.score import (
     bal,
     cosine,
+    ensemble,
     fdbd,
     gen,
     gmm,
@@ -22,6 +22,8 @@ from nescio.methods.score import (
     nnguide,
     openmax,
     pnml,
+    residual,
+    rmd,
     she,
     ssod,
     vim,
@@ -50,6 +52,8 @@ __all__ = [
     "nnguide",
     "openmax",
     "pnml",
+    "residual",
+    "rmd",
     "she",
     "ssod",
     "vim",
