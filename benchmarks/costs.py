@@ -22,7 +22,6 @@ from torch import nn
 
 from nescio import Detector, FeatureSet, load_classifier, open_source
 from nescio.core.detector import fit_all, score_all
-from nescio.core.ensemble import Ensemble
 from nescio.core.plugins import load_methods
 from nescio.core.stage import REGISTRY, InputStage
 from nescio.methods.catalogue import COSTS
@@ -66,7 +65,7 @@ def main() -> None:
             fit = min(seconds for each in tries for seconds in fit_all([each], data))
             score = min(seconds for each in tries for seconds in score_all([each], test.chunks())[1])
             row |= {"fit": f"{fit:.2f}" if detector.needs.train else "", "score": f"{score / len(test) * 1e6:.1f}"}
-            if not issubclass(stage, Ensemble) and detector.needs.probes:
+            if not stage.takes_members and detector.needs.probes:
                 row["network"] = f"{network_seconds(classifier, PLAIN, detector, images) / plain:.1f}"
         rows.append(row)
         print(row, flush=True)

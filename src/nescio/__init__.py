@@ -17,6 +17,11 @@ _WHERE = {
     "Features": "core.features",
     "Head": "core.features",
     "InputError": "core.errors",
+    "InputStage": "core.stage",
+    "Modulate": "core.stage",
+    "Needs": "core.needs",
+    "Score": "core.stage",
+    "Shape": "core.stage",
     "Transform": "data.transform",
     "Verdict": "deploy",
     "Session": "run.session",
@@ -39,6 +44,11 @@ _WHERE = {
     "train": "training",
     "tune": "evaluation.select",
 }
+_SCORES = (
+    "cosine energy entropy fdbd gen gmm gradnorm klm knn mahalanobis maxlogit mcm msp nci nnguide openmax pnml "
+    "residual rmd she vim"
+)
+_WHERE |= dict.fromkeys(_SCORES.split(), "methods")
 __all__ = sorted(_WHERE)  # noqa: PLE0605 - the table above is the list
 
 

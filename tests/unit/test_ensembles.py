@@ -42,11 +42,11 @@ def test_fisher_adds_log_p_values() -> None:
 
 def test_without_calibration_images_a_fifth_of_the_training_images_is_kept_from_the_members() -> None:
     fit, held = held_out(training(F), 0.2)
-    kept, rest = torch.cat([f.h for f in fit()]), torch.cat([f.h for f in held()])
+    kept, rest = torch.cat([f.h for f in fit.chunks()]), torch.cat([f.h for f in held.chunks()])
     assert 20 < len(rest) < 60
     assert sorted(map(tuple, torch.cat([kept, rest]).tolist())) == sorted(map(tuple, F.h.tolist()))
     fit, held = held_out(training(F, chunk=7), 0.2)
-    assert torch.equal(torch.cat([f.h for f in held()]), rest)
+    assert torch.equal(torch.cat([f.h for f in held.chunks()]), rest)
     member = Detector("mean(knn:k=1,energy)").fit(training(F)).stages[0].chains[0].stages[0]
     assert len(member.bank) == len(kept)
 

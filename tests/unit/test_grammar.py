@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -12,6 +14,7 @@ from nescio import Classifier, Transform
 from nescio.core.detector import Detector
 from nescio.core.errors import InputError
 from nescio.core.spec import presets, search_space, settings_for, sweep
+from nescio.methods import FM, KNN, LS, ODIN, Energy, Mean, ReAct, Temperature
 from nescio.run.passes import servable
 
 SHARES = st.floats(0, 1, exclude_max=True, allow_subnormal=False)
@@ -34,6 +37,40 @@ def test_specs_round_trip(before: list[str], shape: list[str], modulate: list[st
     again = Detector(repr(detector))
     assert repr(again) == repr(detector)
     assert again.settings() == detector.settings()
+
+
+def test_stages_in_python_are_their_specs_and_the_other_way_round() -> None:
+    detector = FM(p=0.6) + ReAct(clip=1.6) + LS() + Energy()
+    assert repr(detector) == "fm+react:clip=1.6+ls+energy"
+    assert repr(Detector(repr(detector))) == repr(detector)
+    assert repr("fm:p=0.3" + ReAct(q=0.9) + "ls" + Energy()) == "fm:p=0.3+react:q=0.9+ls+energy"
+    assert repr(FM() + Mean(LS() + Energy(), "knn:k=50", ReAct(clip=1) + KNN(k=3))) == (
+        "fm+mean(ls+energy,knn,react:clip=1+knn:k=3)"
+    )
+    assert repr(KNN(k=np.int64(3), alpha=np.float64(0.5))) == "knn:k=3,alpha=0.5"
+    with pytest.raises(InputError, match="no score stage at the end"):
+        Mean(FM(), Energy())
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: FM(p=60), r"p=60 is not a share in \[0, 1\); did you mean p=0\.6"),
+        (lambda: FM(p="0.6"), "option p=0.6 of stage 'fm' is not of type float"),
+        (lambda: FM(p=None), "option p=None of stage 'fm' is not of type float"),
+        (lambda: KNN(k=2.5), "option k=2.5 of stage 'knn' is not of type int"),
+        (lambda: KNN(k=True), "option k=True of stage 'knn' is not of type int"),
+        (lambda: KNN(index="tree"), "index=tree is not a choice"),
+        (lambda: ODIN(per_std=1), "option per_std=1 of stage 'odin' is not of type bool"),
+        (lambda: Temperature(T=0), "T=0 must be a finite number above 0"),
+    ],
+)
+def test_options_are_checked_in_python_as_in_specs(make: Callable[[], object], told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        make()
+    assert KNN(k=1).settings() == {"k": 1, "alpha": 1.0, "index": "exact"}
+    with pytest.raises(TypeError, match="unexpected keyword argument 'q'"):
+        FM(q=1)
 
 
 def test_the_designs_examples_parse_and_print_shell_safe() -> None:

@@ -308,7 +308,8 @@ def test_knn_subsample_is_the_same_for_any_chunking_and_k_is_capped() -> None:
     [("knn:k=0", "1 or more"), ("vim:dim=12", "dim=12 leaves nothing of 12"),
      ("vra:low=0.9,high=0.1+energy", "low <= high"),
      ("gen:gamma=0", "gamma above 0"), ("lts:p=0+energy", "p above 0"), ("nci:alpha=-1", "0 or more"),
-     ("gram:orders=0", "1 or more"), ("openmax:tail=1", "tail of 2"), ("gmm:covariance=round", "not a choice"),
+     ("gram:orders=0", "1 or more"), ("openmax:tail=1", "tail=1 must be 2 or more"),
+     ("gmm:covariance=round", "not a choice"),
      ("ls:prototypes=heads+energy", "did you mean 'head'"), ("mcdropout:n=0+msp", "1 or more"),
      ("bats:last=-1+msp", "or more"), ("perturb:eps=-1+msp", "0 or more"), ("knn:index=tree", "not a choice")],
 )  # fmt: skip

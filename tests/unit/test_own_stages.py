@@ -8,14 +8,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 
 from conftest import random_features, training
+from nescio import methods
+from nescio.core.arrays import FUNCTIONS
 from nescio.core.detector import Detector
 from nescio.core.errors import InputError
 from nescio.core.plugins import load_methods
 from nescio.core.stage import REGISTRY
+from nescio.testing import check_stage
 
 F = random_features()
 HEAD = """
@@ -57,10 +61,12 @@ STYLES = {
 @pytest.fixture
 def registry() -> Iterator[None]:
     load_methods()
-    before = dict(REGISTRY)
+    known = (REGISTRY, FUNCTIONS)
+    before = [dict(table) for table in known]
     yield
-    REGISTRY.clear()
-    REGISTRY.update(before)
+    for table, names in zip(known, before, strict=True):
+        table.clear()
+        table.update(names)
 
 
 def imported(source: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
@@ -136,3 +142,89 @@ class Centred(Stage, name="centred", place="score"):
     imported(source, tmp_path, monkeypatch)
     with pytest.raises(InputError, match=r"stage 'centred' learned '_?centre'.*class body \(_?centre: Tensor\)"):
         Detector(spec).fit(training(F))
+
+
+NORM = '''
+"""A score of a user's own."""
+
+from typing import Annotated
+
+from torch import Tensor
+
+from nescio.core.arrays import of_arrays
+from nescio.core.fitting import mean_feature
+from nescio.core.needs import Needs
+from nescio.core.bounds import Positive
+from nescio.core.stage import Score
+
+
+@of_arrays
+def away(h: Tensor, centre: Tensor, power: float = 1.0) -> Tensor:
+    """``Away`` of features ``h (B, L)`` and a centre ``(L,)``."""
+    return -(h.double() - centre).norm(dim=1).pow(power)
+
+
+class Away(Score, name="away"):
+    """Distance from the mean training feature, to a power."""
+
+    needs = Needs(train=True)
+    centre: Tensor
+
+    def __init__(self, *, power: Annotated[float, Positive] = 1.0) -> None:
+        super().__init__()
+        self.power = power
+
+    def fit(self, data):
+        self.centre = mean_feature(data)
+
+    def forward(self, f):
+        return away(f.h, self.centre, self.power)
+'''
+
+
+@pytest.mark.usefixtures("registry")
+def test_a_score_is_one_file_and_one_reference_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = imported(NORM, tmp_path, monkeypatch)
+    check_stage(module.Away)
+    assert methods.Away is module.Away
+    assert methods.away is module.away
+    detector = methods.FM(p=0.3) + module.Away(power=2)
+    assert repr(detector) == "fm:p=0.3+away:power=2"
+    h = np.array([[3.0, 4.0], [0.0, 1.0]])
+    assert Detector("away").fit(h)(np.array([[1.5, 6.5]])).tolist() == [-4.0]
+    assert module.away(np.array([[1.5, 6.5]]), h.mean(axis=0)).tolist() == [-4.0]
+    with pytest.raises(InputError, match="power=-1 must be a finite number above 0"):
+        module.Away(power=-1)
+
+
+BROKEN = {
+    "option power changes the scores": ("pow(power)", "pow(1.0)"),
+    "scores of finite features are finite": ("-(h.double() - centre)", "float('nan') * (h.double() - centre)"),
+    "scores are float64": ("h.double() - centre).norm(dim=1)", "h.double() - centre).norm().expand(1)"),
+    "says that it needs labels": ("train=True", "train=True, labels=True"),
+    "declares too little: stage 'away': no training images": ("train=True", ""),
+    "Tensor-likes are not close": ("-(h.double() - centre)", "-(h.double() - h.mean(dim=0) - centre)"),
+}
+
+
+@pytest.mark.usefixtures("registry")
+@pytest.mark.parametrize("promise", BROKEN)
+def test_a_broken_promise_is_told(promise: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = imported(NORM.replace(*BROKEN[promise]), tmp_path, monkeypatch)
+    with pytest.raises(AssertionError, match=promise):
+        check_stage(module.Away)
+
+
+@pytest.mark.usefixtures("registry")
+def test_options_without_a_bound_and_without_a_type_are_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = NORM.replace("power: Annotated[float, Positive] = 1.0", "power=1.0, unused: int = 3").replace(
+        "self.power = power", "self.power, self.unused = power, unused"
+    )
+    stage = imported(plain, tmp_path, monkeypatch).Away
+    assert repr(Detector("away:power=2,unused=4")) == repr(stage(power=2, unused=4)) == "away:power=2,unused=4"
+    with pytest.raises(InputError, match="option unused=x of stage 'away' is not of type int"):
+        Detector("away:unused=x")
+    with pytest.raises(AssertionError, match="option unused changes the scores"):
+        check_stage(stage)

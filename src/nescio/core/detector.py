@@ -35,6 +35,8 @@ class Detector(Chain):
 
     >>> Detector("react:clip=1.6+energy")
     react:clip=1.6+energy
+    >>> repr(Detector("fm:p=0.3+energy")) == repr(FM(p=0.3) + Energy())  # this is how two are compared
+    True
     >>> scores = Detector("knn:k=2").fit(np.eye(3))(np.eye(3))  # arrays in, an array out; tensors in, a tensor out
 
     Args:
@@ -348,7 +350,7 @@ def check_there(stages: Iterable[Stage], features: Features) -> None:
             raise Missing(f"stage '{stage.name}' reads penultimate features, and these are logits alone: give both")
         if needs.head and not features.has_head:
             raise Missing(f"stage '{stage.name}' reads the classification head, and there is none: {_GIVE_HEAD}")
-        if needs.logits and not features.has_logits:
+        if needs.logits and not (features.has_logits or "pred" in vars(features)):
             raise Missing(f"stage '{stage.name}' reads logits, and there is no head to compute them by: {_GIVE_HEAD}")
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from nescio.core.errors import InputError
+from nescio.core.errors import InputError, Missing
 from nescio.core.features import NO_HEAD, PLAIN_PASS, Columns, Features, Head, NoHead
 
 Numbers = npt.NDArray[np.int64]
@@ -69,10 +69,10 @@ class FeatureSet:
         """All rows in order, once.
 
         Raises:
-            InputError: there are none, since none were given.
+            Missing: there are none, since none were given.
         """
         if self._chunks is None:
-            raise InputError("no training images were given: give training features, fit(h, labels)")
+            raise Missing("no training images were given: give training features, fit(h, labels)")
         return self._chunks()
 
     @property
@@ -164,7 +164,7 @@ class FeatureSet:
         """C: of the head, else of the logits, else the largest label and one.
 
         Raises:
-            InputError: there is none of these.
+            Missing: there is none of these.
         """
         if not isinstance(self.head, NoHead):
             return self.head.n_classes
@@ -175,7 +175,7 @@ class FeatureSet:
             if f.labels is not None and len(f.labels):
                 most = max(most, int(f.labels.max()))
         if most < 0:
-            raise InputError("nobody says how many classes there are: give labels or a head")
+            raise Missing("nobody says how many classes there are: give labels or a head")
         return most + 1
 
     @cached_property
@@ -232,14 +232,14 @@ def as_head(given: Any) -> Head:
             raise InputError(f"head={type(given).__name__} is no linear layer; give an nn.Linear or head=(W, b)")
         return Head(weight.detach().flatten(1), weight.new_zeros(len(weight)) if bias is None else bias.detach())
     if isinstance(given, tuple | list) and len(given) == 2:
-        weight, bias = (None if t is None else _floats(t, "head") for t in given)
+        weight, bias = (None if t is None else floats(t, "head") for t in given)
         if weight is not None:
             return Head(weight, weight.new_zeros(len(weight)) if bias is None else bias)
     raise InputError(f"expected a head as (W, b), an nn.Linear or a Head, got {type(given).__name__}")
 
 
-def _floats(given: Any, what: str) -> Tensor:
-    """A tensor of floats.
+def floats(given: Any, what: str) -> Tensor:
+    """A tensor of float32 or float64.
 
     Raises:
         InputError: they are no numbers.
@@ -256,7 +256,7 @@ def _floats(given: Any, what: str) -> Tensor:
             raise InputError(f"{what}: expected an array or tensor of numbers, got {got}") from None
     if t.is_complex() or t.dtype == torch.bool:
         raise InputError(f"{what}: expected an array or tensor of numbers, got {t.dtype}")
-    return t if t.is_floating_point() else t.to(torch.float32)
+    return t if t.dtype in (torch.float32, torch.float64) else t.to(torch.float32)
 
 
 def _classes(given: Any, n: int, what: str) -> Tensor:
@@ -279,7 +279,7 @@ def _classes(given: Any, n: int, what: str) -> Tensor:
 
 
 def _record(h: Any, labels: Any, head: Head, logits: Any, pred: Any, columns: Mapping[str, Any]) -> Features:
-    rows = {name: _floats(t, name) for name, t in {"h": h, "logits": logits, **columns}.items() if t is not None}
+    rows = {name: floats(t, name) for name, t in {"h": h, "logits": logits, **columns}.items() if t is not None}
     shapes = {name: tuple(t.shape) for name, t in rows.items()}
     first, shape = next(iter(shapes.items()))
     for name, other in shapes.items():

@@ -144,7 +144,7 @@ def subsample(data: FeatureSet, share: float, *, rest: bool = False) -> Iterator
         first = False
         keep ^= rest
         if keep.any():
-            yield f.rows(torch.from_numpy(np.flatnonzero(keep)).to(f.h.device))
+            yield f.rows(torch.from_numpy(np.flatnonzero(keep)))
 
 
 def held_out(data: FeatureSet, share: float) -> tuple[FeatureSet, FeatureSet]:

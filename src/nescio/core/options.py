@@ -1,14 +1,129 @@
-"""Things that a spec string names with their options, ``name:option=value,option=value``, and print as one again."""
+"""Things that a spec string names with their options, ``name:option=value,option=value``, and print as one again.
+
+An option says in its annotation what it may be, ``k: Annotated[int, AtLeast(1)]``, ``index: Literal["exact", "flat"]``,
+``clip: Annotated[float, Positive()] | None``; a value is checked against that whether a spec or Python code gives it.
+"""
 
 from __future__ import annotations
 
+import functools
 import inspect
+import numbers
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
-from nescio.core.errors import InputError, nearest
+import numpy as np
+
+from nescio.core.bounds import Bound
+from nescio.core.errors import InputError, check_choice, nearest
+
+
+@dataclass(frozen=True)
+class Option:
+    """A declared option: a keyword-only argument of ``__init__``.
+
+    ``default`` is ``inspect.Parameter.empty`` where a value must be given; ``kind`` is the type of a value,
+    ``choices`` are all values that there are, where these are words.
+    """
+
+    name: str
+    default: Any
+    kind: Any
+    bounds: tuple[Bound, ...] = ()
+    choices: tuple[str, ...] = ()
+
+    @property
+    def required(self) -> bool:
+        """Whether there is no default."""
+        return self.default is inspect.Parameter.empty
+
+    def parse(self, text: str) -> Any:
+        """The value that a spec writes so.
+
+        Raises:
+            ValueError: it is not of the option's type.
+        """
+        if self.kind is bool:
+            if text.lower() not in ("true", "false"):
+                raise ValueError(text)
+            return text.lower() == "true"
+        return self.kind(text)
+
+    def checked(self, value: Any) -> Any:
+        """The value as a plain number or word.
+
+        Raises:
+            InputError: it is none, or outside of what is declared.
+            TypeError: it is not of the option's type.
+        """
+        if value is None and self.default is None:
+            return None
+        numbers_of = {bool: bool | np.bool_, int: numbers.Integral, float: numbers.Real}
+        if self.kind in numbers_of:
+            if not isinstance(value, numbers_of[self.kind]) or (self.kind is not bool and isinstance(value, bool)):
+                raise TypeError(value)
+            value = self.kind(value)
+        for bound in self.bounds:
+            bound.check(self.name, value)
+        return check_choice(self.name, value, self.choices) if self.choices else value
+
+    @property
+    def examples(self) -> list[Any]:
+        """Some values that it may have, beside its default: what a test tries."""
+        if self.kind is bool:
+            values: Sequence[Any] = (False, True)
+        else:
+            values = self.choices or [self.kind(v) for b in self.bounds for v in b.examples]
+        if not values and not self.required and isinstance(self.default, int | float):
+            values = [self.default + 1, self.kind(self.default * 3)]
+        return [v for v in values if v != self.default]
+
+
+@functools.cache
+def _declared(init: Callable[..., None]) -> dict[str, Option]:
+    """The options that an ``__init__`` declares, in order."""
+    try:
+        hints = typing.get_type_hints(init, include_extras=True)
+    except NameError:  # a type that only the type checker imports
+        hints = {}
+    parameters = inspect.signature(init).parameters.values()
+    return {
+        p.name: _option(p.name, p.default, hints.get(p.name, type(p.default)))
+        for p in parameters
+        if p.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+
+
+def _option(name: str, default: Any, hint: Any) -> Option:
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return _option(name, default, next(part for part in parts if part is not types.NoneType))
+    if origin is typing.Annotated:
+        inner = _option(name, default, parts[0])
+        return Option(name, default, inner.kind, tuple(b() if isinstance(b, type) else b for b in parts[1:]))
+    if origin is typing.Literal:
+        return Option(name, default, str, choices=parts)
+    return Option(name, default, hint)
+
+
+def _checking(cls: type[Optioned], init: Callable[..., None]) -> Callable[..., None]:
+    """An ``__init__`` that first checks the options that it is given."""
+
+    @functools.wraps(init)
+    def checked(self: Optioned, *args: Any, **given: Any) -> None:
+        options = _declared(init)
+        for name, value in given.items():
+            if name in options:
+                try:
+                    given[name] = options[name].checked(value)
+                except TypeError:
+                    raise cls.wrong_type(options[name], value) from None
+        init(self, *args, **given)
+
+    return checked
 
 
 class Optioned:
@@ -18,11 +133,15 @@ class Optioned:
     kind: ClassVar[str]
     """What messages call it: a stage, an objective."""
 
+    def __init_subclass__(cls, **named: Any) -> None:
+        super().__init_subclass__(**named)
+        if "__init__" in vars(cls):
+            cls.__init__ = _checking(cls, cls.__init__)  # type: ignore[method-assign]
+
     @classmethod
-    def options(cls) -> dict[str, inspect.Parameter]:
+    def options(cls) -> dict[str, Option]:
         """The declared hyperparameters, in order."""
-        parameters = inspect.signature(cls.__init__).parameters.values()
-        return {p.name: p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+        return _declared(inspect.unwrap(cls.__init__))
 
     @classmethod
     def parse_options(cls, text: str | None) -> dict[str, Any]:
@@ -40,7 +159,7 @@ class Optioned:
             if key in values:
                 raise InputError(f"option '{key}' of {cls.kind} '{cls.name}' is given twice")
             values[key] = cls._parse_value(key, value)
-        required = [k for k, p in cls.options().items() if p.default is inspect.Parameter.empty and k not in values]
+        required = [k for k, option in cls.options().items() if option.required and k not in values]
         if required:
             raise InputError(f"{cls.kind} '{cls.name}' needs {required[0]}; write {cls.name}:{required[0]}=value")
         return values
@@ -51,23 +170,24 @@ class Optioned:
         if key not in options:
             known = nearest(key, options) if options else "; it has no options"
             raise InputError(f"{cls.kind} '{cls.name}' has no option '{key}'{known}")
-        hint = typing.get_type_hints(cls.__init__)[key]
-        kinds = [t for t in typing.get_args(hint) if t is not types.NoneType] or [hint]
         try:
-            if kinds[0] is bool:
-                return {"true": True, "false": False}[text.lower()]
-            return kinds[0](text)
-        except (ValueError, KeyError):
-            raise InputError(
-                f"option {key}={text} of {cls.kind} '{cls.name}' is not of type {kinds[0].__name__}"
-            ) from None
+            return options[key].parse(text)
+        except ValueError:
+            raise cls.wrong_type(options[key], text) from None
+
+    @classmethod
+    def wrong_type(cls, option: Option, value: object) -> InputError:
+        """What to say of a value of another type than the option's."""
+        return InputError(
+            f"option {option.name}={value} of {cls.kind} '{cls.name}' is not of type {option.kind.__name__}"
+        )
 
     def settings(self) -> dict[str, Any]:
         """Every hyperparameter's value, defaults included."""
         return {name: getattr(self, name) for name in self.options()}
 
     def __repr__(self) -> str:
-        defaults = {name: p.default for name, p in self.options().items()}
+        defaults = {name: option.default for name, option in self.options().items()}
         given = [f"{k}={_text(v)}" for k, v in self.settings().items() if v != defaults[k]]
         return f"{self.name}:{','.join(given)}" if given else self.name
 

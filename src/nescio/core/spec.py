@@ -7,11 +7,10 @@ import inspect
 import itertools
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from nescio.core.ensemble import Ensemble
 from nescio.core.errors import InputError, nearest
 from nescio.core.plugins import load_methods
 from nescio.core.stage import PLACES, REGISTRY, Chain, InputStage, Stage
@@ -26,6 +25,8 @@ DEFAULT = "default"
 """The settings of a network that none is published for."""
 LONGEST, MOST_STAGES, DEEPEST = 4000, 100, 10
 """Of one spec: letters, stages, ensembles within each other. Nobody writes more, and a file may hold anything."""
+ENDS = {"score": "", "shape": "energy", "modulate": "energy", "input": "msp"}
+"""What a stage of each place stands before, to be tried by itself."""
 MOST = 10_000
 """Detectors that one spec with ranges may stand for."""
 _OPTION = re.compile(r"\s*[A-Za-z_]\w*=")
@@ -136,7 +137,7 @@ def _check_members(stages: Sequence[Stage], spec: str) -> None:
     """Each member, behind what stands before its ensemble, must be a detector by itself."""
     *before, last = stages
     standing = "+".join(map(repr, before))
-    for chain in last.chains if isinstance(last, Ensemble) else ():
+    for chain in last.chains:
         together = [*before, *chain.steps]
         whole = "+".join(map(repr, together))
         try:
@@ -201,7 +202,7 @@ def _parse_stage(text: str, spec: str, model: str | None, classes: int | None) -
     ensemble, match = _ENSEMBLE.fullmatch(text), _STAGE.fullmatch(text)
     if ensemble:
         kind = _ensemble_kind(ensemble["name"], spec)
-        return kind([Chain(parse_stages(m, model, classes)) for m in _members(ensemble["members"])])
+        return kind(*(Chain(parse_stages(m, model, classes)) for m in _members(ensemble["members"])))
     if "@" in text and not match:
         raise InputError(f"unknown preset '{text}' in detector '{spec}'{nearest(text, presets())}")
     if not match or "(" in text:
@@ -212,14 +213,14 @@ def _parse_stage(text: str, spec: str, model: str | None, classes: int | None) -
         known = [*REGISTRY, *presets()]
         raise InputError(f"unknown stage '{name}' in detector '{spec}'{nearest(name, known)}")
     cls = REGISTRY[name]
-    if issubclass(cls, Ensemble):
+    if cls.takes_members:
         raise InputError(f"'{name}' in detector '{spec}' needs members; write e.g. {name}(energy,knn)")
     return cls(**cls.parse_options(options))
 
 
-def _ensemble_kind(name: str, spec: str) -> type[Ensemble]:
+def _ensemble_kind(name: str, spec: str) -> Callable[..., Stage]:
     load_methods()  # a user's ensembles, too
-    kinds = {n: cls for n, cls in REGISTRY.items() if issubclass(cls, Ensemble)}
+    kinds = {n: cls for n, cls in REGISTRY.items() if cls.takes_members}
     if name not in kinds:
         raise InputError(f"no ensemble '{name}' in detector '{spec}'{nearest(name, kinds)}")
     return kinds[name]
@@ -232,10 +233,11 @@ def all_specs() -> list[str]:
     an option or members is left out, and so are the presets of one suite.
     """
     load_methods()
-    ends = {"score": "", "shape": "+energy", "modulate": "+energy", "input": "+msp"}
     stages = sorted(REGISTRY.values(), key=lambda s: (-PLACES.index(s.place), s.name))
     complete = [s for s in stages if all(p.default is not p.empty for p in inspect.signature(s).parameters.values())]
-    return [s.name + ends[s.place] for s in complete] + [name for name in presets() if "@" not in name]
+    return ["+".join(filter(None, (s.name, ENDS[s.place]))) for s in complete] + [
+        name for name in presets() if "@" not in name
+    ]
 
 
 def search_space(spec: str) -> list[str]:

@@ -37,6 +37,8 @@ class Stage(Optioned, nn.Module):
     place: ClassVar[str]
     join: ClassVar[Callable[[list[Any]], Any]]
     """What ``+`` makes of stages and spec strings: a detector, whose file sets this."""
+    takes_members: ClassVar[bool] = False
+    """Whether it is made of whole detectors, given to ``__init__`` one by one, which are its ``chains``."""
     groups_by_class: bool = False
     """Whether work is done once per predicted class and batch, so that large batches save most of it."""
     _declared: ClassVar[list[str]]
@@ -75,6 +77,11 @@ class Stage(Optioned, nn.Module):
         """What must be there for it to fit and score, with the options that it has."""
         return Needs()
 
+    @property
+    def chains(self) -> list[Chain]:
+        """The detectors that it is made of."""
+        return []
+
     def __add__(self, other: Any) -> Any:
         return Stage.join([self, other])
 
@@ -103,7 +110,12 @@ class Stage(Optioned, nn.Module):
         try:
             return super().__call__(features)
         except Missing as e:
-            raise e if str(e).startswith("stage '") else Missing(f"stage '{self.name}': {e}") from None
+            raise named(self, e) from None
+
+
+def named(stage: Stage, missing: Missing) -> Missing:
+    """What a stage misses, with its name; that of an inner stage stays."""
+    return missing if str(missing).startswith("stage '") else Missing(f"stage '{stage.name}': {missing}")
 
 
 class Score(Stage, place="score"):
@@ -139,10 +151,14 @@ def fit_stage(stage: Stage, data: FeatureSet) -> None:
     """Fit a stage, and make sure that a file of the detector will hold all that it learned.
 
     Raises:
-        InputError: it set something that it does not declare, which saving would lose.
+        InputError: the data lack something that it reads, or it set something that it does not declare, which saving
+            would lose.
     """
     before, known = dict(vars(stage)), {*_parts_of(stage), *stage.declared(), *stage.options()}
-    stage.fit(data)
+    try:
+        stage.fit(data)
+    except Missing as e:
+        raise named(stage, e) from None
     changed = [name for name, value in vars(stage).items() if value is not None and value is not before.get(name)]
     lost = [name for name in (*changed, *_parts_of(stage)) if name not in known]
     if lost:

@@ -21,7 +21,7 @@ from nescio.core.feature_set import FeatureSet
 from nescio.core.files import whole
 from nescio.core.reading import parse_json
 from nescio.core.tensors import read_tensors
-from nescio.methods.modulate.ls import LogitSmoothing
+from nescio.methods.modulate.ls import LS
 from nescio.methods.score.cosine import Cosine
 
 FORMAT = "nescio-features/1"
@@ -187,6 +187,6 @@ def prototypes_of(detectors: Iterable[Detector]) -> Tensor | None:
         if isinstance(first, Cosine) and first.needs.train:  # behind another stage, it would know changed features
             return first.centres
         for stage in detector.modules():
-            if isinstance(stage, LogitSmoothing) and stage.needs.train:
+            if isinstance(stage, LS) and stage.needs.train:
                 return stage.centres
     return None

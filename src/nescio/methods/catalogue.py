@@ -13,11 +13,11 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from nescio.core.detector import Detector
-from nescio.core.ensemble import Ensemble
 from nescio.core.errors import InputError, nearest
+from nescio.core.needs import Needs
 from nescio.core.plugins import load_methods
 from nescio.core.spec import presets
-from nescio.core.stage import PLACES, REGISTRY, InputStage, Stage
+from nescio.core.stage import PLACES, REGISTRY, Stage
 from nescio.methods.objective import OBJECTIVES, parse_objective
 
 _SOURCE = re.compile(r'Source: (?P<authors>[^"]+?), "[^"]*?",? *(?P<venue>[^.;:(]*?\d{4})', re.DOTALL)
@@ -62,7 +62,7 @@ def entries() -> Iterator[Entry]:
             stage.name,
             stage.place,
             _gist(text),
-            ", ".join(_needs(stage)),
+            ", ".join(_needs(Needs(held_out=True) if stage.takes_members else stage().needs)),
             _paper(text),
             cost.get("fit", ""),
             cost.get("score", ""),
@@ -75,7 +75,9 @@ def entries() -> Iterator[Entry]:
             detector = Detector(name)
             passes = costs.get(detector.input_stage.name, {}).get("network", "") if detector.input_stage else ""
             refused = "no" if detector.unexportable() else "yes"
-            yield Entry(name, "preset", preset["about"], "", source, "", "", passes, refused)
+            yield Entry(
+                name, "preset", preset["about"], ", ".join(_needs(detector.needs)), source, "", "", passes, refused
+            )
     for name, objective in sorted(OBJECTIVES.items()):
         text = inspect.getdoc(objective) or ""
         needs = "outliers" if parse_objective(name).needs.outliers else ""
@@ -118,28 +120,26 @@ def describe(name: str) -> str:
 
 
 def _onnx(stage: type[Stage]) -> str:
-    if issubclass(stage, Ensemble):
+    if stage.takes_members:
         return "as members"
     return "no" if stage().unexportable() else "yes"
 
 
-def _needs(stage: type[Stage]) -> Iterator[str]:
-    if issubclass(stage, InputStage):
-        needs = stage().needs
+def _needs(needs: Needs) -> Iterator[str]:
+    """What there must be beside features of the image; logits follow from a head, labels are those of training."""
+    if needs.rerun:
         yield "pass, of training too" if needs.rerun == "options" else "pass"
-        if needs.gradients:
-            yield "gradient"
-        if needs.images:
-            yield "training"
-    elif issubclass(stage, Ensemble):
+    if needs.gradients:
+        yield "gradient"
+    if needs.head or needs.logits:
+        yield "head" if needs.head else "logits"
+    if needs.fitting:
         yield "training"
-    else:
-        plain = stage()
-        if plain.needs.train or plain.needs.held_out:
-            yield "training"
-        if plain.needs.probes:
-            yield "probe"
-        yield from (f"{head} head" for head in sorted(plain.needs.heads))
+    if needs.labels:
+        yield "labels"
+    if set(needs.probes) - needs.heads:
+        yield "probe"
+    yield from (f"{head} head" for head in sorted(needs.heads))
 
 
 def _gist(docstring: str) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from nescio.core.errors import InputError, check_at_least, check_positive
+from nescio.core.bounds import AtLeast, Positive
+from nescio.core.errors import InputError
 from nescio.core.features import Features
 from nescio.core.needs import Needs
 from nescio.core.stage import Chain, InputStage, Network
@@ -26,12 +29,11 @@ class BATS(InputStage, name="bats"):
     truncates the penultimate features instead: the stage ``typical``.
     """
 
-    needs = Needs(rerun="options")
+    needs = Needs(features=False, rerun="options")
 
-    def __init__(self, *, lam: float = 3.25, last: int = 0) -> None:
+    def __init__(self, *, lam: Annotated[float, Positive] = 3.25, last: Annotated[int, AtLeast(0)] = 0) -> None:
         super().__init__()
-        self.lam = check_positive("lam", lam)
-        self.last = check_at_least("last", last, 0)
+        self.lam, self.last = lam, last
 
     def prepare(self, body: nn.Module) -> nn.Module:
         """Exchange the batch norms."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from nescio.core.errors import InputError, check_at_least, check_share
+from nescio.core.bounds import AtLeast, Share
+from nescio.core.errors import InputError
 from nescio.core.features import Columns, Features
 from nescio.core.needs import Needs
 from nescio.core.stage import Chain, InputStage, Network
@@ -36,10 +39,11 @@ class MCDropout(InputStage, name="mcdropout"):
 
     replaces_logits = True
 
-    def __init__(self, *, n: int = 30, p: float | None = None) -> None:
+    def __init__(
+        self, *, n: Annotated[int, AtLeast(1)] = 30, p: Annotated[float, Share(below_one=True)] | None = None
+    ) -> None:
         super().__init__()
-        self.n = check_at_least("n", n, 1)
-        self.p = p if p is None else check_share("p", p, below_one=True)
+        self.n, self.p = n, p
 
     def prepare(self, body: nn.Module) -> nn.Module:
         """Exchange the dropouts for some that work in evaluation mode."""

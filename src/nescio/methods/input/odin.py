@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
 from nescio.core import numerics
-from nescio.core.errors import check_at_least, check_positive
+from nescio.core.bounds import AtLeast, Positive
 from nescio.core.features import Features
 from nescio.core.needs import Needs
 from nescio.core.stage import Chain, InputStage, Network
@@ -37,11 +39,15 @@ class ODIN(InputStage, name="odin"):
 
     needs = Needs(head=True, logits=True, gradients=True, rerun="pipeline")
 
-    def __init__(self, *, eps: float = 0.0014, T: float = 1000.0, per_std: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        eps: Annotated[float, AtLeast(0)] = 0.0014,
+        T: Annotated[float, Positive] = 1000.0,
+        per_std: bool = False,
+    ) -> None:
         super().__init__()
-        self.eps = check_at_least("eps", eps, 0)
-        self.T = check_positive("T", T)
-        self.per_std = per_std
+        self.eps, self.T, self.per_std = eps, T, per_std
 
     def forward(self, f: Features) -> Features:
         """Divide the head by T, and with it every logit computed from it."""

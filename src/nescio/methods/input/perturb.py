@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from nescio.core import numerics
-from nescio.core.errors import InputError, NotFitted, check_at_least
+from nescio.core.bounds import AtLeast
+from nescio.core.errors import InputError, NotFitted
 from nescio.core.feature_set import FeatureSet
 from nescio.core.features import Features
 from nescio.core.needs import Needs
@@ -32,11 +34,11 @@ class Perturb(InputStage, name="perturb"):
     NeurIPS 2018, eq. 3. They perturb anew for each layer; here one step raises the combined score.
     """
 
-    needs = Needs(gradients=True, rerun="score")
+    needs = Needs(features=False, gradients=True, rerun="score")
 
-    def __init__(self, *, eps: float = 0.0014) -> None:
+    def __init__(self, *, eps: Annotated[float, AtLeast(0)] = 0.0014) -> None:
         super().__init__()
-        self.eps = check_at_least("eps", eps, 0)
+        self.eps = eps
 
     def forward(self, f: Features) -> Features:
         """Change nothing: the pass has done it."""
@@ -62,7 +64,7 @@ class PerturbID(InputStage, name="perturbid"):
     images, where the paper takes ID validation images; ε is in units of the normalised input.
     """
 
-    needs = Needs(gradients=True, images=True, rerun="score")
+    needs = Needs(features=False, gradients=True, images=True, rerun="score")
     step: Tensor
 
     def fit(self, data: FeatureSet) -> None:

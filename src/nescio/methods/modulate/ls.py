@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor
 
 from nescio.core import numerics
-from nescio.core.errors import check_choice
 from nescio.core.feature_set import FeatureSet
 from nescio.core.features import Features
 from nescio.core.fitting import prototypes
@@ -13,7 +14,7 @@ from nescio.core.needs import Needs
 from nescio.core.stage import Modulate
 
 
-class LogitSmoothing(Modulate, name="ls"):
+class LS(Modulate, name="ls"):
     """Scale the logits by the cosine between the raw feature and the prototype of the predicted class.
 
     ``f̂ = s · f``, ``s = max(0, cos(h, v_c))`` with the *raw* ``h``, the raw prediction ``c`` and the prototype ``v_c``
@@ -31,9 +32,9 @@ class LogitSmoothing(Modulate, name="ls"):
 
     centres: Tensor
 
-    def __init__(self, *, prototypes: str = "train") -> None:
+    def __init__(self, *, prototypes: Literal["train", "head"] = "train") -> None:
         super().__init__()
-        self.prototypes = check_choice("prototypes", prototypes, ("train", "head"))
+        self.prototypes = prototypes
 
     @property
     def needs(self) -> Needs:

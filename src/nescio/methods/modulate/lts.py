@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from nescio.core import numerics
-from nescio.core.errors import InputError, check_share
+from nescio.core.bounds import Share
 from nescio.core.features import Features
 from nescio.core.needs import Needs
 from nescio.core.stage import Modulate
@@ -22,11 +24,9 @@ class LTS(Modulate, name="lts"):
 
     needs = Needs(logits=True)
 
-    def __init__(self, *, p: float = 0.05) -> None:
+    def __init__(self, *, p: Annotated[float, Share(above_zero=True)] = 0.05) -> None:
         super().__init__()
-        self.p = check_share("p", p)
-        if p == 0:
-            raise InputError("p=0 leaves no largest features; lts needs p above 0")
+        self.p = p
 
     def forward(self, f: Features) -> Features:
         """Scale a batch's logits."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from nescio.core.errors import check_positive
+from nescio.core.bounds import Positive
 from nescio.core.feature_set import FeatureSet
 from nescio.core.features import Features
 from nescio.core.fitting import labelled, subsample
@@ -39,9 +40,9 @@ class Temperature(Modulate, name="temperature"):
 
     temperature: Tensor
 
-    def __init__(self, *, T: float | None = None) -> None:
+    def __init__(self, *, T: Annotated[float, Positive] | None = None) -> None:
         super().__init__()
-        self.T = T if T is None else check_positive("T", T)
+        self.T = T
 
     @property
     def needs(self) -> Needs:
@@ -70,7 +71,7 @@ class Temperature(Modulate, name="temperature"):
 
     def forward(self, f: Features) -> Features:
         """Divide a batch's logits."""
-        return f.with_logits(f.logits / self.temperature.to(f.h.dtype))
+        return f.with_logits(f.logits / self.temperature.to(f.logits.dtype))
 
 
 def _most_likely(logits: Tensor, labels: Tensor) -> float:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from nescio.core import numerics
-from nescio.core.errors import check_choice
+from nescio.core.arrays import of_arrays
 from nescio.core.feature_set import FeatureSet
 from nescio.core.features import Features
 from nescio.core.fitting import prototypes
 from nescio.core.needs import Needs
 from nescio.core.stage import Score
+
+
+@of_arrays
+def cosine(h: Tensor, pred: Tensor, centres: Tensor) -> Tensor:
+    """``Cosine`` of features ``h (B, L)``, predictions ``(B,)`` and prototypes ``(C, L)``: scores ``(B,)``."""
+    return numerics.cosine(h.to(torch.float64), centres[pred].to(torch.float64))
 
 
 class Cosine(Score, name="cosine"):
@@ -29,9 +37,9 @@ class Cosine(Score, name="cosine"):
 
     centres: Tensor
 
-    def __init__(self, *, prototypes: str = "train") -> None:
+    def __init__(self, *, prototypes: Literal["train", "head"] = "train") -> None:
         super().__init__()
-        self.prototypes = check_choice("prototypes", prototypes, ("train", "head"))
+        self.prototypes = prototypes
 
     @property
     def needs(self) -> Needs:
@@ -44,4 +52,4 @@ class Cosine(Score, name="cosine"):
 
     def forward(self, f: Features) -> Tensor:
         """Score a batch."""
-        return numerics.cosine(f.h.to(torch.float64), self.centres[f.pred].to(torch.float64))
+        return cosine(f.h, f.pred, self.centres)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nescio.core.arrays import of_arrays
 from nescio.core.feature_set import FeatureSet
 from nescio.core.features import Features
 from nescio.core.fitting import mean_feature
@@ -12,6 +13,20 @@ from nescio.core.needs import Needs
 from nescio.core.stage import Score
 
 _EPS = 1e-8
+
+
+@of_arrays
+def fdbd(h: Tensor, z: Tensor, pred: Tensor, mean: Tensor, gaps: Tensor) -> Tensor:
+    """``FDBD`` of features ``h (B, L)``, logits ``z (B, C)`` and predictions ``(B,)``: scores ``(B,)`` float64.
+
+    ``mean (L,)`` is the mean training feature, ``gaps (C, C)`` are the distances between the head's rows.
+    """
+    logits, gaps = z.to(torch.float64), gaps[pred]
+    differences = (logits.gather(1, pred[:, None]) - logits).abs()
+    boundary = torch.where(gaps > 0, differences / torch.where(gaps > 0, gaps, 1), 0)
+    away = (h - mean).to(torch.float64).norm(dim=1).clamp(min=_EPS)
+    score: Tensor = boundary.sum(dim=1) / max(1, logits.shape[1] - 1) / away
+    return score
 
 
 class FDBD(Score, name="fdbd"):
@@ -36,9 +51,4 @@ class FDBD(Score, name="fdbd"):
 
     def forward(self, f: Features) -> Tensor:
         """Score a batch."""
-        logits, gaps = f.logits.to(torch.float64), self.gaps[f.pred]
-        differences = (logits.gather(1, f.pred[:, None]) - logits).abs()
-        boundary = torch.where(gaps > 0, differences / torch.where(gaps > 0, gaps, 1), 0)
-        away = (f.h - self.mean).to(torch.float64).norm(dim=1).clamp(min=_EPS)
-        score: Tensor = boundary.sum(dim=1) / max(1, logits.shape[1] - 1) / away
-        return score
+        return fdbd(f.h, f.logits, f.pred, self.mean, self.gaps)

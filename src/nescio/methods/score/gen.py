@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
-from nescio.core.errors import InputError, check_share
+from nescio.core.arrays import of_arrays
+from nescio.core.bounds import AtLeast, Share
 from nescio.core.features import Features
 from nescio.core.needs import Needs
 from nescio.core.stage import Score
+
+
+@of_arrays
+def gen(z: Tensor, gamma: float = 0.1, M: int = 100) -> Tensor:
+    """``GEN`` of logits ``z (B, C)``: scores ``(B,)`` float64."""
+    p = z.to(torch.float64).softmax(dim=1)
+    p = p.topk(min(M, p.shape[1]), dim=1).values
+    return -(p * (1 - p).clamp(min=0)).pow(gamma).sum(dim=1)
 
 
 class GEN(Score, name="gen"):
@@ -25,15 +36,12 @@ class GEN(Score, name="gen"):
 
     needs = Needs(features=False, logits=True)
 
-    def __init__(self, *, gamma: float = 0.1, M: int = 100) -> None:
+    def __init__(
+        self, *, gamma: Annotated[float, Share(above_zero=True)] = 0.1, M: Annotated[int, AtLeast(1)] = 100
+    ) -> None:
         super().__init__()
-        self.gamma = check_share("gamma", gamma)
-        if gamma == 0 or M < 1:
-            raise InputError(f"gen needs gamma above 0 and M of 1 or more, got gamma={gamma:g} and M={M}")
-        self.M = M
+        self.gamma, self.M = gamma, M
 
     def forward(self, f: Features) -> Tensor:
         """Score a batch."""
-        p = f.logits.to(torch.float64).softmax(dim=1)
-        p = p.topk(min(self.M, p.shape[1]), dim=1).values
-        return -(p * (1 - p).clamp(min=0)).pow(self.gamma).sum(dim=1)
+        return gen(f.logits, self.gamma, self.M)

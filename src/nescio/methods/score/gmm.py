@@ -3,17 +3,39 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from nescio.core import numerics
-from nescio.core.errors import check_choice, check_positive
+from nescio.core.arrays import of_arrays
+from nescio.core.bounds import Positive
 from nescio.core.feature_set import FeatureSet
 from nescio.core.features import Features
 from nescio.core.fitting import labelled, refuse_empty
 from nescio.core.needs import Needs
 from nescio.core.stage import Score
+
+
+@of_arrays
+def gmm(h: Tensor, means: Tensor, whitening: Tensor, offset: Tensor) -> Tensor:
+    """``GMM`` of features ``h (B, L)``: scores ``(B,)`` float64.
+
+    ``whitening`` is one over each class's standard deviations ``(C, L)``, or matrices whose squares ``A Aᵀ`` are the
+    inverse covariances, ``(C, L, L)``, or ``(1, L, L)`` for all classes. ``means (C, L)`` are multiplied by it already.
+    ``offset (C,)`` is what each class's log-density adds to half the squared distance.
+    """
+    h = h.to(torch.float64)
+    if whitening.ndim == 2:  # ‖(h - μ) w‖² = h² w² - 2 h w · μ w + (μ w)²
+        a = whitening
+        distances = h.square() @ a.square().T - 2 * h @ (a * means).T + means.square().sum(dim=1)
+    elif len(whitening) == 1:
+        distances = numerics.squared_distances(h @ whitening[0], means)
+    else:
+        pairs = zip(whitening, means, strict=True)
+        distances = torch.stack([(h @ a - mean).square().sum(dim=1) for a, mean in pairs], dim=1)
+    return (offset - distances / 2).logsumexp(dim=1)
 
 
 class GMM(Score, name="gmm"):
@@ -36,10 +58,11 @@ class GMM(Score, name="gmm"):
     whitening: Tensor
     offset: Tensor
 
-    def __init__(self, *, covariance: str = "diag", shrink: float = 1e-6) -> None:
+    def __init__(
+        self, *, covariance: Literal["diag", "tied", "full"] = "diag", shrink: Annotated[float, Positive] = 1e-6
+    ) -> None:
         super().__init__()
-        self.covariance = check_choice("covariance", covariance, ("diag", "tied", "full"))
-        self.shrink = check_positive("shrink", shrink)
+        self.covariance, self.shrink = covariance, shrink
 
     def fit(self, data: FeatureSet) -> None:
         """Estimate the mixture in two passes; in one if the covariance is tied."""
@@ -81,13 +104,4 @@ class GMM(Score, name="gmm"):
 
     def forward(self, f: Features) -> Tensor:
         """Score a batch."""
-        h = f.h.to(torch.float64)
-        if self.covariance == "diag":  # ‖(h - μ) w‖² = h² w² - 2 h w · μ w + (μ w)²
-            a = self.whitening
-            distances = h.square() @ a.square().T - 2 * h @ (a * self.means).T + self.means.square().sum(dim=1)
-        elif self.covariance == "tied":
-            distances = numerics.squared_distances(h @ self.whitening[0], self.means)
-        else:
-            pairs = zip(self.whitening, self.means, strict=True)
-            distances = torch.stack([(h @ a - mean).square().sum(dim=1) for a, mean in pairs], dim=1)
-        return (self.offset - distances / 2).logsumexp(dim=1)
+        return gmm(f.h, self.means, self.whitening, self.offset)

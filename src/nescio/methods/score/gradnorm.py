@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
-from nescio.core.errors import check_positive
+from nescio.core.arrays import of_arrays
+from nescio.core.bounds import Positive
 from nescio.core.features import Features
 from nescio.core.needs import Needs
 from nescio.core.stage import Score
+
+
+@of_arrays
+def gradnorm(h: Tensor, z: Tensor, T: float = 1.0) -> Tensor:
+    """``GradNorm`` of features ``h (B, L)`` and logits ``z (B, C)``: scores ``(B,)`` float64."""
+    away = ((z.to(torch.float64) / T).softmax(dim=1) - 1 / z.shape[1]).abs().sum(dim=1)
+    return h.to(torch.float64).abs().sum(dim=1) * away / T
 
 
 class GradNorm(Score, name="gradnorm"):
@@ -26,12 +36,10 @@ class GradNorm(Score, name="gradnorm"):
 
     needs = Needs(logits=True)
 
-    def __init__(self, *, T: float = 1.0) -> None:
+    def __init__(self, *, T: Annotated[float, Positive] = 1.0) -> None:
         super().__init__()
-        self.T = check_positive("T", T)
+        self.T = T
 
     def forward(self, f: Features) -> Tensor:
         """Score a batch."""
-        logits = f.logits.to(torch.float64)
-        away = ((logits / self.T).softmax(dim=1) - 1 / logits.shape[1]).abs().sum(dim=1)
-        return f.h.to(torch.float64).abs().sum(dim=1) * away / self.T
+        return gradnorm(f.h, f.logits, self.T)

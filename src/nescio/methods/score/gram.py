@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from nescio.core.errors import InputError, check_at_least
+from nescio.core.bounds import AtLeast
+from nescio.core.errors import InputError
 from nescio.core.feature_set import FeatureSet
 from nescio.core.features import Features
 from nescio.core.fitting import held_out
@@ -39,9 +41,9 @@ class Gram(Score, name="gram"):
     highest: Tensor
     expected: Tensor
 
-    def __init__(self, *, orders: int = 10) -> None:
+    def __init__(self, *, orders: Annotated[int, AtLeast(1)] = 10) -> None:
         super().__init__()
-        self.orders = check_at_least("orders", orders, 1)
+        self.orders = orders
 
     @property
     def _probe(self) -> str:

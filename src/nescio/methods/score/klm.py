@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nescio.core.arrays import of_arrays
 from nescio.core.feature_set import FeatureSet
 from nescio.core.features import Features
 from nescio.core.needs import Needs
@@ -13,7 +14,15 @@ from nescio.core.stage import Score
 _FLOOR = -1e30
 
 
-class KLMatching(Score, name="klm"):
+@of_arrays
+def klm(z: Tensor, log_templates: Tensor) -> Tensor:
+    """``KLM`` of logits ``z (B, C)`` and the logarithms of the templates ``(K, C)``: scores ``(B,)``."""
+    log_p = z.to(torch.float64).log_softmax(dim=1)
+    p = log_p.exp()
+    return -((p * log_p).sum(dim=1, keepdim=True) - p @ log_templates.T).amin(dim=1)
+
+
+class KLM(Score, name="klm"):
     """Negative Kullback-Leibler divergence to the nearest class template.
 
     ``-min_k KL(p ‖ d_k)``, ``d_k`` = mean softmax of the training images predicted as class k; a class that is never
@@ -37,6 +46,4 @@ class KLMatching(Score, name="klm"):
 
     def forward(self, f: Features) -> Tensor:
         """Score a batch."""
-        log_p = f.logits.to(torch.float64).log_softmax(dim=1)
-        p = log_p.exp()
-        return -((p * log_p).sum(dim=1, keepdim=True) - p @ self.log_templates.T).amin(dim=1)
+        return klm(f.logits, self.log_templates)

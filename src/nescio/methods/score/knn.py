@@ -2,18 +2,45 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
 from nescio.core import numerics
-from nescio.core.errors import InputError, check_at_least, check_choice, check_share
+from nescio.core.arrays import of_arrays
+from nescio.core.bounds import AtLeast, Share
+from nescio.core.errors import InputError
 from nescio.core.feature_set import FeatureSet
 from nescio.core.features import Features
 from nescio.core.fitting import subsample
 from nescio.core.needs import Needs
 from nescio.core.stage import Score
+
+
+@of_arrays
+def knn(h: Tensor, bank: Tensor, k: int = 50) -> Tensor:
+    """``KNN`` of features ``h (B, L)`` among training features ``bank (N, L)``: scores ``(B,)`` float64."""
+    z, prepared = numerics.normalised(h), _prepared(numerics.normalised(bank.to(h.dtype)))
+    return _distance(z, prepared, _nearest(z, prepared, k))
+
+
+def _prepared(directions: Tensor) -> Tensor:
+    """Training directions ``(N, L + 1)``, each with half its squared length: 0 or 1/2.
+
+    ``‖z - b‖² = ‖z‖² - 2 (z · b - ‖b‖²/2)``: with this column the nearest has the largest product, zero b or not.
+    """
+    return torch.cat([directions, directions.square().sum(dim=1, keepdim=True) / 2], dim=1)
+
+
+def _nearest(z: Tensor, bank: Tensor, k: int) -> Tensor:
+    """Row of the k-th neighbour ``(B,)``."""
+    return numerics.top_k_products(torch.cat([z, -torch.ones_like(z[:, :1])], dim=1), bank, k)[1][:, -1]
+
+
+def _distance(z: Tensor, bank: Tensor, which: Tensor) -> Tensor:
+    distance: Tensor = (z.to(torch.float64) - bank[which, :-1].to(torch.float64)).norm(dim=1)
+    return -distance
 
 
 class KNN(Score, name="knn"):
@@ -37,21 +64,23 @@ class KNN(Score, name="knn"):
 
     bank: Tensor
 
-    def __init__(self, *, k: int = 50, alpha: float = 1.0, index: str = "exact") -> None:
+    def __init__(
+        self,
+        *,
+        k: Annotated[int, AtLeast(1)] = 50,
+        alpha: Annotated[float, Share(above_zero=True)] = 1.0,
+        index: Literal["exact", "flat", "ivf", "hnsw"] = "exact",
+    ) -> None:
         super().__init__()
-        self.k = check_at_least("k", k, 1)
-        self.alpha = check_share("alpha", alpha)
-        self.index = check_choice("index", index, ("exact", "flat", "ivf", "hnsw"))
+        self.k, self.alpha, self.index = k, alpha, index
         self._searcher: Any = None
         if index != "exact":
             _import_faiss()
 
     def fit(self, data: FeatureSet) -> None:
         """Keep the training features."""
-        bank = torch.cat([numerics.normalised(f.h) for f in subsample(data, self.alpha)])
-        # ‖z - b‖² = ‖z‖² - 2 (z · b - ‖b‖²/2): with this column the nearest has the largest product, zero b or not
         self._searcher = None
-        self.bank = torch.cat([bank, bank.square().sum(dim=1, keepdim=True) / 2], dim=1)
+        self.bank = _prepared(torch.cat([numerics.normalised(f.h) for f in subsample(data, self.alpha)]))
 
     def unexportable(self) -> str | None:
         """The search of FAISS is no graph."""
@@ -60,14 +89,7 @@ class KNN(Score, name="knn"):
     def forward(self, f: Features) -> Tensor:
         """Score a batch."""
         z, bank = numerics.normalised(f.h), self.bank.to(f.h.dtype)
-        which = self._exact(z, bank) if self.index == "exact" else self._search(z, bank)
-        neighbour = bank[which, :-1].to(torch.float64)
-        distance: Tensor = (z.to(torch.float64) - neighbour).norm(dim=1)
-        return -distance
-
-    def _exact(self, z: Tensor, bank: Tensor) -> Tensor:
-        """Row of the k-th neighbour ``(B,)``."""
-        return numerics.top_k_products(torch.cat([z, -torch.ones_like(z[:, :1])], dim=1), bank, self.k)[1][:, -1]
+        return _distance(z, bank, _nearest(z, bank, self.k) if self.index == "exact" else self._search(z, bank))
 
     def _search(self, z: Tensor, bank: Tensor) -> Tensor:
         """Row of the k-th neighbour ``(B,)`` by FAISS; exactly where its cells hold fewer than k."""
@@ -77,7 +99,7 @@ class KNN(Score, name="knn"):
         which = torch.from_numpy(found[:, -1]).to(z.device)
         missing = which < 0
         if missing.any():
-            which[missing] = self._exact(z[missing], bank)
+            which[missing] = _nearest(z[missing], bank, self.k)
         return which
 
 

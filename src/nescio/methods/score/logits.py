@@ -7,9 +7,37 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nescio.core.arrays import of_arrays
 from nescio.core.features import Features
 from nescio.core.needs import Needs
 from nescio.core.stage import Score
+
+LOGITS = Needs(features=False, logits=True)
+
+
+@of_arrays
+def msp(z: Tensor) -> Tensor:
+    """``MSP`` of logits ``z (B, C)``: scores ``(B,)`` float64."""
+    return z.to(torch.float64).softmax(dim=1).amax(dim=1)
+
+
+@of_arrays
+def maxlogit(z: Tensor) -> Tensor:
+    """``MaxLogit`` of logits ``z (B, C)``: scores ``(B,)`` float64."""
+    return z.to(torch.float64).amax(dim=1)
+
+
+@of_arrays
+def energy(z: Tensor) -> Tensor:
+    """``Energy`` of logits ``z (B, C)``: scores ``(B,)`` float64."""
+    return z.to(torch.float64).logsumexp(dim=1)
+
+
+@of_arrays
+def entropy(z: Tensor) -> Tensor:
+    """``Entropy`` of logits ``z (B, C)``: scores ``(B,)`` float64."""
+    log_p = z.to(torch.float64).log_softmax(dim=1)
+    return (log_p.exp() * log_p).sum(dim=1)
 
 
 class MSP(Score, name="msp"):
@@ -19,11 +47,11 @@ class MSP(Score, name="msp"):
     Networks", ICLR 2017.
     """
 
-    needs = Needs(features=False, logits=True)
+    needs = LOGITS
 
     def forward(self, f: Features) -> Tensor:
         """Score a batch."""
-        return f.logits.to(torch.float64).softmax(dim=1).amax(dim=1)
+        return msp(f.logits)
 
 
 class MaxLogit(Score, name="maxlogit"):
@@ -32,11 +60,11 @@ class MaxLogit(Score, name="maxlogit"):
     Source: Hendrycks et al., "Scaling Out-of-Distribution Detection for Real-World Settings", ICML 2022.
     """
 
-    needs = Needs(features=False, logits=True)
+    needs = LOGITS
 
     def forward(self, f: Features) -> Tensor:
         """Score a batch."""
-        return f.logits.to(torch.float64).amax(dim=1)
+        return maxlogit(f.logits)
 
 
 class Energy(Score, name="energy"):
@@ -46,11 +74,11 @@ class Energy(Score, name="energy"):
     temperature is the stage ``temperature`` before it, up to the factor T, which changes no ranking).
     """
 
-    needs = Needs(features=False, logits=True)
+    needs = LOGITS
 
     def forward(self, f: Features) -> Tensor:
         """Score a batch."""
-        return f.logits.to(torch.float64).logsumexp(dim=1)
+        return energy(f.logits)
 
 
 class Entropy(Score, name="entropy"):
@@ -60,9 +88,8 @@ class Entropy(Score, name="entropy"):
     Segmentation", ICCV 2021.
     """
 
-    needs = Needs(features=False, logits=True)
+    needs = LOGITS
 
     def forward(self, f: Features) -> Tensor:
         """Score a batch."""
-        log_p = f.logits.to(torch.float64).log_softmax(dim=1)
-        return (log_p.exp() * log_p).sum(dim=1)
+        return entropy(f.logits)

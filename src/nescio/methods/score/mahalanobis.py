@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
 from nescio.core import numerics
-from nescio.core.errors import check_positive
+from nescio.core.arrays import of_arrays
+from nescio.core.bounds import Positive
 from nescio.core.feature_set import FeatureSet
 from nescio.core.features import Features
 from nescio.core.fitting import labelled, refuse_empty
 from nescio.core.needs import Needs
 from nescio.core.stage import Score
+
+
+@of_arrays
+def mahalanobis(h: Tensor, means: Tensor, whitening: Tensor) -> Tensor:
+    """``Mahalanobis`` of features ``h (B, L)``, class means ``(C, L)`` and a matrix ``whitening (L, L)``.
+
+    ``whitening @ whitening.T`` is the inverse of the covariance: a Cholesky factor of it, for one. Scores ``(B,)``.
+    """
+    return _nearest(h, means.to(torch.float64) @ whitening, whitening)
+
+
+def _nearest(h: Tensor, whitened_means: Tensor, whitening: Tensor) -> Tensor:
+    return -numerics.squared_distances(h.to(torch.float64) @ whitening, whitened_means).amin(dim=1)
 
 
 class Mahalanobis(Score, name="mahalanobis"):
@@ -34,9 +50,9 @@ class Mahalanobis(Score, name="mahalanobis"):
     means: Tensor
     whitening: Tensor
 
-    def __init__(self, *, shrink: float = 1e-6) -> None:
+    def __init__(self, *, shrink: Annotated[float, Positive] = 1e-6) -> None:
         super().__init__()
-        self.shrink = check_positive("shrink", shrink)
+        self.shrink = shrink
 
     def fit(self, data: FeatureSet) -> None:
         """Estimate means and covariance in one pass."""
@@ -51,30 +67,4 @@ class Mahalanobis(Score, name="mahalanobis"):
 
     def forward(self, f: Features) -> Tensor:
         """Score a batch."""
-        return -numerics.squared_distances(f.h.to(torch.float64) @ self.whitening, self.means).amin(dim=1)
-
-
-class RelativeMahalanobis(Mahalanobis, name="rmd"):
-    """Mahalanobis distance to the nearest class less the distance to one Gaussian over all classes, negated.
-
-    ``-min_k [MD_k(h) - MD_0(h)]``, both squared; ``h (B, L) -> score (B,)``.
-
-    Args:
-        shrink: as for ``mahalanobis``, for both covariances.
-
-    Source: Ren et al., "A Simple Fix to Mahalanobis Distance for Improving Near-OOD Detection", 2021.
-    """
-
-    mean: Tensor
-    total_whitening: Tensor
-
-    def take(self, moments: numerics.Moments) -> None:
-        """Learn the classes' Gaussians and the one over all."""
-        super().take(moments)
-        self.total_whitening = numerics.whitening(moments.total, self.shrink)
-        self.mean = moments.mean @ self.total_whitening
-
-    def forward(self, f: Features) -> Tensor:
-        """Score a batch."""
-        background = (f.h.to(torch.float64) @ self.total_whitening - self.mean).square().sum(dim=1)
-        return background + super().forward(f)
+        return _nearest(f.h, self.means, self.whitening)

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from nescio.core.errors import check_positive
+from nescio.core.arrays import of_arrays
+from nescio.core.bounds import Positive
 from nescio.core.features import Features
 from nescio.core.needs import Needs
 from nescio.core.stage import Score
+
+
+@of_arrays
+def mcm(h: Tensor, weight: Tensor, T: float = 1.0) -> Tensor:
+    """``MCM`` of features ``h (B, L)`` and a row for each class, ``weight (C, L)``: scores ``(B,)`` float64."""
+    h, w = (normalize(t.to(torch.float64), dim=1) for t in (h, weight))
+    return (h @ w.mT / T).softmax(dim=1).amax(dim=1)
 
 
 class MCM(Score, name="mcm"):
@@ -28,11 +38,10 @@ class MCM(Score, name="mcm"):
 
     needs = Needs(head=True)
 
-    def __init__(self, *, T: float = 1.0) -> None:
+    def __init__(self, *, T: Annotated[float, Positive] = 1.0) -> None:
         super().__init__()
-        self.T = check_positive("T", T)
+        self.T = T
 
     def forward(self, f: Features) -> Tensor:
         """Score a batch."""
-        h, w = (normalize(t.to(torch.float64), dim=1) for t in (f.h, f.head.weight))
-        return (h @ w.mT / self.T).softmax(dim=1).amax(dim=1)
+        return mcm(f.h, f.head.weight, self.T)

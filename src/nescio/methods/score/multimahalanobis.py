@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from nescio.core import numerics
-from nescio.core.errors import InputError, check_positive
+from nescio.core.bounds import Positive
+from nescio.core.errors import InputError
 from nescio.core.feature_set import FeatureSet
 from nescio.core.features import Features
 from nescio.core.fitting import labelled, refuse_empty
@@ -40,9 +42,9 @@ class MultiMahalanobis(Score, name="multimahalanobis"):
     whitening: Tensor
     spread: Tensor
 
-    def __init__(self, *, shrink: float = 1e-6) -> None:
+    def __init__(self, *, shrink: Annotated[float, Positive] = 1e-6) -> None:
         super().__init__()
-        self.shrink = check_positive("shrink", shrink)
+        self.shrink = shrink
 
     def fit(self, data: FeatureSet) -> None:
         """Estimate the Gaussians in a pass per layer, the spread of the distances in one more."""

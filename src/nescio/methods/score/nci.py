@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
-from nescio.core.errors import check_at_least
+from nescio.core.arrays import of_arrays
+from nescio.core.bounds import AtLeast
 from nescio.core.feature_set import FeatureSet
 from nescio.core.features import Features
 from nescio.core.fitting import mean_feature
@@ -13,6 +16,15 @@ from nescio.core.needs import Needs
 from nescio.core.stage import Score
 
 _EPS = 1e-8
+
+
+@of_arrays
+def nci(h: Tensor, rows: Tensor, mean: Tensor, alpha: float = 0.0) -> Tensor:
+    """``NCI`` of features ``h (B, L)``, the predicted classes' rows ``(B, L)`` and the mean ``(L,)``."""
+    centred = (h - mean).to(torch.float64)
+    along = (centred * rows).sum(dim=1) / centred.norm(dim=1).clamp(min=_EPS)
+    score: Tensor = along + alpha * h.to(torch.float64).abs().sum(dim=1)
+    return score
 
 
 class NCI(Score, name="nci"):
@@ -31,9 +43,9 @@ class NCI(Score, name="nci"):
 
     mean: Tensor
 
-    def __init__(self, *, alpha: float = 0.0) -> None:
+    def __init__(self, *, alpha: Annotated[float, AtLeast(0)] = 0.0) -> None:
         super().__init__()
-        self.alpha = check_at_least("alpha", alpha, 0)
+        self.alpha = alpha
 
     def fit(self, data: FeatureSet) -> None:
         """Average the training features."""
@@ -41,7 +53,4 @@ class NCI(Score, name="nci"):
 
     def forward(self, f: Features) -> Tensor:
         """Score a batch."""
-        centred = (f.h - self.mean).to(torch.float64)
-        along = (centred * f.head.weight[f.pred]).sum(dim=1) / centred.norm(dim=1).clamp(min=_EPS)
-        score: Tensor = along + self.alpha * f.h.to(torch.float64).abs().sum(dim=1)
-        return score
+        return nci(f.h, f.head.weight[f.pred], self.mean, self.alpha)

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
 from nescio.core import numerics
+from nescio.core.arrays import of_arrays
+from nescio.core.bounds import AtLeast, Share
 from nescio.core.feature_set import FeatureSet
 from nescio.core.features import Features
 from nescio.core.fitting import subsample
 from nescio.core.needs import Needs
 from nescio.methods.score.knn import KNN
+from nescio.methods.score.logits import energy
+
+
+@of_arrays
+def nnguide(h: Tensor, z: Tensor, bank: Tensor, k: int = 10) -> Tensor:
+    """``NNGuide`` of features ``h (B, L)`` and logits ``z (B, C)``: scores ``(B,)`` float64.
+
+    ``bank (N, L)`` holds training features at length 1, each times its energy.
+    """
+    best, _ = numerics.top_k_products(numerics.normalised(h), bank.to(h.dtype), k)
+    return best.to(torch.float64).mean(dim=1) * energy(z)
 
 
 class NNGuide(KNN, name="nnguide"):
@@ -27,7 +42,9 @@ class NNGuide(KNN, name="nnguide"):
 
     needs = Needs(logits=True, train=True)
 
-    def __init__(self, *, k: int = 10, alpha: float = 1.0) -> None:
+    def __init__(
+        self, *, k: Annotated[int, AtLeast(1)] = 10, alpha: Annotated[float, Share(above_zero=True)] = 1.0
+    ) -> None:
         super().__init__(k=k, alpha=alpha)
 
     def fit(self, data: FeatureSet) -> None:
@@ -37,5 +54,4 @@ class NNGuide(KNN, name="nnguide"):
 
     def forward(self, f: Features) -> Tensor:
         """Score a batch."""
-        best, _ = numerics.top_k_products(numerics.normalised(f.h), self.bank.to(f.h.dtype), self.k)
-        return best.to(torch.float64).mean(dim=1) * f.logits.to(torch.float64).logsumexp(dim=1)
+        return nnguide(f.h, f.logits, self.bank, self.k)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from nescio.core import numerics
-from nescio.core.errors import InputError
+from nescio.core.arrays import of_arrays
+from nescio.core.bounds import AtLeast
 from nescio.core.feature_set import FeatureSet
 from nescio.core.features import Features
 from nescio.core.fitting import labelled, refuse_empty
@@ -18,6 +20,26 @@ from nescio.core.stage import Score
 _SHIFT = 10_000.0
 """Added to the tail's distances before a Weibull distribution is fitted: the constant of the authors' library."""
 _STEPS = 200
+
+
+@of_arrays
+def openmax(z: Tensor, means: Tensor, shape: Tensor, scale: Tensor, smallest: Tensor, alpha: int = 10) -> Tensor:
+    """``OpenMax`` of logits ``z (B, C)``: scores ``(B,)`` float64.
+
+    ``means (C, C)`` are the classes' mean logits; ``shape``, ``scale (C,)`` the Weibull distribution of each class's
+    distances, shifted so that ``smallest (C,)``, the least of its tail, comes to lie at 10,000.
+    """
+    logits = z.to(torch.float64)
+    alpha = min(alpha, logits.shape[1])
+    top, which = logits.topk(alpha, dim=1)
+    distances = (logits[:, None] - means[which]).norm(dim=2)
+    x = (distances - smallest[which] + _SHIFT).clamp(min=0) / scale[which]
+    extreme = -torch.expm1(-x.pow(shape[which]))
+    rank = torch.arange(alpha, 0, -1, dtype=torch.float64, device=logits.device) / alpha
+    given = top * extreme * rank
+    unknown = given.sum(dim=1, keepdim=True)
+    revised = logits.scatter(1, which, top - given)
+    return torch.cat([revised, unknown], dim=1).logsumexp(dim=1) - unknown[:, 0]
 
 
 class OpenMax(Score, name="openmax"):
@@ -44,10 +66,8 @@ class OpenMax(Score, name="openmax"):
     scale: Tensor
     smallest: Tensor
 
-    def __init__(self, *, tail: int = 20, alpha: int = 10) -> None:
+    def __init__(self, *, tail: Annotated[int, AtLeast(2)] = 20, alpha: Annotated[int, AtLeast(1)] = 10) -> None:
         super().__init__()
-        if tail < 2 or alpha < 1:
-            raise InputError(f"openmax needs tail of 2 or more and alpha of 1 or more, got tail={tail}, alpha={alpha}")
         self.tail, self.alpha = tail, alpha
 
     def fit(self, data: FeatureSet) -> None:
@@ -92,14 +112,4 @@ class OpenMax(Score, name="openmax"):
 
     def forward(self, f: Features) -> Tensor:
         """Score a batch."""
-        logits = f.logits.to(torch.float64)
-        alpha = min(self.alpha, logits.shape[1])
-        top, which = logits.topk(alpha, dim=1)
-        distances = (logits[:, None] - self.means[which]).norm(dim=2)
-        x = (distances - self.smallest[which] + _SHIFT).clamp(min=0) / self.scale[which]
-        extreme = -torch.expm1(-x.pow(self.shape[which]))
-        rank = torch.arange(alpha, 0, -1, dtype=torch.float64, device=logits.device) / alpha
-        given = top * extreme * rank
-        unknown = given.sum(dim=1, keepdim=True)
-        revised = logits.scatter(1, which, top - given)
-        return torch.cat([revised, unknown], dim=1).logsumexp(dim=1) - unknown[:, 0]
+        return openmax(f.logits, self.means, self.shape, self.scale, self.smallest, self.alpha)

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
 from nescio.core import numerics
-from nescio.core.errors import check_positive
+from nescio.core.arrays import of_arrays
+from nescio.core.bounds import Positive
 from nescio.core.feature_set import FeatureSet
 from nescio.core.features import Features
 from nescio.core.needs import Needs
 from nescio.core.stage import Score
 
 _SMALLEST = 1e-12
+
+
+@of_arrays
+def pnml(h: Tensor, z: Tensor, whitening: Tensor) -> Tensor:
+    """``PNML`` of features ``h (B, L)``, the logits ``z (B, C)`` of ``h / ‖h‖``, and a matrix ``whitening (L, L)``.
+
+    ``whitening @ whitening.T`` is the inverse of ``Σ_i d_i d_iᵀ`` over the training directions. Scores ``(B,)``.
+    """
+    q = (numerics.normalised(h).to(torch.float64) @ whitening).square().sum(dim=1, keepdim=True)
+    p = z.to(torch.float64).softmax(dim=1).clamp(_SMALLEST, 1 - _SMALLEST)
+    best = p / (p + (1 - p) * p.pow(q / (1 + q)))
+    regret: Tensor = best.sum(dim=1).log()
+    return -regret / torch.tensor(float(max(2, p.shape[1]))).log()
 
 
 class PNML(Score, name="pnml"):
@@ -34,9 +50,9 @@ class PNML(Score, name="pnml"):
 
     whitening: Tensor
 
-    def __init__(self, *, shrink: float = 1e-6) -> None:
+    def __init__(self, *, shrink: Annotated[float, Positive] = 1e-6) -> None:
         super().__init__()
-        self.shrink = check_positive("shrink", shrink)
+        self.shrink = shrink
 
     def fit(self, data: FeatureSet) -> None:
         """Accumulate the second moment of the training directions in float64."""
@@ -49,9 +65,4 @@ class PNML(Score, name="pnml"):
 
     def forward(self, f: Features) -> Tensor:
         """Score a batch."""
-        z = numerics.normalised(f.h)
-        q = (z.to(torch.float64) @ self.whitening).square().sum(dim=1, keepdim=True)
-        p = f.head(z, f.pred).to(torch.float64).softmax(dim=1).clamp(_SMALLEST, 1 - _SMALLEST)
-        best = p / (p + (1 - p) * p.pow(q / (1 + q)))
-        regret: Tensor = best.sum(dim=1).log()
-        return -regret / torch.tensor(float(max(2, p.shape[1]))).log()
+        return pnml(f.h, f.head(numerics.normalised(f.h), f.pred), self.whitening)

@@ -6,11 +6,18 @@ import torch
 from torch import Tensor
 
 from nescio.core import numerics
+from nescio.core.arrays import of_arrays
 from nescio.core.feature_set import FeatureSet
 from nescio.core.features import Features
 from nescio.core.fitting import prototypes
 from nescio.core.needs import Needs
 from nescio.core.stage import Score
+
+
+@of_arrays
+def she(h: Tensor, pred: Tensor, patterns: Tensor) -> Tensor:
+    """``SHE`` of features ``h (B, L)``, predictions ``(B,)`` and the classes' patterns ``(C, L)``: scores ``(B,)``."""
+    return (h.to(torch.float64) * patterns[pred].to(torch.float64)).sum(dim=1)
 
 
 class SHE(Score, name="she"):
@@ -36,4 +43,4 @@ class SHE(Score, name="she"):
 
     def forward(self, f: Features) -> Tensor:
         """Score a batch."""
-        return (f.h.to(torch.float64) * self.patterns[f.pred].to(torch.float64)).sum(dim=1)
+        return she(f.h, f.pred, self.patterns)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
 from nescio.core import numerics
-from nescio.core.errors import check_share
+from nescio.core.bounds import Share
 from nescio.core.features import Features
 from nescio.core.stage import Shape
 
@@ -34,9 +36,9 @@ class ASHP(Shape, name="ashp"):
     Source: Djurisic et al., "Extremely Simple Activation Shaping for Out-of-Distribution Detection", ICLR 2023.
     """
 
-    def __init__(self, *, p: float = 0.6) -> None:
+    def __init__(self, *, p: Annotated[float, Share(below_one=True)] = 0.6) -> None:
         super().__init__()
-        self.p = check_share("p", p, below_one=True)
+        self.p = p
 
     def forward(self, f: Features) -> Features:
         """Shape a batch."""
@@ -53,9 +55,9 @@ class ASHB(Shape, name="ashb"):
     Source: Djurisic et al., "Extremely Simple Activation Shaping for Out-of-Distribution Detection", ICLR 2023.
     """
 
-    def __init__(self, *, p: float = 0.65) -> None:
+    def __init__(self, *, p: Annotated[float, Share(below_one=True)] = 0.65) -> None:
         super().__init__()
-        self.p = check_share("p", p, below_one=True)
+        self.p = p
 
     def forward(self, f: Features) -> Features:
         """Shape a batch."""
@@ -75,9 +77,9 @@ class ASHS(Shape, name="ashs"):
     Source: Djurisic et al., "Extremely Simple Activation Shaping for Out-of-Distribution Detection", ICLR 2023.
     """
 
-    def __init__(self, *, p: float = 0.9) -> None:
+    def __init__(self, *, p: Annotated[float, Share(below_one=True)] = 0.9) -> None:
         super().__init__()
-        self.p = check_share("p", p, below_one=True)
+        self.p = p
 
     def forward(self, f: Features) -> Features:
         """Shape a batch."""
@@ -96,9 +98,9 @@ class SCALE(Shape, name="scale"):
     Source: Xu et al., "Scaling for Training Time and Post-hoc Out-of-distribution Detection Enhancement", ICLR 2024.
     """
 
-    def __init__(self, *, p: float = 0.85) -> None:
+    def __init__(self, *, p: Annotated[float, Share(below_one=True)] = 0.85) -> None:
         super().__init__()
-        self.p = check_share("p", p, below_one=True)
+        self.p = p
 
     def forward(self, f: Features) -> Features:
         """Scale a batch."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from torch import Tensor
 
 from nescio.core import numerics
-from nescio.core.errors import check_share
+from nescio.core.bounds import Share
 from nescio.core.feature_set import FeatureSet
 from nescio.core.features import Features
 from nescio.core.fitting import mean_feature
@@ -31,9 +33,9 @@ class DICE(Shape, name="dice"):
 
     mask: Tensor
 
-    def __init__(self, *, p: float = 0.9) -> None:
+    def __init__(self, *, p: Annotated[float, Share(below_one=True)] = 0.9) -> None:
         super().__init__()
-        self.p = check_share("p", p, below_one=True)
+        self.p = p
 
     def fit(self, data: FeatureSet) -> None:
         """Rank the contributions of all weights together."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from torch import Tensor
 
-from nescio.core.errors import check_share
+from nescio.core.bounds import Share
 from nescio.core.feature_set import FeatureSet
 from nescio.core.features import Features
 from nescio.core.needs import Needs
 from nescio.core.stage import Shape
 
 
-class FeatureMasking(Shape, name="fm"):
+class FM(Shape, name="fm"):
     """Keep the features that the head weighs highest for the predicted class, set the others to zero.
 
     ``h' = m_c ⊙ h``, where ``m_c`` is 1 at the ``k = round(L (1 - p))`` largest *signed* entries of row ``c`` of the
@@ -29,9 +31,9 @@ class FeatureMasking(Shape, name="fm"):
 
     mask: Tensor
 
-    def __init__(self, *, p: float = 0.6) -> None:
+    def __init__(self, *, p: Annotated[float, Share(below_one=True)] = 0.6) -> None:
         super().__init__()
-        self.p = check_share("p", p, below_one=True)
+        self.p = p
 
     def fit(self, data: FeatureSet) -> None:
         """Rank each row of the head."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from nescio.core import numerics
-from nescio.core.errors import check_positive, check_share
+from nescio.core.bounds import Positive, Share
 from nescio.core.feature_set import FeatureSet
 from nescio.core.features import Features
 from nescio.core.fitting import prototypes
@@ -47,11 +48,15 @@ class LINe(Shape, name="line"):
     active: Tensor
     threshold: Tensor
 
-    def __init__(self, *, p_a: float = 0.9, p_w: float = 0.9, clip: float = 1.0) -> None:
+    def __init__(
+        self,
+        *,
+        p_a: Annotated[float, Share(below_one=True)] = 0.9,
+        p_w: Annotated[float, Share(below_one=True)] = 0.9,
+        clip: Annotated[float, Positive] = 1.0,
+    ) -> None:
         super().__init__()
-        self.p_a = check_share("p_a", p_a, below_one=True)
-        self.p_w = check_share("p_w", p_w, below_one=True)
-        self.clip = check_positive("clip", clip)
+        self.p_a, self.p_w, self.clip = p_a, p_w, clip
 
     def fit(self, data: FeatureSet) -> None:
         """Average the features of each class; find a quantile of its neurons and one of its weights."""

@@ -25,7 +25,7 @@ class RankFeat(Shape, name="rankfeat"):
     @property
     def needs(self) -> Needs:
         """Penultimate features of the deflated map."""
-        return Needs(probes={self.name: _without_first_rank})
+        return Needs(features=False, probes={self.name: _without_first_rank})
 
     def unexportable(self) -> str | None:
         """It has no such operation."""
@@ -33,7 +33,7 @@ class RankFeat(Shape, name="rankfeat"):
 
     def forward(self, f: Features) -> Features:
         """Take the features of the deflated map."""
-        return f.with_h(f.probed(self.name)[0].to(f.h.dtype))
+        return f.with_h(f.probed(self.name)[0])
 
 
 def _without_first_rank(maps: Maps) -> Sequence[Tensor]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from nescio.core import numerics
-from nescio.core.errors import InputError, check_positive, check_share
+from nescio.core.bounds import Positive, Share
+from nescio.core.errors import InputError
 from nescio.core.feature_set import FeatureSet
 from nescio.core.features import Features
 from nescio.core.needs import Needs
@@ -33,12 +35,13 @@ class ReAct(Shape, name="react"):
 
     limit: Tensor
 
-    def __init__(self, *, clip: float | None = None, q: float | None = None) -> None:
+    def __init__(
+        self, *, clip: Annotated[float, Positive] | None = None, q: Annotated[float, Share] | None = None
+    ) -> None:
         super().__init__()
         if clip is not None and q is not None:
             raise InputError(f"react takes clip or q, not both (got clip={clip:g} and q={q:g})")
-        self.clip = clip if clip is None else check_positive("clip", clip)
-        self.q = q if q is None else check_share("q", q)
+        self.clip, self.q = clip, q
 
     @property
     def needs(self) -> Needs:

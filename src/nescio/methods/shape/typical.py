@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
-from nescio.core.errors import check_positive
+from nescio.core.bounds import Positive
 from nescio.core.feature_set import FeatureSet
 from nescio.core.features import Features
 from nescio.core.fitting import mean_feature
@@ -30,9 +32,9 @@ class Typical(Shape, name="typical"):
     low: Tensor
     high: Tensor
 
-    def __init__(self, *, lam: float = 3.25) -> None:
+    def __init__(self, *, lam: Annotated[float, Positive] = 3.25) -> None:
         super().__init__()
-        self.lam = check_positive("lam", lam)
+        self.lam = lam
 
     def fit(self, data: FeatureSet) -> None:
         """Find mean and variance of each feature in a pass each."""

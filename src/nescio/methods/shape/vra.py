@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from nescio.core import numerics
-from nescio.core.errors import InputError, check_share
+from nescio.core.bounds import Share
+from nescio.core.errors import InputError
 from nescio.core.feature_set import FeatureSet
 from nescio.core.features import Features
 from nescio.core.needs import Needs
@@ -34,9 +36,9 @@ class VRA(Shape, name="vra"):
     floor: Tensor
     ceiling: Tensor
 
-    def __init__(self, *, low: float = 0.6, high: float = 0.95) -> None:
+    def __init__(self, *, low: Annotated[float, Share] = 0.6, high: Annotated[float, Share] = 0.95) -> None:
         super().__init__()
-        self.low, self.high = check_share("low", low), check_share("high", high)
+        self.low, self.high = low, high
         if low > high:
             raise InputError(f"vra needs low <= high, got low={low:g} and high={high:g}")
 

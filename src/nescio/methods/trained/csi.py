@@ -103,7 +103,7 @@ class CSI(InputStage, name="csi"):
 
     def forward(self, f: Features) -> Features:
         """Read the mean logits."""
-        return f.with_logits(f.probed(self.name)[0].to(f.h.dtype))
+        return f.with_logits(f.probed(self.name)[0])
 
     def run(self, network: Network, chain: Chain, x: Tensor) -> Features:
         """Features at 0°, prediction of the mean logits, and these as the head's column."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from nescio.core.feature_set import FeatureSet
 from nescio.core.features import Features
 from nescio.core.fitting import held_out
 from nescio.core.needs import Needs
-from nescio.core.stage import Chain, Score
+from nescio.core.stage import Chain, Score, Stage
 
 HELD_OUT = 0.2
 """Share of the training images that puts the members on a common scale, where no others are given."""
@@ -28,21 +27,25 @@ class Ensemble(Score):
 
     They are fitted on one part of the data, and their scale is taken from ID features that none of them was fitted on:
     those given for calibration, or a random share of the training images. (Members that themselves take a scale from
-    given images, an ensemble or ``gram``, share these with the ensemble around them.)
+    given images, an ensemble or ``gram``, share these with the ensemble around them.) In Python, members are given as
+    detectors are: ``Mean(FM() + LS() + Energy(), "knn:k=50")``.
     """
 
-    def __init__(self, members: Sequence[Chain]) -> None:
+    takes_members: ClassVar[bool] = True
+
+    def __init__(self, *members: Chain | Stage | str) -> None:
         super().__init__()
-        if len(members) < 2:
-            raise InputError(f"{self.name}({', '.join(map(repr, members))}) needs two members or more")
-        for member in members:
+        chains = [m if type(m) is Chain else _whole(m) for m in members]
+        if len(chains) < 2:
+            raise InputError(f"{self.name}({', '.join(map(repr, chains))}) needs two members or more")
+        for member in chains:
             if member.steps[0].place == "input":
                 own, rest = member.steps[0], "+".join(map(repr, member.steps[1:]))
                 raise InputError(
                     f"'{member!r}' in an ensemble makes a pass of its own; put the input stage before it, for all "
                     f"members: {own!r}+{self.name}({rest},…)"
                 )
-        self.members = nn.ModuleList(members)
+        self.members = nn.ModuleList(chains)
 
     @property
     def chains(self) -> list[Chain]:
@@ -86,6 +89,12 @@ class Ensemble(Score):
     @abstractmethod
     def scale(self, scores: Tensor) -> None:
         """Learn the common scale from held-out scores ``(N, members)``."""
+
+
+def _whole(member: Chain | Stage | str) -> Chain:
+    detector = Stage.join([member])
+    detector.check_complete()
+    return Chain(detector.steps)
 
 
 class _Standardised(Ensemble):
