@@ -177,8 +177,9 @@ class Features:
     def __getattr__(self, name: str) -> Any:
         if name == "h":
             raise Missing("there are logits alone: give the penultimate features, too")
-        if name == "pred":
-            return self.logits.argmax(dim=1)
+        if name == "pred":  # what the network says itself, whatever stages have changed since
+            logits = self.raw.head.linear(self.raw.h) if self.raw._logits is None else self.raw._logits  # noqa: SLF001
+            return logits.argmax(dim=1)
         raise AttributeError(f"'Features' object has no attribute '{name}'")
 
     @classmethod
