@@ -69,10 +69,9 @@ def test_results_show_themselves(results: Results) -> None:
     best = f"best AUROC {results.average('fm:p=0.6+react:clip=1.6+ls+energy', 'auroc'):.2%}"
     assert repr(results).startswith(f"Results(2 detectors on 7 OOD sets; {best}")
     assert "\n" not in repr(results)
-    named = dataclasses.replace(results, ood_sets=[Scored("<b>x", None, {}, {}), *results.ood_sets[1:]])
-    for row in named.rows:
-        if row.ood == SETS[0]:
-            object.__setattr__(row, "ood", "<b>x")
+    rows = [dataclasses.replace(r, ood="<b>x") if r.ood == SETS[0] else r for r in results.rows]
+    sets = [Scored("<b>x", None, {}, {}), *results.ood_sets[1:]]
+    named = dataclasses.replace(results, rows=rows, ood_sets=sets)
     html = named._repr_html_()
     assert "&lt;b&gt;x" in html
     assert "<b>x" not in html

@@ -123,7 +123,7 @@ def read(path: Path, kind: Kind) -> Artifact:
             raise InputError(f"{path} is not {kind.called}{what}; name another")
         if version > kind.version:
             raise InputError(f"{path} was written by a later version of nescio (format {version}); update nescio")
-        _check_hash(about, tensors, needed=version > 1 and path.suffix != ".json")
+        _check_hash(about, tensors, version, by_hand=path.suffix == ".json")
     except FileNotFoundError:
         raise InputError(f"no file {path}") from None
     except (OSError, ValueError) as e:
@@ -203,16 +203,17 @@ def _format(about: Any, kind: Kind | None = None) -> tuple[str | None, int]:
     raise ValueError("it does not say its format")
 
 
-def _check_hash(about: dict[str, Any], tensors: Mapping[str, Tensor], *, needed: bool) -> None:
-    """Files of the first version may have none, and JSON may be changed by hand: its hash is then taken out.
+def _check_hash(about: dict[str, Any], tensors: Mapping[str, Tensor], version: int, *, by_hand: bool) -> None:
+    """Files of the first version may have none, and JSON may be changed by hand, if its hash is then taken out.
 
     Raises:
         ValueError: the contents do not match it.
     """
     stored = about.get(_HASH)
-    if stored is None and not needed:
+    if stored is None and (version == 1 or by_hand):
         return
     rest = {key: value for key, value in about.items() if key != _HASH}
     without = {key: value for key, value in rest.items() if key != _FORMAT}  # the first runs' was over these
     if stored not in (seal(tensors, rest), seal({}, without)):
-        raise ValueError("its contents do not match its hash: some of it has changed since it was written")
+        mine = "; if the change is yours, take the entry 'hash' out" if by_hand else ""
+        raise ValueError(f"its contents do not match its hash: some of it has changed since it was written{mine}")

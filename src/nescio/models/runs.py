@@ -14,7 +14,7 @@ from nescio.data.transform import Transform
 from nescio.models.classifier import Classifier
 from nescio.models.weights import read_weights
 
-KIND = Kind("run", 2, "a trained network", "undo the change, or train it again")
+KIND = Kind("run", 2, "a trained network", "undo what changed it, or train it again")
 RUN, WEIGHTS, STATE = "run.json", "model.safetensors", "last.safetensors"
 HEAD_PREFIX = "nescio.heads."
 """Before the names of tensors that are not the library network's own, in a file of weights."""
