@@ -134,6 +134,8 @@ def read(path: Path, kind: Kind) -> Artifact:
 
 def kind_of(path: Path) -> str | None:
     """The name of the kind that a file of tensors says it is of; None where it is none of ours."""
+    if not path.is_file():  # to open a named pipe would wait for ever
+        return None
     try:
         with safe_open(path, framework="pt") as file:
             return _format(_about(file.metadata() or {}, finite=False))[0]
