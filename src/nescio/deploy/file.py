@@ -123,7 +123,7 @@ def load(
         calibrator = about["calibrator"] and ProxyCalibrator(**about["calibrator"])
         detector = Detector(about["detector"]["spec"])
         classifier = _classifier(about["model"], file.under(_MODEL), model, weights, device)
-        head = classifier.head.cpu()  # as fitting leaves it
+        head = classifier.head.to("cpu")  # as fitting leaves it
         if about["detector"]["head"] != head.fingerprint:
             raise InputError("it was made with another model's weights; give those (--weights), or fit it again")
         detector.restore(file.under(_DETECTOR), head.fingerprint, head, head.weight.shape[1])
