@@ -21,7 +21,9 @@ from conftest import TINY_TRANSFORM, picture, tiny_net
 from nescio.data import open_source
 from nescio.evaluation import metrics
 from nescio.evaluation.bench import bench
-from nescio.evaluation.results import DRAWN, Published, Results, Row, Scored
+from nescio.evaluation.results import Results
+from nescio.evaluation.results_files import DRAWN
+from nescio.evaluation.rows import Published, Row, Scored
 from nescio.models import Classifier
 from nescio.report import curves, data, page, pictures, words, write_report
 from nescio.run.session import Session

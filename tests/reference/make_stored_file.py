@@ -12,7 +12,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from conftest import TINY_TRANSFORM, coloured, picture, tiny_net
 from nescio.deploy import fit
-from nescio.deploy.file import FORMAT
+from nescio.deploy.file import KIND
 from nescio.models import Classifier
 from nescio.run.session import Session
 
@@ -30,7 +30,7 @@ with tempfile.TemporaryDirectory() as folder:
         accept=0.8,
         proxy="noise",
     )
-    path = Path(__file__).with_name(f"format-{FORMAT}.nescio")
+    path = Path(__file__).with_name(f"format-{KIND.version}.nescio")
     deployed.save(path)
     verdicts = deployed([np.asarray(picture(i)) for i in range(5)])
     path.with_suffix(".json").write_text(json.dumps([vars(v) for v in verdicts], indent=1) + "\n")

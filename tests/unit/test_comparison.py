@@ -14,7 +14,8 @@ from conftest import TINY_TRANSFORM, coloured, small_disk, tiny_net
 from nescio.core.errors import InputError
 from nescio.evaluation.bench import bench
 from nescio.evaluation.compare import compare
-from nescio.evaluation.results import Published, Results
+from nescio.evaluation.results import Results
+from nescio.evaluation.rows import Published
 from nescio.evaluation.suites.suite import AVERAGE
 from nescio.evaluation.tables import latex, lines, markdown
 from nescio.models import Classifier
@@ -93,8 +94,8 @@ def test_images_that_changed_are_not_shown_for_the_old_ones(results: Results, tm
     [
         ("results.json", None, "no results in"),
         ("scores.safetensors", None, r"scores\.safetensors is missing"),
-        ("results.json", "{", "does not hold results"),
-        ("results.json", "{}", "does not hold results"),
+        ("results.json", "{", "damaged and cannot be read as results"),
+        ("results.json", "{}", "damaged and cannot be read as results"),
         ("results.json", '{"rows": []}', "of an earlier version"),
         ("scores.safetensors", "x" * 100, r"scores\.safetensors does not belong to results\.json"),
     ],

@@ -315,14 +315,16 @@ def other_head(about: dict, tensors: dict) -> None:
 @pytest.mark.parametrize(
     ("change", "metadata", "said"),
     [
-        (but("", format=3), None, "a later version of nescio .format 3."),
+        (but("", format="nescio-deployed/4"), None, "a later version of nescio .format 4."),
+        (but("", format="nescio-detector/2"), None, "holds a detector alone, which takes no model="),
+        (but("", format=3), None, "does not say its format"),
         (but("", format=True), None, "does not say its format"),
         (but("", format=-1), None, "does not say its format"),
         (but("", format=None), None, "does not say its format"),
-        (None, {"format": "nescio-detector/1"}, "not a file that 'nescio fit' wrote"),
+        (None, {"format": "nescio-features/2"}, "not a file that 'nescio fit' wrote"),
         (None, {"nescio": "{"}, "cannot be read"),
         (None, {"nescio": "[]"}, "does not say its format"),
-        (None, {"nescio": '{"format": 1}'}, "damaged and cannot be read .KeyError"),
+        (None, {"nescio": '{"format": 1}'}, "damaged and cannot be read as a file that 'nescio fit' wrote .KeyError"),
         (without("calibration.0"), None, "damaged"),
         (without("detector.stages.1.limit"), None, "not what detector"),
         (without("model.conv.weight"), None, "another model's weights"),
@@ -442,7 +444,7 @@ def test_the_state_of_a_classifier_is_the_networks_own() -> None:
 
 
 def test_a_failed_save_leaves_the_old_file(file: Path, monkeypatch: pytest.MonkeyPatch, images: Path) -> None:
-    from nescio.deploy import file as module
+    from nescio.core import artifact as module
 
     before = file.read_bytes()
     monkeypatch.setattr(module, "save_file", lambda *_: (_ for _ in ()).throw(OSError("disk full")))

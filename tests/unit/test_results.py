@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
+import sys
 
 import pytest
 from rich.console import Console
 
-from nescio.evaluation.results import Results, Row, Scored
-from nescio.evaluation.tables import terminal
+from nescio.core.errors import InputError
+from nescio.evaluation.results import Results
+from nescio.evaluation.rows import Row, Scored
+from nescio.evaluation.tables import latex, markdown, terminal
 from nescio.report.ranges import along
 
 SETS = [f"set{i}" for i in range(7)]
@@ -42,6 +46,39 @@ def test_averages_and_percent(results: Results) -> None:
     rows = list(csv.DictReader(io.StringIO(results.to_csv())))
     assert [r["fpr95"] for r in rows[:2]] == ["50.0", "51.0"]
     assert rows[0]["id_accuracy"] == "95.0"
+
+
+def test_results_are_a_data_frame(results: Results) -> None:
+    frame = results.frame()
+    assert len(frame) == len(results.rows) == 14
+    assert list(frame["ood"][:7]) == SETS
+    for row, (_, found) in zip(results.rows, frame.iterrows(), strict=True):
+        assert found["detector"] == row.detector
+        assert found["auroc"] == pytest.approx(row.auroc * 100, abs=1e-4)
+    assert frame.to_csv(index=False) == results.to_csv()
+
+
+def test_without_pandas_the_extra_is_named(results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(InputError, match=r"pip install 'nescio\[pandas\]'"):
+        results.frame()
+    assert results.lines()[0]["fpr95"] == 50.0
+
+
+def test_results_show_themselves(results: Results) -> None:
+    best = f"best AUROC {results.average('fm:p=0.6+react:clip=1.6+ls+energy', 'auroc'):.2%}"
+    assert repr(results).startswith(f"Results(2 detectors on 7 OOD sets; {best}")
+    assert "\n" not in repr(results)
+    rows = [dataclasses.replace(r, ood="<b>x") if r.ood == SETS[0] else r for r in results.rows]
+    sets = [Scored("<b>x", None, {}, {}), *results.ood_sets[1:]]
+    named = dataclasses.replace(results, rows=rows, ood_sets=sets)
+    html = named._repr_html_()
+    assert "&lt;b&gt;x" in html
+    assert "<b>x" not in html
+    assert "53.00 / 86.75" in html  # the average of msp
+    assert html.count("<tr>") == 3
+    assert results.to_markdown() == markdown(results)
+    assert results.to_latex() == latex(results)
 
 
 @pytest.mark.parametrize(

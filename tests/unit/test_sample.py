@@ -95,7 +95,7 @@ def test_a_sample_comes_back_from_its_file(banks: dict[str, Bank], tmp_path: Pat
     assert vars(loaded.activation).keys() == vars(sample.activation).keys()
     np.testing.assert_array_equal(loaded.activation.ood_mean, sample.activation.ood_mean)
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(InputError, match="does not hold features"):
+    with pytest.raises(InputError, match="damaged and cannot be read as a sample of features"):
         FeatureSample.load(path)
 
 

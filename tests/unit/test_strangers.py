@@ -209,7 +209,7 @@ def test_tensors_that_hold_no_plain_numbers_are_no_weights(tmp_path: Path, odd: 
     ids=["stages", "open", "nested", "value", "many"],
 )
 def test_specs_that_nobody_writes_are_refused_at_once(spec: str) -> None:
-    for read in (Detector.parse, search_space, names_preset):
+    for read in (Detector, search_space, names_preset):
         with pytest.raises(InputError, match="is too long"):
             read(spec)
 

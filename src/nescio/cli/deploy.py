@@ -119,10 +119,10 @@ def export(obj: dict[str, Any], /, file: Path, out: Path, **options: Any) -> Non
     A network in fp16 or int8 gives other scores: its threshold is calibrated anew, and what it loses is printed.
     """  # noqa: D301 - click reads the backslashes
     check_file(out)
+    from nescio.deploy import Deployed
     from nescio.deploy import export as run
-    from nescio.deploy import load
 
-    deployed = load(file, model=options.pop("model"), weights=options.pop("weights"), device="cpu")
+    deployed = Deployed.load(file, model=options.pop("model"), weights=options.pop("weights"), device="cpu")
     options["ood"] = named(options["ood"])
     make_folder(out.parent)
     said = run(deployed, out, **options, progress=not obj["quiet"])
@@ -165,9 +165,9 @@ def score(ctx: click.Context, /, file: Path, images: tuple[str, ...], out: Path 
     """  # noqa: D301 - click reads the backslashes
     if out is not None:
         check_out(out)
-    from nescio.deploy import load, score_images
+    from nescio.deploy import Deployed, score_images
 
-    deployed = load(file, **{k: options.pop(k) for k in ("model", "weights", "device")})
+    deployed = Deployed.load(file, **{k: options.pop(k) for k in ("model", "weights", "device")})
     if out is None:
         if _print_verdicts(deployed, images, options["batch_size"], options["workers"]):
             ctx.exit(1)

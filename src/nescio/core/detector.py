@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,19 +10,19 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
+from nescio.core.artifact import Kind, read, write
 from nescio.core.errors import InputError, Missing, NotFitted, some
 from nescio.core.feature_set import BLOCK, AnyHead, FeatureSet, as_head
 from nescio.core.features import NO_HEAD, PLAIN_PASS, Features, Head, NoHead
-from nescio.core.files import whole
 from nescio.core.fitting import BY_IMAGES, check_width, checked
 from nescio.core.spec import check_order, parse_stages
-from nescio.core.stage import Chain, InputStage, Score, Stage, fit_stage
-from nescio.core.tensors import read_tensors, seal
+from nescio.core.stage import REGISTRY, Chain, InputStage, Score, Stage, fit_stage
 
-FORMAT = "nescio-detector/1"
+KIND = Kind("detector", 2, "a detector", "fit and save it again")
+_HEAD = "head."
+"""Before the names of the head's tensors in a file; those that stages learned begin with ``stages.``."""
 LARGE = 1_000_000_000
 """Bytes of learned tensors above which a user should know what they are about to store and load."""
 
@@ -205,71 +204,84 @@ class Detector(Chain):
         return digest.hexdigest()
 
     def save(self, path: str | Path) -> None:
-        """Write the fitted detector to one safetensors file with JSON metadata; an existing file is replaced whole."""
-        if self.fitted_to is None:
-            raise NotFitted(f"detector '{self}' is not fitted; fit it before saving")
-        metadata = {
-            "format": FORMAT,
-            "spec": repr(self),
-            "head": self.fitted_to,
-            "settings": json.dumps(self.settings()),
-        }
-        learned = {k: v.contiguous() for k, v in self.state_dict().items()}
-        metadata["hash"] = seal(learned, metadata)
+        """Write the detector to one file that ``nescio.load`` reads; an existing file is replaced whole.
+
+        The file is enough to score arrays: it holds the head, too, where a stage reads the head or logits.
+
+        Raises:
+            NotFitted: it has still to learn something.
+            InputError: it holds a function, or a stage without a name: no file can say what these do.
+        """
+        self.check_storable()
+        learned = dict(self.state_dict())
+        if (self.needs.head or self.needs.logits) and not isinstance(self.head, NoHead):
+            learned |= {f"{_HEAD}weight": self.head.weight, f"{_HEAD}bias": self.head.bias}
+        meta = {"spec": repr(self), "head": self.fitted_to, "width": self.width, "settings": self.settings()}
         big = log.warning if self.size > LARGE else log.info
         big("detector %r takes %s on disk", self, _megabytes(self.size))
-        with whole(Path(path)) as partial:
-            save_file(learned, partial, metadata)
+        write(Path(path), KIND, meta, learned)
+
+    def check_storable(self) -> None:
+        """Refuse a detector that no file can hold.
+
+        Raises:
+            NotFitted, InputError: as ``save``.
+        """
+        self.check_complete()
+        stages = [module for module in self.modules() if isinstance(module, Stage)]
+        for stage in stages:
+            if REGISTRY.get(stage.name) is not type(stage):
+                raise InputError(
+                    f"a file cannot hold '{stage!r}' of detector '{self}', which is code without a name: write it as a "
+                    "class with one (class MyScore(nescio.Score, name='my-score')), and import it before loading"
+                )
+        if any(getattr(stage, name) is None for stage in stages for name in stage.declared()):
+            raise NotFitted(f"detector '{self}' is not fitted; fit it before saving")
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a fitted detector.
+        """Read what ``save`` wrote.
 
         Raises:
-            InputError: the file is missing, damaged, or not a detector of a known format.
+            InputError: the file is missing, damaged, not a detector or of a later version, or its stages are not known.
         """
-        try:
-            metadata, tensors = read_tensors(Path(path))
-        except FileNotFoundError:
-            raise InputError(f"no detector file {path}") from None
-        except (OSError, ValueError) as e:
-            raise InputError(f"{path} cannot be read as a detector: {e}; fit and save it again") from None
-        if metadata.get("format") != FORMAT:
-            raise InputError(f"{path} is not a detector file (format {metadata.get('format')!r}, expected {FORMAT!r})")
-        if not {"spec", "head"} <= set(metadata):
-            raise InputError(f"{path} does not say what detector it holds, or for which head; fit and save it again")
-        stored = metadata.pop("hash", None)  # not in the first files
-        try:
-            detector = cls(metadata["spec"])
-            detector.restore(tensors, metadata["head"])
-        except InputError as e:
-            raise InputError(f"{path}: {e}; fit and save it again") from None
-        if stored not in (None, seal(tensors, metadata)):
-            raise InputError(f"{path} is damaged: its contents do not match its hash; fit and save it again")
+        file = read(Path(path), KIND)
+        with file.taken_apart():
+            detector, stored = cls(file.meta["spec"]), file.under(_HEAD)
+            head = Head(stored["weight"], stored["bias"]) if stored else NO_HEAD
+            learned = {name: t for name, t in file.tensors.items() if not name.startswith(_HEAD)}
+            detector.restore(learned, file.meta["head"], head, file.meta.get("width"))
         return detector
 
-    def restore(self, tensors: Mapping[str, Tensor], head: str) -> None:
+    def restore(self, learned: Mapping[str, Tensor], fitted_to: str | None, head: Head, width: int | None) -> None:
         """Take over what a detector of the same spec learned.
 
         Args:
-            tensors: its ``state_dict()``.
-            head: fingerprint of the head that it was fitted for.
+            learned: its ``state_dict()``.
+            fitted_to: fingerprint of the head that it was fitted for; None where it was not fitted.
+            head: that head, as far as it is known.
+            width: L of the features that it was fitted on; None where that is not known.
 
         Raises:
-            InputError: these are not what this detector learns.
+            InputError: these are not what this detector learns, or do not fit each other.
         """
-        learned = {
+        own = {
             f"{owner}.{name}": (module, name)
             for owner, module in self.named_modules()
             if isinstance(module, Stage)
             for name in module.declared()
         }
-        if set(learned) != set(tensors):
-            odd = some(sorted(set(learned) ^ set(tensors)))
+        if set(own) != set(learned):
+            odd = some(sorted(set(own) ^ set(learned)))
             raise InputError(f"these tensors are not what detector '{self}' learns ({odd})")
-        for key, (module, name) in learned.items():
-            module.register_buffer(name, tensors[key])
-        self.fitted_to = head
+        known = not isinstance(head, NoHead)
+        if not isinstance(fitted_to, str | None) or (known and head.fingerprint != fitted_to):
+            raise InputError(f"this is not the head that detector '{self}' was fitted for")
+        if width is not None and (type(width) is not int or (known and head.weight.shape[1] != width)):
+            raise InputError(f"the width {width!r:.40} of detector '{self}' is not that of its head")
+        for key, (module, name) in own.items():
+            module.register_buffer(name, learned[key])
+        self.fitted_to, self.head, self.width = fitted_to, head, width
 
 
 Stage.join = Detector.joined

@@ -44,5 +44,5 @@ def seal(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
 
     It shows damage, not malice: who writes a file can write its hash.
     """
-    text = json.dumps(about, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(about, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(f"{text}{hash_tensors(tensors)}".encode(), digest_size=16).hexdigest()

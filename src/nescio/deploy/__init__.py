@@ -2,7 +2,8 @@
 
 from nescio.deploy.build import fit
 from nescio.deploy.deployed import Deployed, Judged, Verdict
-from nescio.deploy.file import describe, load
+from nescio.deploy.file import describe
+from nescio.deploy.loading import load
 from nescio.deploy.onnx import export
 from nescio.deploy.recalibration import Lowered
 from nescio.deploy.scoring import ScoringDone, score_images

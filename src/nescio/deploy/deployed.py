@@ -132,6 +132,17 @@ class Deployed:
 
         save(self, path, weights=weights)
 
+    @classmethod
+    def load(cls, path: str | Path, **options: Any) -> Deployed:
+        """Read what ``save`` wrote; the options are those of ``nescio.deploy.file.load``."""
+        from nescio.deploy.file import load
+
+        return load(path, **options)
+
+    def __repr__(self) -> str:
+        n, accept = self.classifier.head.n_classes, self.calibration.accept
+        return f"Deployed({self.detector} on {self.classifier.name}, {n:,} classes, accepts {accept:.0%} of ID images)"
+
     def verdicts(self, judged: Judged) -> Iterator[Verdict]:
         """Row by row.
 

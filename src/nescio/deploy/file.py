@@ -15,16 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from nescio.calibration.conformal import Calibration, ClassTally, Group
 from nescio.calibration.posterior import ProxyCalibrator
+from nescio.core.artifact import Artifact, Kind, read, write
 from nescio.core.detector import Detector
 from nescio.core.errors import InputError
-from nescio.core.files import whole
-from nescio.core.reading import parse_json, plain
-from nescio.core.tensors import hash_tensors, read_tensors, seal
+from nescio.core.tensors import hash_tensors
 from nescio.data.hashing import combine
 from nescio.data.transform import Transform
 from nescio.deploy.deployed import Deployed
@@ -34,23 +32,18 @@ from nescio.models.trusted import trusted_architecture
 from nescio.models.zoo.clip import PREFIX
 from nescio.run.passes import pass_of
 
-FORMAT = 2
-"""Raised when a file of this version could not be read by an earlier one. The first had no hash over everything."""
-_ABOUT, _HASH = "nescio", "hash"
+KIND = Kind("deployed", 3, "a file that 'nescio fit' wrote", "make it again (nescio fit)")
 _MODEL, _DETECTOR, _CALIBRATION = "model.", "detector.", "calibration."
 
 
 def save(deployed: Deployed, path: str | Path, *, weights: bool = True) -> None:
     """As ``Deployed.save``. Raises InputError for a calibration that ``load`` would refuse: one of infinite scores."""
+    deployed.detector.check_storable()
     deployed.calibration.check(deployed.classifier.head.n_classes)
     tensors = _learned(deployed) | (_under(_MODEL, state_of(deployed.classifier)) if weights else {})
-    about = plain({"format": FORMAT, **record(deployed, embedded=weights)})
+    about = record(deployed, embedded=weights)
     del about["calibration"]["promise"]  # it follows from the rest
-    # tied weights are one tensor under two names, which the format does not know
-    own = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
-    about[_HASH] = seal(own, about)
-    with whole(Path(path)) as partial:
-        save_file(own, partial, {_ABOUT: json.dumps(about, ensure_ascii=False)})
+    write(Path(path), KIND, about, tensors)
 
 
 def record(deployed: Deployed, *, embedded: bool) -> dict[str, Any]:
@@ -123,23 +116,20 @@ def load(
         InputError: the file is missing, damaged, of a later version, or names a network that is not a library's; or
             the network is not the one it was made with.
     """
-    path = Path(path)
-    about, tensors = _read(path)
-    try:
-        calibration = _checked(about, tensors)
-        detector = Detector(about["detector"]["spec"])
-        detector.restore(_from_under(_DETECTOR, tensors), about["detector"]["head"])
+    file = read(Path(path), KIND)
+    about = file.meta
+    with file.taken_apart():
+        calibration = _checked(about, file)
         calibrator = about["calibrator"] and ProxyCalibrator(**about["calibrator"])
-        classifier = _classifier(about["model"], _from_under(_MODEL, tensors), model, weights, device)
-        if detector.fitted_to != classifier.head.fingerprint:
+        detector = Detector(about["detector"]["spec"])
+        classifier = _classifier(about["model"], file.under(_MODEL), model, weights, device)
+        head = classifier.head.to("cpu")  # as fitting leaves it
+        if about["detector"]["head"] != head.fingerprint:
             raise InputError("it was made with another model's weights; give those (--weights), or fit it again")
+        detector.restore(file.under(_DETECTOR), head.fingerprint, head, head.weight.shape[1])
         rest = {k: v for k, v in about.items() if k not in ("model", "detector", "calibration", "calibrator")}
         made = Deployed(classifier, detector, calibration, calibrator=calibrator, about=rest)
         _try(made)
-    except InputError as e:
-        raise InputError(f"{path}: {e}") from None
-    except (KeyError, TypeError, ValueError, IndexError, RuntimeError, AttributeError) as e:
-        raise _damaged(path, f"{type(e).__name__}: {e}") from None
     return made
 
 
@@ -149,16 +139,12 @@ def describe(path: str | Path) -> dict[str, Any]:
     Raises:
         InputError: as ``load``.
     """
-    path = Path(path)
-    about, tensors = _read(path)
-    try:
-        calibration = _checked(about, tensors)
+    file = read(Path(path), KIND)
+    about = file.meta
+    with file.taken_apart():
+        calibration = _checked(about, file)
         Detector(about["detector"]["spec"])
         about["calibrator"] and ProxyCalibrator(**about["calibrator"])
-    except InputError as e:
-        raise InputError(f"{path}: {e}") from None
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as e:
-        raise _damaged(path, f"{type(e).__name__}: {e}") from None
     about["calibration"]["promise"] = calibration.promise()
     return about
 
@@ -169,35 +155,7 @@ def weights_hash(state: Mapping[str, Tensor]) -> str:
     return hash_tensors({key: t for key, t in state.items() if not key.endswith("num_batches_tracked")})
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The JSON and the tensors of a file that is whole."""
-    try:
-        metadata, tensors = read_tensors(path)
-        if _ABOUT not in metadata:
-            raise InputError(f"{path} is not a file that 'nescio fit' wrote")
-        about = parse_json(metadata[_ABOUT])
-        number = about.pop("format", None) if isinstance(about, dict) else None
-        if type(number) is not int or number < 1:
-            raise ValueError("it does not say its format")
-        if number > FORMAT:
-            raise InputError(f"{path} was written by a later version of nescio (format {number}); update nescio")
-        stored = about.pop(_HASH, None)
-        if (stored is not None or number > 1) and stored != seal(tensors, {"format": number, **about}):
-            raise ValueError("its contents do not match its hash: some of it has changed since it was written")
-    except FileNotFoundError:
-        raise InputError(f"no file {path}") from None
-    except (OSError, ValueError) as e:
-        if isinstance(e, InputError):
-            raise
-        raise _damaged(path, str(e)) from None
-    return about, tensors
-
-
-def _damaged(path: Path, why: str) -> InputError:
-    return InputError(f"{path} is damaged and cannot be read ({why}); make it again (nescio fit)")
-
-
-def _checked(about: dict[str, Any], tensors: Mapping[str, Tensor]) -> Calibration:
+def _checked(about: dict[str, Any], file: Artifact) -> Calibration:
     """The calibration, once the JSON has been held against the tensors, entry by entry.
 
     Raises:
@@ -210,10 +168,11 @@ def _checked(about: dict[str, Any], tensors: Mapping[str, Tensor]) -> Calibratio
     texts = [model["weights"], model["transform"], about["detector"]["spec"], about["detector"]["head"], model["name"]]
     if not all(isinstance(text, str) for text in texts):
         raise InputError("its entries are not text where they should be")
-    _check_weights(model, _from_under(_MODEL, tensors))
+    _check_weights(model, file.under(_MODEL))
     groups = tuple(
-        Group(None if g["classes"] is None else tuple(g["classes"]), tensors[f"{_CALIBRATION}{i}"].numpy(), g["rank"])
+        Group(None if g["classes"] is None else tuple(g["classes"]), scores.numpy(), g["rank"])
         for i, g in enumerate(stored["groups"])
+        for scores in [file.tensors[f"{_CALIBRATION}{i}"]]
     )
     tallies = tuple(ClassTally(**t) for t in stored.get("by_class", ()))  # not in the first files
     calibration = Calibration(stored["accept"], stored["confidence"], groups, tallies)
@@ -286,7 +245,3 @@ def _classifier(
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {f"{prefix}{name}": t for name, t in tensors.items()}
-
-
-def _from_under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}

@@ -27,7 +27,8 @@ from nescio.evaluation.checks import (
     shared_between,
     skipped_of,
 )
-from nescio.evaluation.results import Results, Row, Scored, judged
+from nescio.evaluation.results import Results
+from nescio.evaluation.rows import Row, Scored, judged
 from nescio.evaluation.sample import FeatureSample, sample_features
 from nescio.run.passes import PLAIN, probes_of, servable
 from nescio.run.session import Images, Session, as_session

@@ -12,7 +12,8 @@ from rich.table import Table
 
 from nescio.core.errors import InputError, nearest, some
 from nescio.evaluation import metrics
-from nescio.evaluation.results import Results, Scored
+from nescio.evaluation.results import Results
+from nescio.evaluation.rows import Scored
 
 Verdict = Literal["better", "worse", "same"]
 _LESS_IS_BETTER = {"fpr95": True, "auroc": False}

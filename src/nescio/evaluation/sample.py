@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,20 +10,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.numpy import save_file
 from torch import Tensor
 
 from nescio.core import numerics
+from nescio.core.artifact import Artifact, Kind, put, read
 from nescio.core.detector import Detector
-from nescio.core.errors import InputError
 from nescio.core.feature_set import FeatureSet
-from nescio.core.files import whole
 from nescio.core.reading import parse_json
-from nescio.core.tensors import read_tensors
 from nescio.methods.modulate.ls import LS
 from nescio.methods.score.cosine import Cosine
 
-FORMAT = "nescio-features/1"
+KIND = Kind("features", 2, "a sample of features", "delete it and run again")
+_ACTIVATION = "activation/"
 PER_SET = 300
 """Images of each data set, drawn once and for all."""
 OF_CLASS = 2000
@@ -82,19 +79,16 @@ class FeatureSample:
     activation: Activation | None
 
     def save(self, path: Path) -> None:
-        """Write everything to one safetensors file, whole."""
-        tensors: dict[str, npt.NDArray[Any]] = {}
-        for s, one in enumerate(self.sets.values()):
-            tensors |= {f"{s}/{name}": np.ascontiguousarray(a) for name, a in vars(one).items() if a is not None}
+        """Write everything to one file of tensors. Its place it takes together with the other files of results."""
+        arrays: dict[str, Any] = {
+            f"{s}/{name}": a for s, one in enumerate(self.sets.values()) for name, a in vars(one).items()
+        }
         told: dict[str, Any] = {"sets": list(self.sets)}
         if self.activation is not None:
-            for name, value in vars(self.activation).items():
-                if isinstance(value, np.ndarray):
-                    tensors[f"activation/{name}"] = value
-                else:
-                    told[name] = value
-        with whole(path) as partial:
-            save_file(tensors, partial, {"format": FORMAT, "about": json.dumps(told)})
+            drawn = {name: value for name, value in vars(self.activation).items() if isinstance(value, np.ndarray)}
+            arrays |= {f"{_ACTIVATION}{name}": a for name, a in drawn.items()}
+            told |= {name: value for name, value in vars(self.activation).items() if name not in drawn}
+        put(path, KIND, told, {name: a for name, a in arrays.items() if a is not None})
 
     @classmethod
     def load(cls, path: Path) -> FeatureSample | None:
@@ -105,26 +99,17 @@ class FeatureSample:
         """
         if not path.is_file():
             return None
-        try:
-            metadata, read = read_tensors(path)
-            if metadata.get("format") != FORMAT:
-                raise InputError(f"{path} is of another version; run nescio bench again, or delete it")
-            tensors = {name: t.numpy() for name, t in read.items()}
-            told = parse_json(metadata["about"])
+        file = read(path, KIND)
+        with file.taken_apart():
+            told = parse_json(file.meta["about"]) if file.version == 1 else file.meta
             names = told.pop("sets")
-            sets = {name: SetSample(**_under(f"{s}/", tensors)) for s, name in enumerate(names)}
-            drawn = _under("activation/", tensors)
+            sets = {name: SetSample(**_arrays(file, f"{s}/")) for s, name in enumerate(names)}
+            drawn = _arrays(file, _ACTIVATION)
             return cls(sets, Activation(**told, **drawn) if drawn else None)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-            if isinstance(e, InputError):
-                raise
-            raise InputError(
-                f"{path} does not hold features ({type(e).__name__}: {e}); delete it and run again"
-            ) from None
 
 
-def _under(prefix: str, tensors: Mapping[str, npt.NDArray[Any]]) -> dict[str, Any]:
-    return {key.removeprefix(prefix): a for key, a in tensors.items() if key.startswith(prefix)}
+def _arrays(file: Artifact, prefix: str) -> dict[str, Any]:
+    return {name: t.numpy() for name, t in file.under(prefix).items()}
 
 
 def sample_features(banks: Mapping[str, FeatureSet], detectors: Iterable[Detector]) -> FeatureSample:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
 from rich.table import Table
 from rich.text import Text
 
 from nescio.core.files import write_whole
-from nescio.evaluation.results import Published, Results
+from nescio.evaluation.rows import Measured, Published
 
 _NAME_WIDTH, _CELL_WIDTH = 16, 16
 """Characters that a detector's name (folded where it is longer) and a cell take in a terminal."""
@@ -37,7 +38,7 @@ class Line:
     cells: dict[str, Cell]
 
 
-def lines(results: Results) -> list[Line]:
+def lines(results: Measured) -> list[Line]:
     """Every detector's numbers by OOD set and on average; below them what was published, the difference, intervals."""
     columns = columns_of(results)
     ours = {(d, o): _measured(results, d, o) for d in results.detectors for o in columns}
@@ -59,19 +60,19 @@ def lines(results: Results) -> list[Line]:
     return found
 
 
-def columns_of(results: Results) -> list[str]:
+def columns_of(results: Measured) -> list[str]:
     """The OOD sets, then the groups that are averaged over."""
     return [*(s.name for s in results.ood_sets), *results.groups]
 
 
-def _measured(results: Results, detector: str, ood: str) -> tuple[float, float]:
+def _measured(results: Measured, detector: str, ood: str) -> tuple[float, float]:
     if ood in results.groups:
         return results.average(detector, "fpr95", ood), results.average(detector, "auroc", ood)
     row = results.row(detector, ood)
     return row.fpr95, row.auroc
 
 
-def _interval(results: Results, detector: str, ood: str) -> Cell | None:
+def _interval(results: Measured, detector: str, ood: str) -> Cell | None:
     spans = {} if ood in results.groups else results.row(detector, ood).intervals
     if not spans:
         return None
@@ -89,7 +90,7 @@ def _percent(share: float) -> str:
     return f"{share * 100:.2f}"
 
 
-def terminal(results: Results, width: int) -> Iterator[Table]:
+def terminal(results: Measured, width: int) -> Iterator[Table]:
     """For a terminal of ``width`` columns: one table where it fits, else several below each other."""
     columns = columns_of(results)
     at_once = max(1, (width - _NAME_WIDTH) // _CELL_WIDTH)
@@ -108,7 +109,18 @@ def terminal(results: Results, width: int) -> Iterator[Table]:
         yield table
 
 
-def markdown(results: Results) -> str:
+def html(results: Measured) -> str:
+    """For a notebook."""
+    columns = columns_of(results)
+    rows = ["".join(f"<th>{escape(name)}</th>" for name in ("FPR95 ↓ / AUROC ↑ in %", *columns))]
+    for line in lines(results):
+        name = f"<code>{escape(line.detector)}</code>" if line.kind == OURS else f"<i>{escape(line.kind)}</i>"
+        cells = (_joined(line.cells.get(c), "<b>{}</b>") for c in columns)
+        rows.append(f"<th>{name}</th>" + "".join(f"<td>{cell}</td>" for cell in cells))
+    return "<table>" + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>"
+
+
+def markdown(results: Measured) -> str:
     """For a README or an issue."""
     columns = columns_of(results)
     rows = [["detector", *columns], ["---", *["---:"] * len(columns)]]
@@ -118,7 +130,7 @@ def markdown(results: Results) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
 
 
-def latex(results: Results) -> str:
+def latex(results: Measured) -> str:
     """For a paper: a ``tabular`` that needs the package booktabs."""
     columns = columns_of(results)
     heads = " & ".join(["detector", *(c.translate(_LATEX) for c in columns)])
@@ -157,7 +169,7 @@ def _joined(cell: Cell | None, bold: str, width: int = 0) -> str:
     return " / ".join(" " * (width - len(text)) + (bold.format(text) if best else text) for text, best in pairs)
 
 
-def accuracy(results: Results) -> str:
+def accuracy(results: Measured) -> str:
     """The share of the ID images that the classifier names correctly, with published ones; empty without labels."""
     ours, ids = results.rows[0].id_accuracy, results.manifest["data"]["id"]
     if math.isnan(ours):
@@ -166,13 +178,13 @@ def accuracy(results: Results) -> str:
     return f"ID accuracy {ours:.2%} on {ids['images'] - ids['skipped']:,} images{beside}"
 
 
-def published_accuracies(results: Results) -> list[str]:
+def published_accuracies(results: Measured) -> list[str]:
     """What papers print as the ID accuracy of the networks that their numbers beside ours are about, and where."""
     found = [(p.id_accuracy, p.where.partition(":")[0]) for p in results.published.values()]
     return list(dict.fromkeys(f"{share:.2%} ({where})" for share, where in found if share is not None))
 
 
-def save_tables(results: Results, folder: Path) -> None:
+def save_tables(results: Measured, folder: Path) -> None:
     """Write ``results.md`` and ``results.tex``; each whole."""
     write_whole(folder / "results.md", markdown(results))
     write_whole(folder / "results.tex", latex(results))

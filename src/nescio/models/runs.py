@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 from torch import Tensor
 
+from nescio.core.artifact import Kind, read, write
 from nescio.core.errors import InputError
-from nescio.core.files import write_whole
-from nescio.core.reading import plain, read_json
-from nescio.core.tensors import seal
 from nescio.data.transform import Transform
 from nescio.models.classifier import Classifier
 from nescio.models.weights import read_weights
 
-FORMAT = "nescio-run/1"
-_HASH = "hash"
+KIND = Kind("run", 2, "a trained network", "undo what changed it, or train it again")
 RUN, WEIGHTS, STATE = "run.json", "model.safetensors", "last.safetensors"
 HEAD_PREFIX = "nescio.heads."
 """Before the names of tensors that are not the library network's own, in a file of weights."""
@@ -64,22 +60,12 @@ class Run:
             InputError: it is missing, damaged, or of a later version.
         """
         path = folder / RUN
-        try:
-            text = read_json(path)
-            if not isinstance(text, dict) or text.pop("format", None) != FORMAT:
-                raise ValueError(f"it is not of this version of nescio ({FORMAT})")
-            stored = text.pop(_HASH, None)  # the first files have none
-            if stored is not None and stored != seal({}, text):
-                raise ValueError(
-                    "it has changed since it was written: it does not match its hash. Undo the change; if it is yours, "
-                    "take the entry 'hash' out"
-                )
-            run = cls(**text)
+        if not path.exists():
+            raise InputError(f"{folder} holds no trained network: it has no {RUN}")
+        file = read(path, KIND)
+        with file.taken_apart():
+            run = cls(**file.meta)
             run.check()
-        except FileNotFoundError:
-            raise InputError(f"{folder} holds no trained network: it has no {RUN}") from None
-        except (OSError, ValueError, TypeError) as e:
-            raise InputError(f"{path} cannot be read: {e}") from None
         return run
 
     def check(self) -> None:
@@ -98,9 +84,7 @@ class Run:
 
     def write(self, folder: Path) -> None:
         """Write ``run.json``, whole."""
-        about = plain(vars(self))
-        about = {"format": FORMAT, **about, _HASH: seal({}, about)}
-        write_whole(folder / RUN, json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+        write(folder / RUN, KIND, vars(self))
 
     def weights(self, folder: Path) -> dict[str, Tensor]:
         """The selected weights, with the heads under ``HEAD_PREFIX``."""

@@ -11,7 +11,8 @@ import jinja2
 
 from nescio.core.files import whole
 from nescio.evaluation import tables
-from nescio.evaluation.results import Results, drop_figures
+from nescio.evaluation.results import Results
+from nescio.evaluation.results_files import drop_figures
 from nescio.evaluation.sample import PER_SET
 from nescio.report import curves, data, patches, pictures, ranges, space, table, words
 from nescio.report.figures import Plate, page_colour

@@ -15,7 +15,8 @@ from nescio.core.errors import BadImage
 from nescio.data.decode import decode
 from nescio.data.source import Source
 from nescio.evaluation import metrics
-from nescio.evaluation.results import Results, Scored
+from nescio.evaluation.results import Results
+from nescio.evaluation.rows import Scored
 from nescio.report import words
 
 SHOWN = 8

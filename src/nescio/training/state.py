@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from nescio.core.artifact import Kind, read, write
 from nescio.core.errors import InputError
 from nescio.core.files import whole
-from nescio.core.reading import parse_json
-from nescio.core.tensors import read_tensors
 from nescio.models.classifier import Classifier
 from nescio.models.runs import HEAD_PREFIX
 
@@ -114,7 +112,7 @@ class State:
         }
         parts = {"model": self.tensors(), "average": self.average, "objective": self.objective.state_dict(), "": inner}
         tensors = {f"{part}.{k}" if part else k: t for part, named in parts.items() for k, t in named.items()}
-        save_tensors(path, tensors, {"nescio": json.dumps({name: getattr(self, name) for name in _NUMBERS})})
+        write(path, KIND, {name: getattr(self, name) for name in _NUMBERS}, tensors, KEPT)
 
     def load(self, path: Path) -> None:
         """Go on from a file that ``save`` wrote for the same run.
@@ -122,28 +120,24 @@ class State:
         Raises:
             InputError: the file is damaged, or another run's.
         """
-        try:
-            metadata, tensors = read_tensors(path)
-            numbers = parse_json(metadata["nescio"], finite=False)
-        except (OSError, KeyError, ValueError) as e:
-            raise InputError(f"{path} cannot be read as a checkpoint: {e}") from None
-        if numbers.get("settings") != self.settings:
+        file = read(path, KIND)
+        if file.meta.get("settings") != self.settings:
             raise InputError(f"{path} is the checkpoint of another run; move it away, or name another folder")
         for part, own in (
             ("model.", self.tensors()),
             ("average.", self.average),
             ("objective.", self.objective.state_dict()),
         ):
-            self._copy(path, own, {k.removeprefix(part): t for k, t in tensors.items() if k.startswith(part)})
-        stored: dict[int, dict[str, Any]] = {}
-        for key, t in tensors.items():
-            if key.startswith("optimizer."):
-                _, i, name = key.split(".")
+            self._copy(path, own, file.under(part))
+        with file.taken_apart():
+            stored: dict[int, dict[str, Any]] = {}
+            for key, t in file.under("optimizer.").items():
+                i, name = key.split(".")
                 stored.setdefault(int(i), {})[name] = t
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": stored, "param_groups": groups})
-        for name in _NUMBERS:
-            setattr(self, name, numbers[name])
+            groups = self.optimizer.state_dict()["param_groups"]
+            self.optimizer.load_state_dict({"state": stored, "param_groups": groups})
+            for name in _NUMBERS:
+                setattr(self, name, file.meta[name])
 
     @staticmethod
     def _copy(path: Path, own: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:
@@ -155,6 +149,8 @@ class State:
                 t.copy_(stored[name])
 
 
+KIND = Kind("state", 2, "a checkpoint", "train again, or go on from another copy", unmarked=True, finite=False)
+KEPT = "the last one stays, and --resume goes on from it"
 _NUMBERS = ("settings", "step", "sums", "selected", "lines")
 WAY_OUT = "a lower learning rate (--optimizer NAME:lr=…), --clip 1 or --precision 32 may help"
 
@@ -164,11 +160,11 @@ def _place(t: Tensor) -> tuple[Any, ...]:
     return (t.data_ptr(), t.shape, t.stride()) if t.numel() else (id(t),)
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """A safetensors file, written whole.
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A safetensors file of weights alone, which any library reads; written whole.
 
     Raises:
         InputError: it cannot be written (the disk is full, say). What stood there before stays.
     """
-    with whole(path, "the last one stays, and --resume goes on from it") as partial:
-        save_file({k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()}, partial, metadata)
+    with whole(path, KEPT) as partial:
+        save_file({k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()}, partial)

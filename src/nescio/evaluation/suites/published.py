@@ -13,7 +13,8 @@ from typing import Any
 from nescio.core.detector import AnyDetector, Detector
 from nescio.core.errors import InputError, some
 from nescio.evaluation.bench import bench
-from nescio.evaluation.results import Published, Results
+from nescio.evaluation.results import Results
+from nescio.evaluation.rows import Published
 from nescio.evaluation.suites.suite import AVERAGE, Model, Need, PublishedRow, Suite
 from nescio.methods.objective import parse_objective
 from nescio.models import Classifier
