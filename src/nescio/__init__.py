@@ -17,6 +17,7 @@ _WHERE = {
     "Features": "core.features",
     "Head": "core.features",
     "InputError": "core.errors",
+    "OODMetrics": "integrations.torchmetrics",
     "Transform": "data.transform",
     "Verdict": "deploy",
     "Session": "run.session",
