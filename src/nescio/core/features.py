@@ -177,8 +177,10 @@ class Features:
     def __getattr__(self, name: str) -> Any:
         if name == "h":
             raise Missing("there are logits alone: give the penultimate features, too")
-        if name == "pred":
-            return self.logits.argmax(dim=1)
+        if name == "pred":  # of the record as it was made, whatever stages did to it since; kept where it is found
+            found = self.logits.argmax(dim=1) if self._raw is None else self._raw.pred
+            object.__setattr__(self, "pred", found)
+            return found
         raise AttributeError(f"'Features' object has no attribute '{name}'")
 
     @classmethod
@@ -241,7 +243,9 @@ class Features:
     @cached_property
     def logits(self) -> Tensor:
         """Logits ``(B, C)``: computed from ``h`` and ``head`` when asked for, unless a stage replaced them."""
-        return self._logits if self._logits is not None else self.head(self.h, self.pred)
+        if self._logits is not None:
+            return self._logits
+        return self.head.linear(self.h) if self.head.keep is None else self.head(self.h, self.pred)
 
     @cached_property
     def _finite(self) -> Tensor:
