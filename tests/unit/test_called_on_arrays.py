@@ -32,7 +32,7 @@ def test_smoothed_logits_are_those_of_the_predicted_class() -> None:
     keep = np.argsort(-W, axis=1)[:, : round(12 * 0.4)]
     mask = np.zeros_like(W)
     np.put_along_axis(mask, keep, 1, axis=1)
-    v = np.stack([H[LABELS == c].mean(axis=0) for c in range(5)])[pred]
+    v = np.stack([H[c == LABELS].mean(axis=0) for c in range(5)])[pred]
     s = (NEW * v).sum(1) / np.linalg.norm(NEW, axis=1) / np.linalg.norm(v, axis=1)
     f = s[:, None] * ((NEW * mask[pred]) @ W.T + B)
     np.testing.assert_allclose(detector(NEW), np.log(np.exp(f).sum(axis=1)), rtol=1e-12)
