@@ -6,28 +6,24 @@ energy (or MSP) behind it where it is no score. For probes and passes: time of t
 on 64 images.
 Stages that read a head which a network must be trained with have no costs.
 
-    python benchmarks/costs.py [--shared DIR]
+    python benchmarks/costs.py
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
-import os
-import time
-from pathlib import Path
 
 import torch
 from torch import nn
 
-from nescio import Detector, FeatureSet, load_classifier, open_source
+from _common import ROOT, data, densenet, parser, seconds
+from nescio import Detector, FeatureSet, Session, open_source
 from nescio.core.detector import fit_all, score_all
 from nescio.core.plugins import load_methods
 from nescio.core.stage import REGISTRY, InputStage
 from nescio.methods.catalogue import COSTS
 from nescio.models import Classifier
 from nescio.run.passes import PLAIN, Pass, pass_of
-from nescio.run.session import Session
 
 SPECS = {name: f"{name}(energy,knn)" for name in ("mean", "max", "fisher")} | {"mcdropout": "mcdropout+entropy"}
 ENDS = {"score": "", "shape": "+energy", "modulate": "+energy", "input": "+msp"}
@@ -35,15 +31,13 @@ ENDS = {"score": "", "shape": "+energy", "modulate": "+energy", "input": "+msp"}
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=Path, default=Path(os.environ.get("NESCIO_SHARED", "../shared")))
-    shared = parser.parse_args().shared
-    classifier = load_classifier("densenet-bc-100-12", weights=shared / "models/densenet100_cifar10.safetensors")
+    parser(__doc__).parse_args()
+    classifier = densenet(None)
     probes = {n: p for d in (Detector("gram"), Detector("multimahalanobis")) for n, p in d.needs.probes.items()}
-    train = Session(classifier).bank(open_source(shared / "data/cifar10/train.parquet"), probes=probes, title="train")
+    train = Session(classifier).bank(open_source(data("cifar10/train")), probes=probes, title="train")
     probes |= Detector("rankfeat+energy").needs.probes
-    test = Session(classifier).bank(open_source(shared / "data/cifar10/test.parquet"), probes=probes, title="test")
-    data = FeatureSet.stream(train.chunks, train.head)
+    test = Session(classifier).bank(open_source(data("cifar10/test")), probes=probes, title="test")
+    features = FeatureSet.stream(train.chunks, train.head)
 
     images = torch.randn(64, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     plain = network_seconds(classifier, PLAIN, Detector("energy"), images)
@@ -55,21 +49,21 @@ def main() -> None:
             continue
         row = {"stage": name, "fit": "", "score": "", "network": ""}
         if issubclass(stage, InputStage):
-            detector.fit(data)
+            detector.fit(features)
             detector.input_stage.choose(classifier, detector, [images[:2]])
             # this network has no dropout of its own to be averaged over
             network = classifier.changed(with_dropout) if name == "mcdropout" else classifier
             row["network"] = f"{network_seconds(network, pass_of(detector), detector, images) / plain:.1f}"
         else:
             tries = [detector, *(Detector(str(detector)) for _ in range(2))]
-            fit = min(seconds for each in tries for seconds in fit_all([each], data))
-            score = min(seconds for each in tries for seconds in score_all([each], test.chunks())[1])
+            fit = min(s for each in tries for s in fit_all([each], features))
+            score = min(s for each in tries for s in score_all([each], test.chunks())[1])
             row |= {"fit": f"{fit:.2f}" if detector.needs.train else "", "score": f"{score / len(test) * 1e6:.1f}"}
             if not stage.takes_members and detector.needs.probes:
                 row["network"] = f"{network_seconds(classifier, PLAIN, detector, images) / plain:.1f}"
         rows.append(row)
         print(row, flush=True)
-    path = Path(__file__).parents[1] / "src/nescio/methods" / COSTS
+    path = ROOT / "src/nescio/methods" / COSTS
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         writer.writeheader()
@@ -85,13 +79,7 @@ def with_dropout(body: nn.Module) -> nn.Module:
 def network_seconds(classifier: Classifier, network_pass: Pass, detector: Detector, images: torch.Tensor) -> float:
     """The shortest of five passes over the images, 32 at a time."""
     network = classifier.changed(network_pass.prepare).optimised().probed(detector.needs.probes)
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        for x in images.split(32):
-            network_pass.run(network, x)
-        times.append(time.perf_counter() - start)
-    return min(times)
+    return min(seconds(lambda: [network_pass.run(network, x) for x in images.split(32)]) for _ in range(5))
 
 
 if __name__ == "__main__":

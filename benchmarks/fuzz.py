@@ -12,7 +12,6 @@ made from) are killed at random: each request must get 200, 422 or 503, and the 
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import collections
 import contextlib
@@ -30,6 +29,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
+from _common import parser
 from serving import service
 
 SIDE = 48
@@ -277,13 +277,13 @@ def kill(file: Path, seconds: float, clients: int, seed: int) -> None:
 
 def main() -> None:
     """Run it from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--images", type=int, default=20_000)
-    parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kill", type=float, metavar="SECONDS")
-    given = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("file", type=Path)
+    options.add_argument("--images", type=int, default=20_000)
+    options.add_argument("--clients", type=int, default=8)
+    options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--kill", type=float, metavar="SECONDS")
+    given = options.parse_args()
     if given.kill:
         kill(given.file, given.kill, given.clients, given.seed)
         return

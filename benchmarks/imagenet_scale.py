@@ -9,16 +9,16 @@ bank once and the detector's arithmetic at the rate of this machine's matrix pro
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from _common import in_turns, parser, seconds
 from nescio.core.detector import BLOCK, Detector, fit_all, score_all
 from nescio.core.feature_set import FeatureSet
 from nescio.core.features import Features, Head
@@ -102,23 +102,9 @@ class AnonymousMemory(threading.Thread):
             time.sleep(0.02)
 
 
-def seconds(run: Callable[[], object], times: int = 3) -> float:
-    """The shortest of a few runs."""
-    best = float("inf")
-    for _ in range(times):
-        start = time.perf_counter()
-        run()
-        best = min(best, time.perf_counter() - start)
-    return best
-
-
 def read(banks: list[Bank]) -> float:
     """Seconds to read banks once, as float32."""
-    start = time.perf_counter()
-    for bank in banks:
-        for f in bank.chunks():
-            f.h.sum()
-    return time.perf_counter() - start
+    return seconds(lambda: [f.h.sum() for bank in banks for f in bank.chunks()])
 
 
 def product_seconds(n_train: int) -> dict[str, tuple[float, float]]:
@@ -130,7 +116,7 @@ def product_seconds(n_train: int) -> dict[str, tuple[float, float]]:
         CLASSES64: torch.rand(L, C, dtype=torch.float64),
         "L × N/100": torch.rand(L, n_train // 100),
     }
-    row = {kind: seconds(lambda m=m: x.to(m.dtype) @ m) / ROWS for kind, m in kinds.items()}
+    row = {kind: min(seconds(lambda m=m: x.to(m.dtype) @ m) for _ in range(3)) / ROWS for kind, m in kinds.items()}
     rates = {kind: (t, float(n_train)) for kind, t in row.items()}
     rates["head product of 1 %"] = (row[HEAD], n_train / 100)
     rates["head product of 50,000"] = (row[HEAD], min(n_train, 50_000))
@@ -156,10 +142,7 @@ def compare_with_head_product(bank: Bank) -> None:
         for f in fresh(chunks):
             detector(Features(f.h, head, head.linear(f.h).argmax(dim=1)))
 
-    times: dict[str, list[float]] = {"product": [], "stored": [], "predicted": []}
-    for _ in range(5):  # interleaved, so that a busy moment hits all alike
-        for name, run in (("product", product), ("stored", stored), ("predicted", predicted)):
-            times[name].append(seconds(run, 1))
+    times = in_turns({"product": product, "stored": stored, "predicted": predicted}, 5)
     best = {name: min(t) for name, t in times.items()}
     print(
         f"FM + LS on {len(bank):,} rows: {best['stored'] / best['product']:.2f} × one head product "
@@ -175,11 +158,11 @@ def fresh(chunks: list[Features]) -> Iterator[Features]:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=N, help="training rows")
-    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "nescio-imagenet-scale")
-    parser.add_argument("--detector", action="append", help="instead of all")
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--images", type=int, default=N, help="training rows")
+    arguments.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "nescio-imagenet-scale")
+    arguments.add_argument("--detector", action="append", help="instead of all")
+    options = arguments.parse_args()
     centres = torch.randn(C, L, generator=torch.Generator().manual_seed(0)) * 0.5
     head = Head(centres * 0.1, torch.zeros(C))
     memory = AnonymousMemory()
@@ -203,10 +186,7 @@ def main() -> None:
         fit, score = ARITHMETIC[spec]
         detector = Detector(spec)
         (fit_seconds,) = fit_all([detector], FeatureSet.stream(train.chunks, train.head))
-        start = time.perf_counter()
-        for bank in tests:
-            score_all([detector], bank.chunks())
-        score_seconds = time.perf_counter() - start
+        score_seconds = seconds(lambda d=detector: [score_all([d], bank.chunks()) for bank in tests])
         arithmetic = sum(rates[k][0] * rates[k][1] for k in fit) + sum(rates[k][0] * (N_ID + N_OOD) for k in score)
         reading = once * (detector.needs.train or detector.needs.held_out) + once_test
         share = (fit_seconds + score_seconds - reading) / max(reading, arithmetic)  # 3 at most, besides one read

@@ -4,17 +4,16 @@ The baseline is the network alone, exported by PyTorch as a user would. Its logi
 are, so these are random, and so are the features that the detector is fitted on. The two run in turn, and what counts
 is the ratio of their times in each round: other programs slow both.
 
-    python benchmarks/onnx_latency.py [--threads N] [--seconds S] [--detector SPEC] [--precision fp16|int8]
+    python benchmarks/onnx_latency.py [--threads N] [--rounds N] [--detector SPEC] [--precision fp16|int8]
 
 With a precision the baseline is the same detector in float32. Images are noise: their values change no time.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import tempfile
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ import onnxruntime
 import torch
 from torchvision.models import resnet18
 
+from _common import in_turns, parser, ratio
 from nescio import Classifier, Deployed, Detector, Features, FeatureSet, Transform, export
 from nescio.calibration.conformal import Calibration
 from nescio.deploy.lower import PRECISIONS
@@ -82,38 +82,31 @@ def baseline(precision: str) -> str:
     return "alone" if precision == "fp32" else "in fp32"
 
 
-def timed(session: Any, images: npt.NDArray[np.float32]) -> float:
-    """Seconds of one run."""
-    start = time.perf_counter()
-    session.run(None, {"image": images})
-    return time.perf_counter() - start
+def once(session: Any, images: npt.NDArray[np.float32]) -> Callable[[], object]:
+    """One run."""
+    return lambda: session.run(None, {"image": images})
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=30.0, help="for each batch size")
-    parser.add_argument("--detector", default="fm:p=0.3+react:clip=0.8+ls+energy")
-    parser.add_argument("--precision", default="fp32", choices=PRECISIONS)
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--threads", type=int, default=2)
+    options.add_argument("--rounds", type=int, default=200, help="for each batch size")
+    options.add_argument("--detector", default="fm:p=0.3+react:clip=0.8+ls+energy")
+    options.add_argument("--precision", default="fp32", choices=PRECISIONS)
+    arguments = options.parse_args()
     bare, judged = sessions(arguments.detector, arguments.threads, arguments.precision)
     for size in BATCHES:
         images = np.random.default_rng(0).normal(size=(size, 3, SIDE, SIDE)).astype(np.float32)
-        for session in (bare, judged):
-            timed(session, images)
-        rounds, end = [], time.perf_counter() + arguments.seconds
-        while time.perf_counter() < end or len(rounds) < 5:
-            order = (bare, judged) if len(rounds) % 2 else (judged, bare)
-            taken = {session: timed(session, images) for session in order}
-            rounds.append((taken[bare], taken[judged]))
-        first, both = (statistics.median(column) for column in zip(*rounds, strict=True))
-        ratio = statistics.median(b / a for a, b in rounds)
-        quickest = min(b for _, b in rounds) / min(a for a, _ in rounds)
+        runs = {"bare": once(bare, images), "judged": once(judged, images)}
+        times = in_turns(runs, max(5, arguments.rounds // size))
+        first, both = (statistics.median(t) for t in times.values())
+        quickest = min(times["judged"]) / min(times["bare"])
         print(
             f"batch {size:2}: {first * 1e3:7.2f} ms {baseline(arguments.precision)}, {both * 1e3:7.2f} ms with the "
             f"detector in {arguments.precision}; "
-            f"ratio {ratio:.3f} in the median of {len(rounds)} rounds, {quickest:.3f} of the quickest"
+            f"ratio {ratio(times, 'judged', 'bare'):.3f} in the median of {len(times['bare'])} rounds, "
+            f"{quickest:.3f} of the quickest"
         )
 
 

@@ -5,15 +5,12 @@ evaluates all of them with ``evaluate(..., cache=True)``, which keeps logits and
 banks (extraction included), fits, scores and computes all metrics. Same network, batch size, workers, decoding.
 Prints the ratio of seconds, and both tables of AUROC.
 
-    python benchmarks/peer.py [--shared DIR] [--full]
+    python benchmarks/peer.py [--full]
 """
 
 from __future__ import annotations
 
-import argparse
-import os
 import tempfile
-import time
 import warnings
 from pathlib import Path
 
@@ -23,11 +20,11 @@ from pytorch_ood.benchmark.base import Benchmark
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
-from nescio import bench, load_classifier, open_source
+from _common import data, densenet, parser, seconds, tests
+from nescio import Results, Session, bench, open_source
 from nescio.data.decode import decode
 from nescio.data.source import Source
 from nescio.models import Classifier
-from nescio.run.session import Session
 from one_pass import TRANSFORM
 
 LOADER = {"batch_size": 32, "num_workers": 2}
@@ -94,52 +91,43 @@ def peers(classifier: Classifier, network: nn.Module) -> tuple[dict[str, object]
 
 def main() -> None:
     """Print ratios and tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=Path, default=Path(os.environ.get("NESCIO_SHARED", "../shared")))
-    parser.add_argument("--full", action="store_true", help="all images instead of a slice")
-    options = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--full", action="store_true", help="all images instead of a slice")
     warnings.simplefilter("ignore")
-    data, weights = options.shared / "data", options.shared / "models/densenet100_cifar10.safetensors"
-    cut = ("", "", "") if options.full else ("[:1000]", "[:500]", "[:250]")
-    train, test = f"{data}/cifar10/train.parquet{cut[0]}", f"{data}/cifar10/test.parquet{cut[1]}"
+    cut = ("", "", "") if options.parse_args().full else ("[:1000]", "[:500]", "[:250]")
+    train, test = data("cifar10/train") + cut[0], data("cifar10/test") + cut[1]
     names = ("textures", "scenes", "tiny-imagenet-scenes", "cifar100")
-    oods = {name: f"{data}/{name}/test.parquet{cut[2]}" for name in names}
+    oods = {name: spec + cut[2] for name, spec in tests(*names).items()}
     sets = Sets(open_source(train), open_source(test), {name: open_source(s) for name, s in oods.items()})
-    classifier = load_classifier("densenet-bc-100-12", weights=weights)
+    classifier = densenet(None)
     network = nn.Sequential(classifier.body, classifier.layer)
 
     cached, shaped = peers(classifier, network)
     for title, theirs in (("cacheable", cached), ("and those that change features", {**cached, **shaped})):
         sets._representation_cache = {}  # noqa: SLF001 - a fresh start
-        start = time.perf_counter()
-        for d in theirs.values():
-            if d.requires_fit and not isinstance(d, peer.ReAct):  # its fit would replace the threshold
-                d.fit(DataLoader(sets.train_set(), **LOADER))
-        results = sets.evaluate(list(theirs.values()), loader_kwargs=LOADER, cache=True)
-        peer_seconds = time.perf_counter() - start
-        with tempfile.TemporaryDirectory() as folder:
-            start = time.perf_counter()
-            ours = bench(
-                Session(
-                    load_classifier("densenet-bc-100-12", weights=weights),
-                    cache=Path(folder),
-                    batch_size=LOADER["batch_size"],
-                    workers=LOADER["num_workers"],
-                    progress=False,
-                ),
-                train=train,
-                id=test,
-                ood=oods,
-                detectors=list(theirs),
-            )
-            seconds = time.perf_counter() - start
-        print(f"{title}, {len(theirs)} detectors: pytorch-ood {peer_seconds:.0f} s, nescio {seconds:.0f} s: ", end="")
-        print(f"{peer_seconds / seconds:.1f} ×", flush=True)
+        results: list[dict[str, float]] = []
+        ours: list[Results] = []
+
+        def run_theirs(theirs: dict[str, object] = theirs, results: list[dict[str, float]] = results) -> None:
+            for d in theirs.values():
+                if d.requires_fit and not isinstance(d, peer.ReAct):  # its fit would replace the threshold
+                    d.fit(DataLoader(sets.train_set(), **LOADER))
+            results += sets.evaluate(list(theirs.values()), loader_kwargs=LOADER, cache=True)
+
+        def run_ours(specs: dict[str, object] = theirs, ours: list[Results] = ours) -> None:
+            how = {"batch_size": LOADER["batch_size"], "workers": LOADER["num_workers"], "progress": False}
+            with tempfile.TemporaryDirectory() as folder:
+                session = Session(densenet(None), cache=Path(folder), **how)
+                ours.append(bench(session, train=train, id=test, ood=oods, detectors=list(specs)))
+
+        took = seconds(run_theirs), seconds(run_ours)
+        print(f"{title}, {len(theirs)} detectors: pytorch-ood {took[0]:.0f} s, nescio {took[1]:.0f} s: ", end="")
+        print(f"{took[0] / took[1]:.1f} ×", flush=True)
     print(f"\nAUROC in %, pytorch-ood / nescio\n{'':<24}" + "".join(f"{name:>24}" for name in names))
     per_set = len(results) // len(names)
     for i, spec in enumerate({**cached, **shaped}):
         cells = [
-            f"{results[j * per_set + i]['AUROC'] * 100:.2f} / {ours.row(spec, n).auroc * 100:.2f}"
+            f"{results[j * per_set + i]['AUROC'] * 100:.2f} / {ours[0].row(spec, n).auroc * 100:.2f}"
             for j, n in enumerate(names)
         ]
         print(f"{spec:<24}" + "".join(f"{cell:>24}" for cell in cells))

@@ -10,7 +10,6 @@ images are sent at a share of the capacity, by the clock whether or not earlier 
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import collections
 import os
@@ -26,6 +25,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+
+from _common import parser
 
 BOUNDARY = "nescio"
 
@@ -138,15 +139,15 @@ def cpu() -> float:
 
 def main() -> None:
     """Run it from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", type=Path)
-    parser.add_argument("images", type=Path)
-    parser.add_argument("--clients", type=int, default=32)
-    parser.add_argument("--seconds", type=float, default=30)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--soak", type=float, default=600)
-    parser.add_argument("--load", type=float, default=0.8)
-    given = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("file", type=Path)
+    options.add_argument("images", type=Path)
+    options.add_argument("--clients", type=int, default=32)
+    options.add_argument("--seconds", type=float, default=30)
+    options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--soak", type=float, default=600)
+    options.add_argument("--load", type=float, default=0.8)
+    given = options.parse_args()
     paths = sorted(p for p in given.images.iterdir() if p.is_file())
     requests = [request_of(p.read_bytes()) for p in paths]
     reached = []

@@ -10,7 +10,6 @@ the network in a process of its own. One runs, then the other, twice.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import psutil
 
+from _common import parser
 from serving import closed_loop, request_of, service
 
 LITSERVE = """
@@ -95,13 +95,13 @@ def wait_for(url: str) -> None:
 
 def main() -> None:
     """Run it from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", type=Path)
-    parser.add_argument("images", type=Path)
-    parser.add_argument("--clients", type=int, default=32)
-    parser.add_argument("--seconds", type=float, default=20)
-    parser.add_argument("--rounds", type=int, default=3)
-    given = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("file", type=Path)
+    options.add_argument("images", type=Path)
+    options.add_argument("--clients", type=int, default=32)
+    options.add_argument("--seconds", type=float, default=20)
+    options.add_argument("--rounds", type=int, default=3)
+    given = options.parse_args()
     requests = [request_of(p.read_bytes()) for p in sorted(given.images.iterdir()) if p.is_file()]
 
     def judged(name: str, port: int, process: psutil.Process) -> None:

@@ -17,13 +17,14 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
+from _common import parser, seconds
 from nescio.data.formats.torch import DatasetSource
 from nescio.data.transform import Transform
 from nescio.methods.objective import parse_objective
@@ -85,14 +86,15 @@ class Steps:
     def take(self, n: int) -> float:
         """Seconds per step."""
         self._wait()
-        begin = time.perf_counter()
+        return seconds(lambda: self._steps(n)) / n
+
+    def _steps(self, n: int) -> None:
         for _ in range(n):
             if next(self.iterator, 0) == 0:
                 self.iterator = self.loop.steps(self.epoch)
                 next(self.iterator)
                 self.epoch += 1
         self._wait()
-        return (time.perf_counter() - begin) / n
 
     def _wait(self) -> None:
         if self.device.type == "cuda":
@@ -137,14 +139,14 @@ def bare(case: str, arguments: argparse.Namespace) -> None:
     a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
     tasks = (("bare step, images/s", step, arguments.batch), ("TFLOP/s", lambda: a @ a, 2 * 8.192**3 / 1e3))
     for name, work, amount in tasks:
-        for _ in range(5):
-            work()
-        torch.cuda.synchronize()
-        begin = time.perf_counter()
-        for _ in range(20):
-            work()
-        torch.cuda.synchronize()
-        print(f"  {name}: {20 * amount / (time.perf_counter() - begin):,.0f}")
+
+        def several(n: int, work: Callable[[], object] = work) -> None:
+            for _ in range(n):
+                work()
+            torch.cuda.synchronize()
+
+        several(5)
+        print(f"  {name}: {20 * amount / seconds(lambda: several(20)):,.0f}")
 
 
 def compare(case: str, arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
@@ -159,12 +161,12 @@ def compare(case: str, arguments: argparse.Namespace) -> dict[str, dict[str, flo
     used = {objective: memory(case, objective, arguments) for objective in taken}
     print(f"{case}, batches of {arguments.batch}, {arguments.precision}")
     found = {}
-    for objective, seconds in times.items():
-        middle = statistics.median(seconds)
+    for objective, taken_by in times.items():
+        middle = statistics.median(taken_by)
         told = f"  {objective}: {middle * 1e3:.0f} ms a step, {arguments.batch / middle:,.0f} images/s"
         print(f"{told}, {used[objective]:.2f} GB")
         if objective != FIRST:
-            ratios = [b / a for a, b in zip(times[FIRST], seconds, strict=True)]
+            ratios = [b / a for a, b in zip(times[FIRST], taken_by, strict=True)]
             ratio, more = statistics.median(ratios), used[objective] / used[FIRST]
             of = f"{ratio:.3f} (of {len(ratios)}: {min(ratios):.3f} to {max(ratios):.3f})"
             print(f"    against {FIRST}: {of} its time, {more:.3f} its memory")
@@ -174,17 +176,17 @@ def compare(case: str, arguments: argparse.Namespace) -> dict[str, dict[str, flo
 
 def main() -> None:
     """Measure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--precision", default="32")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--steps", type=int, default=1)
-    parser.add_argument("--objectives", nargs="+", default=["ssod", "logitnorm", "godin"])
-    parser.add_argument("--case", default="ResNet-18", help="part of the names of the cases")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--options", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--device", default="cpu")
+    options.add_argument("--precision", default="32")
+    options.add_argument("--batch", type=int, default=32)
+    options.add_argument("--rounds", type=int, default=15)
+    options.add_argument("--steps", type=int, default=1)
+    options.add_argument("--objectives", nargs="+", default=["ssod", "logitnorm", "godin"])
+    options.add_argument("--case", default="ResNet-18", help="part of the names of the cases")
+    options.add_argument("--out", type=Path)
+    options.add_argument("--options", help=argparse.SUPPRESS)
+    arguments = options.parse_args()
     if arguments.options:
         given = argparse.Namespace(**json.loads(arguments.options))
         print(alone(*given.alone, given))

@@ -5,21 +5,23 @@ weights. The published ones (``table1_textures.csv``) are the textures column of
 network of the same kind, and all 47 classes of textures there, 10 here. With ``--passes`` it prints instead the methods
 that need a pass of their own, on 2,000 ID images, textures and scenes.
 
-    python studies/cifar10.py [--shared DIR] [--passes]
+    python studies/cifar10.py [--passes]
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import logging
-import os
+import sys
 from pathlib import Path
 
-from nescio import bench, load_classifier
+from nescio import bench
 from nescio.core.detector import Detector
 from nescio.core.spec import all_specs
 from nescio.evaluation.results import Results
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+from _common import DENSENET, data, densenet, parser, tests
 
 SETS = ("textures", "scenes", "mnist", "tiny-imagenet-scenes", "cifar100")
 MORE = (
@@ -88,19 +90,17 @@ def compare(results: Results, reference: dict[str, dict[str, str]]) -> None:
 
 def main() -> None:
     """Print the table as Markdown, and the largest difference from the reference."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=Path, default=Path(os.environ.get("NESCIO_SHARED", "../shared")))
-    parser.add_argument("--passes", action="store_true")
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--passes", action="store_true")
+    options = arguments.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    data = options.shared / "data"
     reference, published = read_csv("cifar10_reference.csv"), read_csv("table1_textures.csv")
-    one_pass = [s for s in all_specs() if Detector(s, "densenet-bc-100-12").input_stage is None]
+    one_pass = [s for s in all_specs() if Detector(s, DENSENET).input_stage is None]
     results = bench(
-        load_classifier("densenet-bc-100-12", weights=options.shared / "models/densenet100_cifar10.safetensors"),
-        train=data / "cifar10/train.parquet",
-        id=f"{data}/cifar10/test.parquet{'[:2000]' if options.passes else ''}",
-        ood={name: data / name / "test.parquet" for name in (SETS[:2] if options.passes else SETS)},
+        densenet(None),
+        train=data("cifar10/train"),
+        id=data("cifar10/test") + ("[:2000]" if options.passes else ""),
+        ood=tests(*(SETS[:2] if options.passes else SETS)),
         detectors=PASSES if options.passes else list(dict.fromkeys([*reference, *one_pass, *MORE])),
     )
     print(f"ID accuracy {results.rows[0].id_accuracy:.2%}. FPR95 / AUROC in %.\n")

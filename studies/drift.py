@@ -10,12 +10,16 @@ first 1,000 images a share of them is scenes. Prints a table in Markdown.
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import numpy as np
 
 import nescio
 from nescio.calibration.conformal import Calibration
 from nescio.calibration.drift import Drift
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+from _common import parser
 
 STREAMS, BEFORE, LENGTH = 100, 1000, 4000
 DETECTORS = ("fmls", "msp", "knn")
@@ -39,7 +43,9 @@ def noticed(ids: np.ndarray, oods: np.ndarray, share: float) -> np.ndarray:
 
 def main() -> None:
     """Print the table."""
-    results = nescio.Results.load(sys.argv[1])
+    arguments = parser(__doc__)
+    arguments.add_argument("results", type=Path)
+    results = nescio.Results.load(arguments.parse_args().results)
     scenes = next(s for s in results.ood_sets if s.name == "scenes")
     print("| detector | share of scenes | noticed | images until then: median, 90 % | false alarms |")
     print("| --- | ---: | ---: | ---: | ---: |")

@@ -22,9 +22,8 @@ from nescio.core.detector import score_all
 from nescio.core.files import write_whole
 from nescio.core.spec import all_specs
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from studies.recommend import densenet
-from studies.ssod import ROOT, data
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+from _common import ROOT, data, densenet, parser, tests
 
 STORED = ROOT / "studies/guarantee/tables.md"
 ACCEPT, CONFIDENCE, DRAWS, CALIBRATION = 0.95, 0.9, 1000, 1000
@@ -37,14 +36,16 @@ ON_TRAINING = ("msp", "energy", "fmls", "knn")
 
 def results() -> nescio.Results:
     """Scores of the test images, from a folder or from banks."""
-    if len(sys.argv) > 1:
-        return nescio.Results.load(sys.argv[1])
+    arguments = parser(__doc__)
+    arguments.add_argument("results", nargs="?", type=Path)
+    if (stored := arguments.parse_args().results) is not None:
+        return nescio.Results.load(stored)
     specs = [s for s in all_specs() if nescio.Detector(s).input_stage is None and s != "ssod"]
     return nescio.bench(
         densenet(),
         train=data("cifar10/train"),
         id=data("cifar10/test"),
-        ood={"textures": data("textures/test")},
+        ood=tests("textures"),
         detectors=specs,
     )
 

@@ -4,17 +4,14 @@ ID are 911 ImageNet-labelled photos, the training set is one image of each class
 test, not a benchmark: some scenes are ImageNet classes). Prints every detector that needs no more, then logit smoothing
 with prototypes from those images and from the head's own rows.
 
-    python studies/imagenet_sample.py [--shared DIR]
+    python studies/imagenet_sample.py
 """
 
 from __future__ import annotations
 
-import argparse
-import os
-from pathlib import Path
-
 from cifar10 import print_table
 
+from _common import data, parser, tests
 from nescio import bench, load_classifier
 
 SETS = ("textures", "scenes")
@@ -60,14 +57,12 @@ DETECTORS = (
 
 def main() -> None:
     """Print the table as Markdown."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=Path, default=Path(os.environ.get("NESCIO_SHARED", "../shared")))
-    data = parser.parse_args().shared / "data"
+    parser(__doc__).parse_args()
     results = bench(
         load_classifier("efficientnet-lite0"),
-        train=data / "imagenet-sample/train.parquet",
-        id=data / "imagenet-sample/test.parquet",
-        ood={name: data / name / "test.parquet" for name in SETS},
+        train=data("imagenet-sample/train"),
+        id=data("imagenet-sample/test"),
+        ood=tests(*SETS),
         detectors=DETECTORS,
     )
     print(f"ID accuracy {results.rows[0].id_accuracy:.2%}. FPR95 / AUROC in %.\n")

@@ -16,7 +16,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -24,24 +23,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import nescio
 from nescio.core.files import write_whole
 from nescio.methods.objective import parse_objective
 from nescio.training import Hardware, Recipe, train
 
-ROOT = Path(__file__).parents[1]
-SHARED = Path(os.environ.get("NESCIO_SHARED", ROOT.parent / "shared")) / "data"
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+from _common import ROOT, WORK, data, machine, parser, spread, tests
+
 STORED = ROOT / "studies/objectives"
 STEPS = STORED / "steps.json"
-WORK = Path(os.environ.get("NESCIO_STUDY_WORK", ROOT / "runs"))
 POST_HOC = ("energy", "knn", "fmls")
-
-
-def data(name: str) -> str:
-    """A shared set, as the command line takes it."""
-    return str(SHARED / f"{name}.parquet")
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +83,7 @@ WAYS = (
     # each image passes eight times: as many steps as the others, of half the images
     Way("csi", recipe={"epochs": 4, "batch_size": 64, "optimizer": "sgd:lr=0.05,weight_decay=5e-4,nesterov=true"}),
 )
-OOD = {name: data(f"{name}/test") for name in ("textures", "scenes", "mnist", "cifar100")}
+OOD = tests("textures", "scenes", "mnist", "cifar100")
 
 
 @dataclass(frozen=True)
@@ -154,7 +146,7 @@ def run(study: str, way: Way, seed: int) -> None:
         "command": f"python studies/objectives.py {study}",
         "seed": seed,
         "seconds": round(trained.made_with["seconds"]),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        "machine": machine(),
         "settings": trained.settings,
         "own": list(way.detectors[: len(way.own) or 1]),
         "id_accuracy": results.rows[0].id_accuracy,
@@ -171,15 +163,9 @@ def steps() -> None:
     """Measure what a step of each way costs, on the small network."""
     others = [way.objective for way in WAYS if way.objective != "ce"]
     long = ["--rounds", "15", "--steps", "8"]  # enough for VOS's queues to be full in most of them
-    command = ["benchmarks/training.py", "--case", "small", "--batch", "128", *long]
+    command = [str(ROOT / "benchmarks/training.py"), "--case", "small", "--batch", "128", *long]
     options = ["--out", str(STEPS), "--objectives", *others]
-    subprocess.run([sys.executable, *command, *options], check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
-
-
-def spread(values: list[float]) -> str:
-    """Mean in percent, ± standard deviation where there are several."""
-    mean = f"{100 * statistics.mean(values):.1f}"
-    return mean if len(values) == 1 else f"{mean} ± {100 * statistics.stdev(values):.1f}"
+    subprocess.run([sys.executable, *command, *options], check=True)
 
 
 def stored(study: str) -> dict[Way, list[dict[str, Any]]]:
@@ -226,12 +212,17 @@ def table(study: str) -> str:
     return markdown(["training", "score", *OOD, "average"], rows)
 
 
-def main(study: str, *seeds: str) -> None:
+def main() -> None:
     """Run what is missing of a study, or of some of its seeds, then write and print every table."""
+    arguments = parser(__doc__)
+    arguments.add_argument("study", nargs="?", default="tables", choices=(*SETUPS, "steps", "tables"))
+    arguments.add_argument("seeds", nargs="*", type=int)
+    given = arguments.parse_args()
+    study, seeds = given.study, given.seeds
     os.chdir(ROOT)  # where studies.networks is found
     if study == "steps":
         steps()
-    for seed in (list(map(int, seeds)) or SETUPS[study].seeds) if study in SETUPS else ():
+    for seed in (seeds or SETUPS[study].seeds) if study in SETUPS else ():
         for way in WAYS:
             run(study, way, seed)
     done = [s for s in SETUPS if any(file_of(s, w, seed).exists() for w in WAYS for seed in SETUPS[s].seeds)]
@@ -245,4 +236,4 @@ def main(study: str, *seeds: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:] or ["tables"])
+    main()

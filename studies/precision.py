@@ -1,6 +1,6 @@
 """What a network in float16 or int8 costs in AUROC and saves in bytes and time, in ONNX Runtime on one thread.
 
-    python studies/precision.py [--shared DIR] [--images N]
+    python studies/precision.py [--images N]
 
 Two networks, three detectors, ID images against textures and scenes. The three graphs of a network see each batch in
 turn, and what counts is the ratio of their times: other programs slow all of them. Prints a table in Markdown: AUROC in
@@ -9,9 +9,7 @@ float32, points lost in the others.
 
 from __future__ import annotations
 
-import argparse
-import os
-import time
+import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -29,9 +27,12 @@ from nescio.deploy.onnx import _graph
 from nescio.deploy.recalibration import RANGES
 from nescio.evaluation.metrics import auroc
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+from _common import DENSENET, WEIGHTS, data, parser, seconds
+
 DETECTORS = ("fmls", "msp", "knn")
 NETWORKS = {
-    "DenseNet, CIFAR-10": ("densenet-bc-100-12", "models/densenet100_cifar10.safetensors", "cifar10", "[:5000]"),
+    "DenseNet, CIFAR-10": (DENSENET, WEIGHTS, "cifar10", "[:5000]"),
     "EfficientNet-Lite0, ImageNet": ("efficientnet-lite0", None, "imagenet-sample", ""),
 }
 
@@ -54,11 +55,11 @@ def points(share: float) -> float:
     return round(100 * share, 2) + 0.0
 
 
-def study(name: str, shared: Path, images: int) -> None:
+def study(name: str, images: int) -> None:
     """Print the rows of a network."""
-    model, weights, data, some = NETWORKS[name]
-    classifier = nescio.load_classifier(model, weights=weights and shared / weights, device="cpu")
-    held, train = (f"{shared}/data/{data}/{split}.parquet" for split in ("test", "train"))
+    model, weights, folder, some = NETWORKS[name]
+    classifier = nescio.load_classifier(model, weights=weights, device="cpu")
+    held, train = (data(f"{folder}/{split}") for split in ("test", "train"))
     ids = f"{held}[{RANGES}:{RANGES + images}]"
     fitted = [nescio.fit(classifier, d, calibrate=ids, train=train + some) for d in DETECTORS]
     part = cut_network(_graph(Judge(fitted[0], None), onnxruntime, marked=True), "image", END)
@@ -66,14 +67,13 @@ def study(name: str, shared: Path, images: int) -> None:
     graphs = {p: part if p == FP32 else lowered(part, p, ranges) for p in PRECISIONS}
     sessions = {p: session(graph) for p, graph in graphs.items()}
     sets = {"id": open_source(ids)}
-    sets |= {n: draw(open_source(shared / f"data/{n}/test.parquet"), images) for n in ("textures", "scenes")}
-    h, seconds = defaultdict(list), defaultdict(list)
+    sets |= {n: draw(open_source(data(f"{n}/test")), images) for n in ("textures", "scenes")}
+    h, times = defaultdict(list), defaultdict(list)
     for of, source in sets.items():
         for batch in pixels(classifier, source, 32):
             for p, run in sessions.items():
-                start = time.perf_counter()
-                h[p, of].append(run.run([END], {"image": batch})[0])
-                seconds[p].append(time.perf_counter() - start)
+                into = h[p, of]
+                times[p].append(seconds(lambda into=into, run=run, x=batch: into.extend(run.run([END], {"image": x}))))
     head, scores, labels = classifier.head, {}, {}
     for (p, of), parts in h.items():
         features = torch.from_numpy(np.concatenate(parts))
@@ -93,21 +93,20 @@ def study(name: str, shared: Path, images: int) -> None:
             for d in fitted
         ]
         alike = (labels[p, "id"] == labels[FP32, "id"]).float().mean().item()
-        ratio = np.median(np.divide(seconds[p], seconds[FP32]))
+        ratio = np.median(np.divide(times[p], times[FP32]))
         size = graphs[p].ByteSize() / 1e6
         print(f"| {name} | {p} | {size:.1f} MB | {ratio:.2f} × | {alike:.1%} | {' | '.join(cells)} |", flush=True)
 
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=Path, default=Path(os.environ.get("NESCIO_SHARED", "../shared")))
-    parser.add_argument("--images", type=int, default=800, help="of each set, where it has as many")
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--images", type=int, default=800, help="of each set, where it has as many")
+    options = arguments.parse_args()
     print(f"| network | precision | its file | time | same label | {' | '.join(f'`{d}`' for d in DETECTORS)} |")
     print(f"| --- | --- | ---: | ---: | ---: |{' ---: |' * len(DETECTORS)}")
     for name in NETWORKS:
-        study(name, options.shared, options.images)
+        study(name, options.images)
 
 
 if __name__ == "__main__":

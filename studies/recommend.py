@@ -29,7 +29,10 @@ from nescio.evaluation.select import Choice, recommend, tune
 from nescio.run.session import Session
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from studies.ssod import CIFAR10, ROOT, SHARED, TINY, WORK, data, load, run
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+from studies.ssod import CIFAR10, TINY, load, run
+
+from _common import ROOT, WORK, data, densenet, parser, tests
 
 STORED = ROOT / "studies/recommend"
 GRID = "fm:p=0.1..0.9+react:q=0.8|0.9|0.95|0.98|0.99|0.995+ls+energy"
@@ -51,12 +54,6 @@ class Case:
     ood: dict[str, str]
 
 
-def densenet() -> nescio.Classifier:
-    """The DenseNet whose weights are at hand: 94.5 % of CIFAR-10."""
-    weights = SHARED.parent / "models/densenet100_cifar10.safetensors"
-    return nescio.load_classifier("densenet-bc-100-12", weights=weights, device="cpu")
-
-
 def trained(setup: Any) -> nescio.Classifier:
     """The network of studies/ssod.py that was trained with cross entropy, seed 0."""
     folder = WORK / f"{setup.name}-ce-0"
@@ -65,7 +62,7 @@ def trained(setup: Any) -> nescio.Classifier:
     return load(folder / "model.safetensors")
 
 
-CIFAR_OOD = {n: data(f"{n}/test") for n in ("textures", "scenes", "mnist", "cifar100", "tiny-imagenet-scenes")}
+CIFAR_OOD = tests("textures", "scenes", "mnist", "cifar100", "tiny-imagenet-scenes")
 TEST = data("cifar10/test")
 CASES = (
     Case("densenet-cifar10", densenet, data("cifar10/train"), f"{TEST}[:2500]", f"{TEST}[2500:]", CIFAR_OOD),
@@ -161,9 +158,12 @@ def table(records: dict[str, dict[str, Any]], among: str, fixed: dict[str, str])
     return "\n".join(lines)
 
 
-def main(what: str) -> None:
+def main() -> None:
     """Run what is missing, then print the tables."""
-    os.chdir(ROOT)
+    arguments = parser(__doc__)
+    arguments.add_argument("what", nargs="?", default="all", choices=("all", "tables"))
+    what = arguments.parse_args().what
+    os.chdir(ROOT)  # where studies.networks is found
     if what != "tables":
         for case in CASES:
             judge(case)
@@ -178,4 +178,4 @@ def main(what: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "all")
+    main()

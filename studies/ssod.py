@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import statistics
 import sys
 from dataclasses import dataclass, field
@@ -38,12 +37,12 @@ from nescio.models import Classifier, load_classifier
 from nescio.training import Hardware, Recipe, train
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import studies.candidates  # noqa: F401 - registers its objectives
 
-ROOT = Path(__file__).parents[1]
-SHARED = Path(os.environ.get("NESCIO_SHARED", ROOT.parent / "shared")) / "data"
+from _common import ROOT, WORK, data, densenet, machine, parser, spread, tests
+
 STORED = ROOT / "studies/ssod"
-WORK = Path(os.environ.get("NESCIO_STUDY_WORK", ROOT / "runs"))
 POST_HOC = ("msp", "energy", "fmls")
 OOD_HEAD = ("ssod", "ssod:pool=mean", "ssod:pool=top", "mean(ssod,energy)")
 SEEDS = (0, 1, 2)
@@ -65,17 +64,12 @@ class Setup:
     device: str = "cpu"
 
 
-def data(name: str) -> str:
-    """A shared set, as the command line takes it."""
-    return str(SHARED / f"{name}.parquet")
-
-
 CIFAR10 = Setup(
     "cifar10",
     data("cifar10/train") + "[:45000]",
     data("cifar10/train") + "[45000:]",
     data("cifar10/test"),
-    {name: data(f"{name}/test") for name in ("textures", "scenes", "mnist", "cifar100")},
+    tests("textures", "scenes", "mnist", "cifar100"),
     Recipe.named("cosine", epochs=12, schedule="cosine:warmup=1"),
     {
         "model": "studies.networks:small_resnet",
@@ -128,13 +122,12 @@ def run(setup: Setup, objective: str, seed: int, *, boxes: bool = False) -> None
         for choice, file in (("ours", "model.safetensors"), ("papers choice", "papers-choice.safetensors"))
     }
     epochs = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
     record = {
         "command": f"python studies/ssod.py {setup.name}",
         "objective": objective,
         "seed": seed,
         "seconds": round(run.made_with["seconds"]),
-        "machine": machine,
+        "machine": machine(),
         "settings": run.settings | {"model": run.model, "transform": run.transform},
         "selected": run.selected,
         "results": results,
@@ -245,8 +238,7 @@ def fit_head(ids: torch.Tensor, oods: torch.Tensor) -> torch.nn.Linear:
 
 def judge_strong() -> None:
     """Whether a better classifier makes better labels: the OOD head alone is trained, on 10,000 training images."""
-    weights = SHARED.parent / "models/densenet100_cifar10.safetensors"
-    classifier = nescio.load_classifier("densenet-bc-100-12", weights=weights, device="cpu")
+    classifier = densenet()
     (inside, outside), shares = patches(classifier, nescio.open_source(CIFAR10.train + "[:10000]"))
     classifier.heads["ood"] = lift(fit_head(inside, outside))
     detectors = ("energy", "ssod", "ssod:pool=mean", "ssod:pool=top")
@@ -380,12 +372,6 @@ def shuffled() -> str:
     return "\n".join(lines)
 
 
-def spread(values: list[float]) -> str:
-    """Mean ± standard deviation in percent."""
-    mean = f"{100 * statistics.mean(values):.1f}"
-    return mean if len(values) == 1 else f"{mean} ± {100 * statistics.stdev(values):.1f}"
-
-
 PAPER = Setup(
     "cifar10-paper", CIFAR10.train, CIFAR10.val, CIFAR10.test, CIFAR10.ood,
     Recipe.named("ssod", epochs=30, precision="bf16"),
@@ -410,8 +396,11 @@ PLANS = {
 }
 
 
-def main(study: str) -> None:
+def main() -> None:
     """Run what is missing of a study, then print every table."""
+    arguments = parser(__doc__)
+    arguments.add_argument("study", nargs="?", default="tables", choices=(*PLANS, "strong", "resolution", "tables"))
+    study = arguments.parse_args().study
     os.chdir(ROOT)  # where studies.networks is found
     if study == "resolution":
         judge_resolution()
@@ -430,4 +419,4 @@ def main(study: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "tables")
+    main()

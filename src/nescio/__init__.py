@@ -22,6 +22,7 @@ _WHERE = {
     "Needs": "core.needs",
     "Score": "core.stage",
     "Shape": "core.stage",
+    "OODMetrics": "integrations.torchmetrics",
     "Transform": "data.transform",
     "Verdict": "deploy",
     "Session": "run.session",

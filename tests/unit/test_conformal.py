@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binom
 
-from nescio.calibration.conformal import Calibration, _beta_cdf, images_needed, threshold_rank
+from nescio.calibration.conformal import Calibration, images_needed, threshold_rank
 from nescio.core.errors import InputError
 
 
@@ -19,11 +20,12 @@ def tail(n: int, x: Fraction, k: int) -> float:
     return float(sum(comb(n, i) * x**i * (1 - x) ** (n - i) for i in range(k, n + 1)))
 
 
-@pytest.mark.parametrize(
-    ("n", "k", "x"), [(1, 1, "1/20"), (19, 1, "1/20"), (99, 3, "1/20"), (200, 20, "1/7"), (60, 59, "1/2")]
-)
-def test_the_beta_law_is_the_exact_binomial_sum(n: int, k: int, x: str) -> None:
-    assert _beta_cdf(float(Fraction(x)), k, n) == pytest.approx(tail(n, Fraction(x), k), rel=1e-9)
+@pytest.mark.parametrize("certainty", [0.01, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize(("n", "accept"), [(19, 0.95), (99, 0.95), (200, 0.86), (60, 0.5), (999, 0.95)])
+def test_the_beta_law_is_the_exact_binomial_sum(n: int, accept: float, certainty: float) -> None:
+    found = Calibration.fit(np.arange(float(n)), accept=accept)
+    share = Fraction(found.rejects_at_most(certainty))
+    assert tail(n, share, found.groups[0].rank) == pytest.approx(certainty, abs=1e-12)
 
 
 def test_the_law_of_a_thousand_images_is_the_one_that_is_known() -> None:
@@ -32,8 +34,8 @@ def test_the_law_of_a_thousand_images_is_the_one_that_is_known() -> None:
     assert found.groups[0].threshold == 49
     assert found.rejects_at_most(0.5) == pytest.approx(0.0496, abs=2e-4)  # about half of the draws exceed 0.05
     assert found.rejects_at_most(0.9) == pytest.approx(0.0589, abs=1e-4)
-    assert _beta_cdf(0.076, 50, 1000) > 0.999  # one draw in thousands is worse
-    assert _beta_cdf(0.05, 50, 1000) == pytest.approx(0.52, abs=0.01)
+    assert found.rejects_at_most(0.999) < 0.076  # one draw in thousands is worse
+    assert found.rejects_at_most(0.51) < 0.05 < found.rejects_at_most(0.53)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +57,7 @@ def test_the_fewest_images_are_the_fewest(accept: float, confidence: float | Non
 @pytest.mark.parametrize("n", [100, 1000, 20000])
 def test_the_rank_of_the_stronger_form_is_the_largest_that_holds(n: int, confidence: float) -> None:
     rank = threshold_rank(n, 0.95, confidence)
-    assert _beta_cdf(0.05, rank, n) >= confidence > _beta_cdf(0.05, rank + 1, n)
+    assert binom.sf(rank - 1, n, 0.05) >= confidence > binom.sf(rank, n, 0.05)
 
 
 def rates(accept: float, confidence: float | None, n: int = 200, draws: int = 4000) -> np.ndarray:

@@ -68,6 +68,29 @@ def test_risk_coverage_is_the_mean_over_orders_of_a_tie() -> None:
     assert metrics.aurc(scores, correct) == pytest.approx(np.mean(orders))
 
 
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(-3, 3).map(float), st.booleans()), min_size=1, max_size=40))
+def test_the_generalised_area_is_that_of_accuracy_and_auroc(rows: list[tuple[float, bool]]) -> None:
+    scores, correct = (np.array(column) for column in zip(*rows, strict=True))
+    a = correct.mean()
+    confused = 0 if a in {0, 1} else a * (1 - a) * (1 - roc_auc_score(correct, scores))
+    assert metrics.augrc(scores, correct) == pytest.approx(confused + (1 - a) ** 2 / 2, abs=1e-12)
+
+
+def test_the_generalised_area_of_four_images_by_hand() -> None:
+    # accepted and wrong of four, at coverages 0, 1/4, …, 1: 0, 0, 1, 1, 2; the trapezoids' mean height is 3/4 images
+    assert metrics.augrc([4.0, 3.0, 2.0, 1.0], [True, False, True, False]) == pytest.approx(3 / 16)
+
+
+@settings(deadline=None)
+@given(SCORES, SCORES, st.sampled_from([0.0, 0.1, 0.5, 0.8, 1.0]))
+def test_detection_accuracy_is_that_of_the_best_threshold(ids: list[float], oods: list[float], share: float) -> None:
+    every = [
+        (1 - share) * np.mean(np.array(ids) >= t) + share * np.mean(np.array(oods) < t) for t in [*ids, *oods, np.inf]
+    ]
+    assert metrics.detection_accuracy(ids, oods, share) == pytest.approx(max(every), abs=1e-12)
+
+
 def test_bootstrap_covers_the_truth_about_as_often_as_it_says() -> None:
     rng = np.random.default_rng(0)
     truth = 0.760249938906524  # Phi(1 / sqrt 2)
@@ -108,7 +131,9 @@ def test_a_paired_comparison_sees_what_two_intervals_cannot() -> None:
         metrics.paired((ids, oods), (ids[:-1], oods))
 
 
-@pytest.mark.parametrize("metric", [*metrics.METRICS.values(), metrics.fpr_at_tpr_ood_positive])
+@pytest.mark.parametrize(
+    "metric", [*metrics.METRICS.values(), metrics.fpr_at_tpr_ood_positive, metrics.detection_accuracy]
+)
 def test_nan_empty_and_wrong_shapes_are_refused(metric) -> None:
     with pytest.raises(InputError, match="NaN"):
         metric([1.0, float("nan")], [0.0])

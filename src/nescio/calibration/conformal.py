@@ -9,13 +9,13 @@ images.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Self, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from nescio.core.errors import InputError
 
@@ -240,7 +240,9 @@ class Calibration:
 
         Over groups, the largest. Exact where scores do not tie, cautious where they do.
         """
-        return max(_beta_quantile(certainty, g.rank, len(g.scores)) for g in self.groups)
+        from scipy.special import betaincinv
+
+        return max(float(betaincinv(g.rank, len(g.scores) + 1 - g.rank, certainty)) for g in self.groups)
 
     def promise(self) -> str:
         """The guarantee, as it is, in words."""
@@ -284,11 +286,10 @@ def threshold_rank(n: int, accept: float, confidence: float | None = None) -> in
     highest = math.floor(round(alpha * (n + 1), 9))
     if confidence is None:
         return highest
-    low, high = 0, n  # P(rate <= α) falls in k
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if _beta_cdf(alpha, middle, n) >= confidence else (low, middle - 1)
-    return low
+    from scipy.special import betainc  # a quarter of a second that few commands need
+
+    # P(rate <= α) falls in k
+    return bisect_right(range(1, n + 1), -confidence, key=lambda k: -betainc(k, n + 1 - k, alpha))
 
 
 def images_needed(accept: float, confidence: float | None = None) -> int:
@@ -312,26 +313,3 @@ def _classes(pred: Labels, n_classes: int, least: int) -> list[tuple[int, ...]]:
         shared += 1
     groups = [tuple(sorted(by_count[:shared].tolist()))] if shared else []
     return groups + [(int(c),) for c in np.sort(by_count[shared:])]
-
-
-def _beta_cdf(x: float, k: int, n: int) -> float:
-    """``P(Beta(k, n + 1 - k) <= x) = P(Binomial(n, x) >= k)``, summed over the smaller tail."""
-    if k <= 0 or x >= 1:
-        return 1.0
-    below = k - 1 < n * x
-    i = torch.arange(0, k, dtype=torch.float64) if below else torch.arange(k, n + 1, dtype=torch.float64)
-    total = torch.tensor(n, dtype=torch.float64)
-    logs = (
-        torch.lgamma(total + 1) - torch.lgamma(i + 1) - torch.lgamma(total - i + 1)
-        + i * math.log(x) + (n - i) * math.log1p(-x)
-    )  # fmt: skip
-    tail = float(logs.logsumexp(dim=0).exp())
-    return min(max(1 - tail if below else tail, 0.0), 1.0)
-
-
-def _beta_quantile(q: float, k: int, n: int) -> float:
-    low, high = 0.0, 1.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _beta_cdf(middle, k, n) < q else (low, middle)
-    return high

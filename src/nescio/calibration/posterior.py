@@ -30,13 +30,13 @@ def posterior(probability: Tensor, p_id: Tensor) -> Tensor:
         ``(B, M + 1)``, rows that sum to one; the last column is ``P(w_{M+1} | x) = 1 - P(x ∈ ID | x)``.
 
     Raises:
-        ValueError: the shapes do not fit, or ``p_id`` is no probability.
+        InputError: the shapes do not fit, or ``p_id`` is no probability.
     """
     if probability.ndim != 2 or p_id.shape != probability.shape[:1]:
         shapes = f"{tuple(probability.shape)} and {tuple(p_id.shape)}"
-        raise ValueError(f"expected probabilities (B, M) and p_id (B,), got {shapes}")
+        raise InputError(f"expected probabilities (B, M) and p_id (B,), got {shapes}")
     if not bool(((p_id >= 0) & (p_id <= 1)).all()):
-        raise ValueError("p_id must lie in [0, 1]; a score is no probability: calibrate it, or take hard_factor")
+        raise InputError("p_id must lie in [0, 1]; a score is no probability: calibrate it, or take hard_factor")
     p = p_id.to(probability.dtype)[:, None]
     return torch.cat([probability * p, 1 - p], dim=1)
 

@@ -115,6 +115,39 @@ def aurc(scores: npt.ArrayLike, correct: npt.ArrayLike) -> float:
     return float(risk_coverage(scores, correct)[1].mean())
 
 
+def augrc(scores: npt.ArrayLike, correct: npt.ArrayLike) -> float:
+    """Area under the generalised risk-coverage curve: lower is better.
+
+    The generalised risk at a coverage is the share of *all* images that are accepted and wrong, so that errors do not
+    weigh the more the fewer images are accepted. The area is the average share of undetected errors over all
+    coverages, by the trapezoidal rule from (0, 0): ``(1 - a) a (1 - AUROC) + (1 - a)² / 2``, with the accuracy a and
+    the AUROC of right against wrong images.
+
+    Source: Traub et al., "Overcoming Common Flaws in the Evaluation of Selective Classification Systems", NeurIPS 2024.
+
+    Args:
+        scores: ``(N,)``, of ID images.
+        correct: ``(N,)`` bool, whether the classifier was right.
+    """
+    coverage, risk = risk_coverage(scores, correct)
+    wrong = coverage * risk
+    return float(wrong.mean() - wrong[-1] / (2 * len(wrong)))
+
+
+def detection_accuracy(id_scores: npt.ArrayLike, ood_scores: npt.ArrayLike, ood_share: float = 0.5) -> float:
+    """Share of images that the best threshold judges right, where a stated share of all images is OOD.
+
+    The largest ``(1 - π) · TPR + π · TNR`` over all thresholds, among them one that accepts everything and one that
+    accepts nothing; π is ``ood_share``, whatever the numbers of scores. One minus it is the least detection error.
+
+    Source: Lee et al., "A Simple Unified Framework for Detecting Out-of-Distribution Samples and Adversarial Attacks",
+    NeurIPS 2018, section 3.1 (``1 - min {P_in(q ≤ δ) P(x ∈ P_in) + P_out(q > δ) P(x ∈ P_out)}``; equal shares there).
+    """
+    fpr, tpr = roc(id_scores, ood_scores)
+    share = check_share("ood_share", ood_share)
+    return float(((1 - share) * tpr + share * (1 - fpr)).max())
+
+
 def roc(id_scores: npt.ArrayLike, ood_scores: npt.ArrayLike) -> tuple[Scores, Scores]:
     """The ROC curve, ID positive: false and true positive rates from (0, 0) to (1, 1), a point per distinct score."""
     positive, negative = np.sort(_scores("ID", id_scores)), np.sort(_scores("OOD", ood_scores))

@@ -1,0 +1,1 @@
+"""nescio in other libraries' terms."""
