@@ -2,5 +2,6 @@
 
 from nescio.models.classifier import Classifier
 from nescio.models.load import load_classifier
+from nescio.models.probe import fit_probe
 
-__all__ = ["Classifier", "load_classifier"]
+__all__ = ["Classifier", "fit_probe", "load_classifier"]
