@@ -63,7 +63,7 @@ def test_the_logits_may_be_one_of_several_outputs(form: Any, output: Any) -> Non
 
 def test_outputs_that_are_not_there_or_not_told_apart_are_named() -> None:
     several = Returning(lambda z, h: {"features": h, "logits": z})
-    with pytest.raises(InputError, match=r"returns features, logits; say which of them are the logits: output="):
+    with pytest.raises(InputError, match=r"returns features, logits; say which are the logits: output="):
         Classifier(several, size=SIZE)
     with pytest.raises(InputError, match=r"returns no 'logit'; did you mean 'logits'"):
         Classifier(several, size=SIZE, output="logit")
@@ -139,7 +139,7 @@ def test_a_classifier_is_made_of_a_network_a_name_or_itself() -> None:
         as_classifier("resnet18-cifr")
     with pytest.raises(InputError, match="TinyNet is a classifier already: say head, classes where it is made"):
         as_classifier(c, head="fc", classes=4)
-    with pytest.raises(InputError, match=r"expected a classifier: a network.*got int"):
+    with pytest.raises(InputError, match="expected a classifier, a network or a name, got int"):
         as_classifier(3)
 
 
@@ -157,8 +157,6 @@ def assert_encoder(c: Classifier, x: torch.Tensor, h: torch.Tensor) -> None:
     assert c.classes is None
     assert "an encoder" in repr(c)
     assert not f.has_logits
-    with pytest.raises(InputError, match="no classification head"):
-        _ = f.pred
 
 
 def test_a_network_without_a_head_or_whose_head_is_not_wanted_is_an_encoder() -> None:

@@ -209,11 +209,6 @@ class Classifier(nn.Module):
         return f"Classifier({self.name}, {what}, on {self.device})"
 
     @property
-    def has_head(self) -> bool:
-        """Whether there is a classification head."""
-        return True
-
-    @property
     def device(self) -> torch.device:
         """Where the parameters are."""
         return self.std.device

@@ -53,8 +53,8 @@ def as_classifier(
         )
     if not isinstance(model, nn.Module) and type(model).__name__ != "ExportedProgram":
         raise InputError(
-            "expected a classifier: a network (nn.Module), a name such as 'torchvision:resnet50', or what "
-            f"nescio.load_classifier(…) gives; got {type(model).__name__}"
+            f"expected a classifier, a network or a name, got {type(model).__name__}; e.g. an nn.Module, "
+            "'torchvision:resnet50', or what nescio.load_classifier(…) gives"
         )
     network = unwrapped(model)
     if not isinstance(transform, Transform | None):

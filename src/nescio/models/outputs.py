@@ -24,7 +24,7 @@ def unwrapped(model: object) -> nn.Module:
     """
     kind = type(model).__name__
     while isinstance(model, nn.Module):
-        inner = vars(model)["_modules"].get("_orig_mod")
+        inner = getattr(model, "_orig_mod", None)
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             inner = model.module
         if inner is None:
@@ -116,7 +116,7 @@ class Single(nn.Module):
 
     def __init__(self, body: nn.Module, key: Key) -> None:
         super().__init__()
-        self.body, self.key = body, key
+        self.body, self.key, self.training = body, key, body.training
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the network."""
