@@ -107,7 +107,7 @@ def test_an_encoder_with_a_fitted_head_is_a_classifier_like_any_other(encoder: C
 
 
 def test_it_is_stored_and_opened_again(encoder: Classifier, make_folder: Callable[..., Path], tmp_path: Path) -> None:
-    c = encoder.with_head(nescio.core.features.Head(torch.randn(2, 64), torch.randn(2)), ["a", "b"])
+    c = encoder.with_head(nescio.core.features.Head(torch.randn(2, 96), torch.randn(2)), ["a", "b"])
     fitted = nescio.fit(c, "energy", calibrate=make_folder("held", 10), **KIND)
     fitted.save(tmp_path / "my.nescio")
     again = nescio.load(tmp_path / "my.nescio", device="cpu")
