@@ -34,6 +34,7 @@ _WHERE = {
     "explain": "explanation.maps",
     "export": "deploy",
     "fit": "deploy",
+    "fit_probe": "models.probe",
     "load": "deploy",
     "load_classifier": "models.load",
     "open_source": "data.source",

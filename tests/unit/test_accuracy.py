@@ -24,7 +24,7 @@ from nescio.data.labels import Relabelled, aligned, renumbering
 from nescio.deploy import describe
 from nescio.evaluation.accuracy import FEWEST, Accuracy, measure, moved_classes
 from nescio.models import Classifier
-from nescio.models.zoo.libraries import architecture_of
+from nescio.models.zoo.registry import architecture_of
 from nescio.run.bank import Bank
 from nescio.run.session import Session
 

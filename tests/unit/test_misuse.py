@@ -46,7 +46,11 @@ CALLS = {
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-def test_what_is_no_network_is_refused(call: Any) -> None:
+def test_what_is_no_classifier_is_refused_with_the_way_to_one(call: Any) -> None:
+    with pytest.raises(InputError, match=r"unknown model 'resnet18-cifr'; did you mean 'resnet18-cifar'\?"):
+        call("resnet18-cifr")
+    with pytest.raises(InputError, match=r"how large are its images\? .*transform that its test images need"):
+        call(tiny_net())
     with pytest.raises(InputError, match=r"expected a classifier, a network or a name, got int"):
         call(3)
 
@@ -121,5 +125,5 @@ def test_a_row_that_is_not_there_is_named_with_the_nearest(tmp_path: Path) -> No
 
 
 def test_a_classifier_of_a_name_is_refused() -> None:
-    with pytest.raises(InputError, match=r"made of an nn\.Module and a nescio\.Transform, got str and Transform"):
+    with pytest.raises(InputError, match=r"made of an nn\.Module, got str; .*load_classifier\(NAME\)"):
         Classifier("resnet18", TINY_TRANSFORM)

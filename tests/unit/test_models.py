@@ -169,7 +169,6 @@ class Tuple(TinyNet):
         (NoHead, None, r"no linear head.*conv \(Conv2d\)"),
         (Softmaxed, None, "softmax"),
         (TwoHeads, None, "'second'"),
-        (Tuple, None, "returns tuple"),
         (TinyNet, "fcc", "did you mean 'fc'"),
         (TinyNet, "norm", "BatchNorm2d"),
         (TinyNet, None, None),

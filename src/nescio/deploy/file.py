@@ -27,6 +27,7 @@ from nescio.data.hashing import combine
 from nescio.data.transform import Transform
 from nescio.deploy.deployed import Deployed
 from nescio.models import Classifier, load_classifier
+from nescio.models.classifier import FITTED
 from nescio.models.runs import HEAD_PREFIX, MOST_CLASSES, is_names, state_of
 from nescio.models.trusted import trusted_architecture
 from nescio.models.zoo.clip import PREFIX
@@ -40,6 +41,8 @@ def save(deployed: Deployed, path: str | Path, *, weights: bool = True) -> None:
     """As ``Deployed.save``. Raises InputError for a calibration that ``load`` would refuse: one of infinite scores."""
     deployed.detector.check_storable()
     deployed.calibration.check(deployed.classifier.head.n_classes)
+    if not weights and deployed.classifier.head_name == FITTED:
+        raise InputError("its head was fitted here and stands in no file of weights: save it with the weights")
     tensors = _learned(deployed) | (_under(_MODEL, state_of(deployed.classifier)) if weights else {})
     about = record(deployed, embedded=weights)
     del about["calibration"]["promise"]  # it follows from the rest

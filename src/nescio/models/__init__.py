@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nescio.models.classifier import Classifier
     from nescio.models.load import load_classifier
+    from nescio.models.probe import fit_probe
 
-__all__ = ["Classifier", "load_classifier"]
-_WHERE = {"Classifier": "classifier", "load_classifier": "load"}
+__all__ = ["Classifier", "fit_probe", "load_classifier"]
+_WHERE = {"Classifier": "classifier", "fit_probe": "probe", "load_classifier": "load"}
 
 
 def __getattr__(name: str) -> Any:

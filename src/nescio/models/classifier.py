@@ -1,4 +1,4 @@
-"""Any PyTorch image classifier, seen as a backbone and the linear head that ends it."""
+"""Any PyTorch image classifier, seen as a backbone and the linear head that ends it; or an encoder, which has none."""
 
 from __future__ import annotations
 
@@ -7,24 +7,31 @@ import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nescio.core.errors import InputError, nearest, some
-from nescio.core.features import Columns, Features, Head
-from nescio.core.needs import Maps, Probe
+from nescio.core.errors import InputError, Missing, some
+from nescio.core.features import NO_HEAD, Features, Head
+from nescio.core.needs import Probe
 from nescio.core.stage import Network
 from nescio.data.transform import Transform
-from nescio.models.heads import decide, read
+from nescio.models import last_layer
+from nescio.models.inputs import input_size, spread
+from nescio.models.last_layer import shallow_copy
+from nescio.models.outputs import Key, Single, has_no_head, key_of, picked, unwrapped
+from nescio.models.probed import Probed, seen
 from nescio.models.split import Split, Taps, split_backbone, tap
 from nescio.models.tracing import fold_batch_norms
 
+NONE = "none"
+"""The head's name where there is none, or where the user wants none."""
+PROBE = "probe"
+"""The head's name where one is to be fitted on training features."""
+FITTED = "nescio.probe"
+"""The name of a head that was fitted, and of its weights in a file."""
 _TOLERANCE = 1e-3
 """Largest difference between the head's logits and the model's, relative to the logits' scale, that is rounding."""
-
-
 _FOLDING_TOLERANCE = 1e-4
 """The same for features after folding batch norms."""
 
@@ -37,12 +44,20 @@ class Classifier(nn.Module):
     The last linear layer (or final 1 × 1 convolution) is found by running the model once on noise; a shallow copy of
     the model, sharing its parameters, gets an identity in its place. The user's model keeps no hook and no change.
 
+    A model without a head is an *encoder*: its output is the features, ``head`` is ``NO_HEAD``, and its features have
+    neither logits nor a prediction. timm's and transformers' say so themselves (``num_classes=0``); of others it is
+    said with ``head="none"``, which also takes a head away that is not wanted. ``with_head`` makes a classifier of it.
+
     Args:
-        model: images ``(B, 3, H, W)`` to logits ``(B, C)``, as a tensor or as an object with ``.logits``.
-        transform: how test images are prepared for it.
-        name: the architecture, for messages, presets and the bank's key.
-        head: the last linear layer's name, where it cannot be found.
+        model: normalised images ``(B, C, H, W)`` to logits or features, of any type of float. DataParallel and
+            ``torch.compile`` around it are taken off.
+        transform: how test images are prepared for it; None where only normalised batches are given.
+        size: ``(C, H, W)`` of these batches; the transform's by default.
+        head: the last linear layer's name, where it cannot be found; ``none`` for an encoder; ``probe`` for one that a
+            head is to be fitted to.
+        output: which output is meant, where the model returns several: a position in a tuple, a key, an attribute.
         classes: class names in label order, where known.
+        name: the architecture, for messages, presets and the bank's key.
         heads: what else the network was trained with, by name: each reads its last feature map ``(B, K, H, W)``, in
             probes, or its penultimate features, in every pass.
 
@@ -52,22 +67,26 @@ class Classifier(nn.Module):
     """
 
     std: Tensor
+    layer: nn.Module
 
     def __init__(
         self,
         model: nn.Module,
-        transform: Transform,
+        transform: Transform | None = None,
         *,
-        name: str | None = None,
+        size: Sequence[int] | None = None,
         head: str | None = None,
-        classes: list[str] | None = None,
+        output: Key | None = None,
+        classes: Sequence[str] | None = None,
+        name: str | None = None,
         heads: Mapping[str, nn.Module] | None = None,
     ) -> None:
         super().__init__()
-        _check_parts(model, transform)
+        model = unwrapped(model)
         self.name = name or type(model).__name__
-        self.transform = transform
-        self.classes = classes
+        self._transform = transform
+        self.size = input_size(model, transform, size, self.name)
+        self.classes = None if classes is None else list(classes)
         self.seen: dict[str, str] = {}
         """Identities of the data that it was trained (``train``, ``outliers``) and chosen (``val``) with."""
         self.opened: dict[str, str] = {}
@@ -78,35 +97,44 @@ class Classifier(nn.Module):
         """The accuracy that somebody found before, a share in [0, 1], and who: "its training recorded"."""
         self.untrained = False
         """Whether random weights are meant."""
-        self.body = shallow_copy(model).eval()
-        device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        self.register_buffer("std", torch.tensor(transform.std, device=device), persistent=False)
-        noise = self.noise()
+        self.awaits_probe = head == PROBE
+        """Whether a head is still to be fitted: ``with_head(fit_probe(features), classes)``."""
+        first = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+        std = torch.tensor(spread(transform, self.size[0]), device=first.device, dtype=first.dtype)
+        self.register_buffer("std", std, persistent=False)
         with torch.no_grad():
-            logits, linear = _run_and_list_linear_layers(self.body, noise, self.name)
-            self.head_name = _choose_head(self.body, linear, head, self.name)
-            self.layer = self.body.get_submodule(self.head_name)
-            self._replace_head()
-            self._check(noise, logits, linear)
+            self._find_head(model, head, output)
         self.heads = nn.ModuleDict(heads or {}).eval()
 
-    def noise(self) -> Tensor:
-        """Two images of noise, always the same, of the size that the network sees."""
-        side = self.transform.crop
-        return torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0)).to(self.device)
-
-    def _replace_head(self) -> None:
-        owner, _, attribute = self.head_name.rpartition(".")
-        if not self.head_name:  # the model is one linear layer
-            self.body = nn.Flatten()
-        else:
-            setattr(self.body.get_submodule(owner), attribute, nn.Identity())
+    def _find_head(self, model: nn.Module, wanted: str | None, output: Key | None) -> None:
+        """Set body, layer and head_name, and which output is meant."""
+        unwanted = wanted in (NONE, PROBE, FITTED)
+        self.body, noise = shallow_copy(model).eval(), self.noise()
+        result, linear = last_layer.run(self.body, noise, self.name)
+        self.output = key_of(result, output, len(noise), self.name)
+        logits = picked(result, self.output).flatten(1)
+        self.register_module("layer", None)
+        self.head_name = NONE
+        if (wanted is None or unwanted) and has_no_head(model, self.output):
+            return
+        try:
+            self.head_name = last_layer.choose(self.body, linear, None if unwanted else wanted, self.name)
+            self.layer = self.body.get_submodule(self.head_name)
+            self.body = last_layer.without(self.body, self.head_name)
+            self._check(noise, logits, linear)
+        except InputError:
+            if not unwanted:
+                raise
+            self.body = shallow_copy(model).eval()  # its output is the features
+        if unwanted:
+            self.layer, self.head_name = None, NONE  # type: ignore[assignment]
 
     def _check(self, noise: Tensor, logits: Tensor, linear: list[str]) -> None:
         ways_out = (
             f"wrap the model so that it returns the logits of a linear layer, or name that layer with head= (--head); "
-            f"the last linear layers it runs: {some(linear[-4:])}"
+            f"{last_layer.ENCODER}; the last linear layers it runs: {some(linear[-4:])}"
         )
+        ways_out = ways_out if self.output is None else f"say which output is the logits (output=); {ways_out}"
         weight = self.head.weight
         try:
             h = self.penultimate(noise)
@@ -117,24 +145,68 @@ class Classifier(nn.Module):
                 f"{self.name}: layer '{self.head_name}' ({weight.shape[1]} → {weight.shape[0]}) does not end the "
                 f"model, which returns {tuple(logits.shape)}; {ways_out}"
             )
-        off = (self.head.linear(h) - logits).abs().max() / logits.abs().max().clamp(min=1e-6)
-        if not off < _TOLERANCE:
+        off = (self.head.linear(h.to(weight)) - logits).abs().max() / logits.abs().max().clamp(min=1e-6)
+        if not off < self._rounding(_TOLERANCE):
             raise InputError(
                 f"{self.name}: the output is not that of its last linear layer '{self.head_name}' (off by "
                 f"{float(off):.2g} of its scale; a softmax, a scale or a second head may follow it); {ways_out}"
             )
 
+    def _rounding(self, tolerance: float) -> float:
+        """A tolerance for float32, in the type that the network computes in."""
+        return max(tolerance, 8 * torch.finfo(self.std.dtype).eps)
+
+    @property
+    def transform(self) -> Transform:
+        """How test images are prepared for it.
+
+        Raises:
+            Missing: it was made without one.
+        """
+        if self._transform is None:
+            raise Missing(
+                f"{self.name} was made for normalised batches; to read images, give their transform: "
+                "nescio.Classifier(network, nescio.Transform(…))"
+            )
+        return self._transform
+
+    @property
+    def has_head(self) -> bool:
+        """Whether there is a classification head; without, it is an encoder."""
+        return self.layer is not None
+
     @property
     def head(self) -> Head:
-        """Weight ``(C, L)`` and bias ``(C,)`` (zeros where the layer has none) of the last linear layer."""
+        """Weight ``(C, L)`` and bias ``(C,)`` (zeros where the layer has none) of the last linear layer, if any."""
+        if not self.has_head:
+            return NO_HEAD
         weight: Tensor = self.layer.weight.detach().flatten(1)  # type: ignore[operator]
         bias = self.layer.bias
         return Head(weight, weight.new_zeros(len(weight)) if bias is None else bias.detach())  # type: ignore[operator]
 
-    @property
-    def has_head(self) -> bool:
-        """Whether there is a classification head."""
-        return True
+    def noise(self) -> Tensor:
+        """Two images of noise, always the same, of the size and type that the network sees."""
+        return torch.randn(2, *self.size, generator=torch.Generator().manual_seed(0)).to(self.std)
+
+    def with_head(self, head: Head, classes: Sequence[str] | None = None) -> Classifier:
+        """The same network with this head ``(C, L)`` behind its features, such as ``fit_probe`` gives. It is unchanged.
+
+        Raises:
+            InputError: there are other than C class names.
+        """
+        if classes is not None and len(classes) != head.n_classes:
+            raise InputError(f"the head has {head.n_classes:,} classes, and there are {len(classes):,} names")
+        layer = nn.Linear(head.weight.shape[1], head.n_classes).requires_grad_(requires_grad=False).to(self.device)
+        layer.load_state_dict({"weight": head.weight, "bias": head.bias})
+        twin = copy.copy(self)
+        object.__setattr__(twin, "_modules", dict(self._modules))
+        twin.layer, twin.head_name, twin.awaits_probe = layer, FITTED, False
+        twin.classes = None if classes is None else list(classes)
+        return twin
+
+    def __repr__(self) -> str:
+        what = f"{self.head.n_classes:,} classes" if self.has_head else "no head: an encoder"
+        return f"Classifier({self.name}, {what}, on {self.device})"
 
     @property
     def device(self) -> torch.device:
@@ -143,7 +215,7 @@ class Classifier(nn.Module):
 
     def penultimate(self, x: Tensor) -> Tensor:
         """Penultimate features ``(B, L)`` of normalised images ``x (B, 3, H, W)``."""
-        return _tensor_of(self.body(x), self.name).flatten(1)
+        return picked(self.body(x.to(self.std.dtype)), self.output).flatten(1)
 
     def forward(self, x: Tensor) -> Features:
         """Features of normalised images ``x (B, 3, H, W)``, with the raw prediction and what heads say of them."""
@@ -170,13 +242,13 @@ class Classifier(nn.Module):
         """
         noise = self.noise()
         try:
-            folded = fold_batch_norms(self.body)
+            folded = fold_batch_norms(self._alone(self.body))
             with torch.no_grad(), torch.random.fork_rng():
                 torch.manual_seed(0)  # what a pass draws (dropout), it draws alike for both
                 exact = self.penultimate(noise)
                 torch.manual_seed(0)
-                off = (_tensor_of(folded(noise), self.name).flatten(1) - exact).abs().max() / exact.abs().max()
-            body = folded if off < _FOLDING_TOLERANCE else copy.deepcopy(self.body)
+                off = (folded(noise).flatten(1) - exact).abs().max() / exact.abs().max()
+            body = folded if off < self._rounding(_FOLDING_TOLERANCE) else copy.deepcopy(self.body)
         except Exception as e:  # noqa: BLE001 - tracing runs the model's own code
             log.debug("%s: batch norms stay as they are (%s)", self.name, e)
             body = copy.deepcopy(self.body)
@@ -201,7 +273,11 @@ class Classifier(nn.Module):
         Raises:
             InputError: the model cannot be traced, or has no global pooling that everything after it depends on.
         """
-        return split_backbone(self.body, self.noise(), self.name)
+        return split_backbone(self._alone(self.body), self.noise(), self.name)
+
+    def _alone(self, body: nn.Module) -> nn.Module:
+        """The body as a function to the features alone."""
+        return body if self.output is None else Single(body, self.output)
 
     def logits_at_positions(self, fmap: Tensor) -> Tensor:
         """The head at every position of a feature map: ``(B, K, h, w) -> (B, h · w, C)``, linear ∘ neck, no dropout."""
@@ -226,13 +302,13 @@ class Classifier(nn.Module):
         Raises:
             InputError: the model cannot be traced, has no feature maps, or does something else when it is traced.
         """
-        taps, noise = tap(self.body, self.noise(), self.name), self.noise()
+        taps, noise = tap(self._alone(self.body), self.noise(), self.name), self.noise()
         with torch.no_grad(), torch.random.fork_rng():
             torch.manual_seed(0)
             exact = self.penultimate(noise)
             torch.manual_seed(0)
-            traced = _tensor_of(taps.rest(taps.maps(noise)[-1]), self.name).flatten(1)
-        if not (traced - exact).abs().max() <= _FOLDING_TOLERANCE * exact.abs().max():
+            traced = taps.rest(taps.maps(noise)[-1]).flatten(1)
+        if not (traced - exact).abs().max() <= self._rounding(_FOLDING_TOLERANCE) * exact.abs().max():
             raise InputError(f"{self.name} gives other features when its feature maps are taken on the way")
         return taps
 
@@ -244,7 +320,7 @@ class Classifier(nn.Module):
         Raises:
             InputError: there are probes, and the model has no feature maps or cannot be traced.
         """
-        return Probed(self, probes) if probes else self
+        return Probed(self.taps, probes, self.head, self.heads, self.std) if probes else self
 
     @torch.no_grad()
     def reaction(self) -> Tensor:
@@ -254,115 +330,9 @@ class Classifier(nn.Module):
     @property
     def fingerprint(self) -> str:
         """A hash of the structure and all weights as they are now."""
-        digest = hashlib.blake2b(f"{self.body!r}{self.layer!r}".encode(), digest_size=16)
+        output = "" if self.output in (None, "logits") else self.output
+        digest = hashlib.blake2b(f"{self.body!r}{self.layer!r}{output}".encode(), digest_size=16)
         for key, t in sorted(self.state_dict().items()):
             digest.update(f"{key}{t.dtype}{tuple(t.shape)}".encode())
             digest.update(t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
-
-
-class Probed(nn.Module):
-    """A classifier that runs probes on its feature maps within the same pass."""
-
-    std: Tensor
-
-    def __init__(self, classifier: Classifier, probes: Mapping[str, Probe]) -> None:
-        super().__init__()
-        taps = classifier.taps
-        self.maps, self.rest = taps.maps, taps.rest
-        self.heads = classifier.heads
-        self.head = classifier.head
-        self.std = classifier.std
-        self.probes = probes
-
-    def forward(self, x: Tensor) -> Features:
-        """Features of normalised images ``x (B, 3, H, W)``, with a column per probe and feature map."""
-        maps = self.maps(x)
-
-        def rest(fmap: Tensor) -> Tensor:
-            return _tensor_of(self.rest(fmap), "the network").flatten(1)
-
-        h = rest(maps[-1])
-        read_by_probes = Maps(maps, rest, self.head, dict(self.heads.items()))
-        columns = {
-            f"{name}.{i}": column.flatten(1)
-            for name, probe in self.probes.items()
-            for i, column in enumerate(probe(read_by_probes))
-        }
-        return seen(h, self.head, self.heads, columns)
-
-
-def seen(h: Tensor, head: Head, heads: nn.ModuleDict, columns: Mapping[str, Tensor] | None = None) -> Features:
-    """The record of features ``h (B, L)``: the label, what the heads say of them, and other columns."""
-    if h.dtype != head.weight.dtype:  # a network in half precision has a head in float32 here
-        h = h.to(head.weight.dtype)
-    aux = Columns.of({**read(heads, h, head), **(columns or {})})
-    return Features(h, head, decide(heads, h, head).argmax(dim=1), aux=aux)
-
-
-def shallow_copy(module: nn.Module, memo: dict[nn.Module, nn.Module] | None = None) -> nn.Module:
-    """The module tree again, with the same parameter and buffer objects: its parts can be exchanged freely."""
-    memo = {} if memo is None else memo
-    if module not in memo:
-        memo[module] = twin = copy.copy(module)
-        for attribute, value in vars(module).items():
-            if isinstance(value, dict) and attribute.startswith("_"):  # parameters, buffers, hooks
-                object.__setattr__(twin, attribute, copy.copy(value))
-        for name, child in vars(module)["_modules"].items():
-            twin.add_module(name, child if child is None else shallow_copy(child, memo))
-    return memo[module]
-
-
-def _check_parts(model: object, transform: object) -> None:
-    if not isinstance(model, nn.Module) or not isinstance(transform, Transform):
-        raise InputError(
-            f"a classifier is made of an nn.Module and a nescio.Transform, got {type(model).__name__} and "
-            f"{type(transform).__name__}; to load one by its name, call nescio.load_classifier(NAME)"
-        )
-
-
-def _tensor_of(output: Any, name: str) -> Tensor:
-    output = getattr(output, "logits", output)
-    if not isinstance(output, Tensor):
-        raise InputError(f"{name} returns {type(output).__name__}; expected logits, or an object with .logits")
-    return output
-
-
-def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or (
-        isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1
-    )
-
-
-def _run_and_list_linear_layers(model: nn.Module, x: Tensor, name: str) -> tuple[Tensor, list[str]]:
-    """Logits, and the names of the linear layers in the order in which they ran."""
-    names = {module: n for n, module in model.named_modules()}
-    ran: list[str] = []
-
-    def record(module: nn.Module, _inputs: Any, _output: Any) -> None:
-        if module in names and _is_linear(module):
-            ran.append(names[module])
-
-    handle = nn.modules.module.register_module_forward_hook(record)
-    try:
-        output = model(x)
-    except (RuntimeError, TypeError, ValueError, AssertionError) as e:
-        raise InputError(f"{name} cannot be run on images of shape {tuple(x.shape)}: {e}") from None
-    finally:
-        handle.remove()
-    return _tensor_of(output, name).flatten(1), ran
-
-
-def _choose_head(model: nn.Module, ran: list[str], wanted: str | None, name: str) -> str:
-    layers = {n: m for n, m in model.named_modules() if not list(m.children())}
-    if wanted is not None:
-        if wanted not in layers:
-            raise InputError(f"{name} has no layer '{wanted}'{nearest(wanted, layers)}")
-        if not _is_linear(layers[wanted]):
-            kind = type(layers[wanted]).__name__
-            raise InputError(f"layer '{wanted}' of {name} is a {kind}; linear layers it runs: {some(ran)}")
-        return wanted
-    if not ran:
-        listed = some((f"{n} ({type(m).__name__})" for n, m in layers.items()), limit=12)
-        raise InputError(f"{name} has no linear head: no linear layer or 1 × 1 convolution ran. Its layers: {listed}")
-    return ran[-1]

@@ -1,40 +1,81 @@
-"""What callers hand over as a classifier: the right thing, what it can be made of, or a word about how to make it."""
+"""What callers hand over as a classifier, made one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from nescio.core.errors import InputError
+from nescio.data.transform import Transform
 from nescio.models.classifier import Classifier
 from nescio.models.load import load_classifier
+from nescio.models.outputs import Key, unwrapped
+from nescio.models.zoo.own import made_by
 
 
-def as_classifier(given: object, **options: Any) -> Classifier:
-    """The classifier itself, or that of a name or a network.
+def as_classifier(
+    model: Any,
+    transform: str | Transform | None = None,
+    *,
+    size: Sequence[int] | None = None,
+    head: str | None = None,
+    output: Key | None = None,
+    classes: int | Sequence[str] | None = None,
+    device: str | torch.device = "auto",
+) -> Classifier:
+    """A classifier of what people hold: itself, a network, or a name.
+
+    Args:
+        model: a ``Classifier``, an ``nn.Module``, or a name or folder as ``load_classifier`` takes it.
+        transform: how test images are prepared; by default the one that a name or a network of timm's brings.
+        size: ``(C, H, W)`` of the normalised batches that a network is given, where there is no transform.
+        head: as for ``Classifier``.
+        output: as for ``Classifier``.
+        classes: names of the classes in label order, or their number.
+        device: where a network that is loaded by name goes; others stay where they are.
 
     Raises:
-        InputError: it is none of these; the message says how to make one.
+        InputError: it is none of these, or a network of which neither transform nor size is known.
     """
-    if isinstance(given, Classifier):
-        return given
-    known = {name: value for name, value in options.items() if value is not None}
-    if isinstance(given, str):
-        return load_classifier(given, **known)
-    if isinstance(given, nn.Module):
-        return Classifier(given, **known)
-    raise InputError(f"expected a classifier, a network or a name, got {type(given).__name__}")
+    if isinstance(model, Classifier):
+        options = {"transform": transform, "head": head, "output": output, "classes": classes}
+        extra = [name for name, value in options.items() if value is not None]
+        if extra:
+            raise InputError(f"{model.name} is a classifier already: say {', '.join(extra)} where it is made")
+        return model
+    if isinstance(model, str | Path):
+        return load_classifier(
+            str(model), transform=transform, head=head, output=output, classes=classes, device=device
+        )
+    if not isinstance(model, nn.Module) and type(model).__name__ != "ExportedProgram":
+        raise InputError(
+            f"expected a classifier, a network or a name, got {type(model).__name__}; e.g. an nn.Module, "
+            "'torchvision:resnet50', or what nescio.load_classifier(…) gives"
+        )
+    network = unwrapped(model)
+    if not isinstance(transform, Transform | None):
+        transform = Transform.parse(transform, made_by(network).transform(network))
+    elif transform is None:
+        transform = made_by(network).transform(network)
+    names = None if isinstance(classes, int) else classes
+    made = Classifier(network, transform, size=size, head=head, output=output, classes=names)
+    n = classes if isinstance(classes, int) or classes is None else len(classes)
+    if n is not None and made.has_head and made.head.n_classes != n:
+        raise InputError(f"{made.name} has {made.head.n_classes:,} classes, not {n:,}")
+    return made
 
 
-def classifiers_by_name(given: object) -> dict[str, Classifier]:
+def classifiers_by_name(classifiers: object) -> dict[str, Classifier]:
     """Classifiers by the names to print.
 
     Raises:
         InputError: they have no names, or one is no classifier.
     """
-    if not isinstance(given, Mapping):
-        as_classifier(given)  # what is no classifier either is refused as such
+    if not isinstance(classifiers, Mapping):
+        as_classifier(classifiers)  # what is no classifier either is refused as such
         raise InputError("expected classifiers by the name to print, as {'mine': classifier}, got one without a name")
-    return {str(name): as_classifier(classifier) for name, classifier in given.items()}
+    return {str(name): as_classifier(classifier) for name, classifier in classifiers.items()}

@@ -5,23 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from nescio.core.errors import InputError
+from nescio.core.features import Head
 from nescio.data.transform import Transform
-from nescio.models.classifier import Classifier
+from nescio.models import last_layer
+from nescio.models.classifier import FITTED, NONE, PROBE, Classifier
 from nescio.models.heads import restore_heads
+from nescio.models.outputs import Key
 from nescio.models.runs import RUN, WEIGHTS, Run, split_heads
 from nescio.models.trusted import trusted_architecture
 from nescio.models.weights import read_weights, strip_prefixes
-from nescio.models.zoo.clip import PREFIX, tagged
-from nescio.models.zoo.libraries import Architecture, architecture_of, drop_auxiliary, made_by
-from nescio.models.zoo.zeroshot import ZeroShot
+from nescio.models.zoo.architecture import Architecture
+from nescio.models.zoo.own import made_by
+from nescio.models.zoo.registry import architecture_of, resolved
+from nescio.models.zoo.torchvision import drop_auxiliary
 
 Weights = str | Path | Mapping[str, Tensor]
 Model = str | Architecture | Callable[[], nn.Module]
+_UNWANTED = (NONE, PROBE, FITTED)
+"""What ``head`` is where the network's own is not to be used."""
 
 
 def load_classifier(
@@ -30,11 +37,12 @@ def load_classifier(
     weights: Weights | None = None,
     classes: int | Sequence[str] | None = None,
     head: str | None = None,
+    output: Key | None = None,
     transform: str | Transform | None = None,
     device: str | torch.device = "auto",
     untrained: bool = False,
 ) -> Classifier:
-    """A classifier by name, with its weights and test transform.
+    """A classifier by name, with its weights and test transform; an encoder, where the network has no head.
 
     Args:
         model: a folder that ``nescio train`` wrote; ``densenet-bc-100-12`` or ``resnet18-cifar`` (CIFAR variants); a
@@ -52,7 +60,10 @@ def load_classifier(
             twice, and must give the same ones.
         classes: number of classes, by default that of the weights; or their names in label order, which ``clip:`` asks
             for where the weights do not hold a head.
-        head: name of the last linear layer, where it cannot be found.
+        head: name of the last linear layer, where it cannot be found; ``none`` for an encoder, whose features are the
+            network's output, or what the head reads that is not wanted; ``probe`` for one that ``fit_probe`` gives a
+            head. Weights with such a head bring it.
+        output: as for ``Classifier``.
         transform: options that replace the model's own, e.g. ``resize=256,crop=224,mean=half`` (``Transform.parse``).
         device: ``auto`` takes a GPU where there is one.
         untrained: random weights are meant, which are refused otherwise.
@@ -73,26 +84,30 @@ def load_classifier(
         names, classes = run.classes, classes or run.n_classes
     classes = classes if classes is None or isinstance(classes, int) else len(classes)
     architecture, weights = _resolved(model, weights, names)
-    network = _built(architecture, weights, classes, untrained=untrained)
+    stored = None if weights is None else _Stored.read(weights)
+    if stored is not None and stored.fitted is not None:
+        head = FITTED
+    network = _built(architecture, weights, classes, head, untrained=untrained)
     own = _chosen_transform(network, architecture, transform)
-    heads: dict[str, Tensor] = {}
-    if weights is not None:
-        network, heads = _load_weights(network, architecture, weights, classes, head, own)
+    if stored is not None:
+        network = _load_weights(network, architecture, stored, classes, head, own)
     device = _usable(device)
-    beside = restore_heads(heads)
+    beside = restore_heads(stored.beside if stored else {})
     beside |= {name: make(network, device) for name, make in architecture.heads.items() if name not in beside}
-    if isinstance(network, ZeroShot):
-        network.text = None  # the heads hold all that it said
-    if names is None and run is None:  # a run's are those of its training images, or none
-        names = architecture.class_names(network, weights is None and not untrained)
-    classifier = Classifier(network, own, name=architecture.name, head=head, classes=names, heads=beside)
+    architecture.finish(network)
+    classifier = Classifier(network, own, name=architecture.name, head=head, output=output, classes=names, heads=beside)
+    if stored is not None and stored.fitted is not None:
+        classifier = classifier.with_head(stored.fitted, names)
+    if classifier.has_head and names is None and run is None:  # a run's are those of its training images, or none
+        classifier.classes = architecture.class_names(network, weights is None and not untrained)
     classifier.untrained = untrained
-    classifier.recorded = _recorded(run, weights) if run else None if weights or untrained else architecture.accuracy
+    known_accuracy = architecture.accuracy if classifier.has_head and not (weights or untrained) else None
+    classifier.recorded = _recorded(run, weights) if run else known_accuracy
     known = run.settings if run else {}
     classifier.opened = opened
     classifier.objective = run.objective if run else ""
     classifier.seen = {name: known[name] for name in ("train", "val", "outliers") if name in known}
-    if classes is not None and classifier.head.n_classes != classes:
+    if classes is not None and classifier.has_head and classifier.head.n_classes != classes:
         raise InputError(f"model '{architecture.name}' has {classifier.head.n_classes} classes, not {classes}")
     return classifier.to(device)
 
@@ -132,29 +147,33 @@ def _run_folder(given: object) -> Path | None:
     return folder if folder and (folder / RUN).is_file() else None
 
 
-def _built(architecture: Architecture, weights: Weights | None, classes: int | None, *, untrained: bool) -> nn.Module:
+def _built(
+    architecture: Architecture, weights: Weights | None, classes: int | None, head: str | None, *, untrained: bool
+) -> nn.Module:
     """The network, with its library's weights where none are given.
 
     Raises:
         InputError: its weights would be random, and nobody said that they are meant to be.
     """
-    told = architecture.name
+    what = architecture.name
     if untrained and weights is not None:
-        raise InputError(f"'{told}' is given weights, so it is not untrained; drop --weights or --untrained")
+        raise InputError(f"'{what}' is given weights, so it is not untrained; drop --weights or --untrained")
     if weights is None and not untrained and not architecture.has_pretrained:
         raise InputError(
-            f"model '{told}' has no pretrained weights; give a file of them (--weights FILE), or say that random ones "
+            f"model '{what}' has no pretrained weights; give a file of them (--weights FILE), or say that random ones "
             "are meant (--untrained)"
         )
     pretrained = weights is None and not untrained
+    if head in _UNWANTED and architecture.build_encoder is not None:
+        return architecture.build_encoder(pretrained)
     # pretrained weights bring their own classes: a head of another size would be a random one
-    network = architecture.build(None if pretrained else classes, pretrained)
+    network = architecture.build(None if pretrained or head in _UNWANTED else classes, pretrained)
     if pretrained and architecture.is_users:
         with torch.random.fork_rng():
             again = architecture.build(None, True)
         if not _same_weights(network, again):
             raise InputError(
-                f"'{told}' gives other weights each time that it is called: they are random, and the network knows "
+                f"'{what}' gives other weights each time that it is called: they are random, and the network knows "
                 "nothing; give a file of trained ones (--weights FILE), or say that random ones are meant (--untrained)"
             )
     return network
@@ -195,8 +214,7 @@ def _resolved(
         return model, weights
     if not isinstance(model, str):
         return made_by(model), weights
-    if model.startswith(PREFIX):
-        model, weights = tagged(model, weights)
+    model, weights = resolved(model, weights)
     return architecture_of(model, names), weights
 
 
@@ -214,38 +232,57 @@ def _chosen_transform(network: nn.Module, architecture: Architecture, given: str
     return own
 
 
+@dataclass(frozen=True)
+class _Stored:
+    """What a file of weights, or a state dict, holds: the network's own, a fitted head, and heads beside it."""
+
+    path: str
+    state: dict[str, Tensor]
+    fitted: Head | None
+    beside: dict[str, Tensor]
+
+    @classmethod
+    def read(cls, weights: Weights) -> Self:
+        """Of a file, the folder of a run, or what is in memory."""
+        if isinstance(weights, Mapping):
+            return cls("the state dict", *split_heads(dict(weights)))
+        path = Path(weights)
+        return cls(str(weights), *split_heads(read_weights(path / WEIGHTS if (path / RUN).is_file() else path)))
+
+
 def _load_weights(
     network: nn.Module,
     architecture: Architecture,
-    weights: Weights,
+    stored: _Stored,
     classes: int | None,
     head: str | None,
     transform: Transform,
-) -> tuple[nn.Module, dict[str, Tensor]]:
-    """The network with these weights, and what they hold of other heads."""
+) -> nn.Module:
+    """The network with these weights; of one whose head is not wanted, all but that head's."""
     own = network.state_dict()
-    if isinstance(weights, Mapping):
-        given, path = dict(weights), "the state dict"
-    else:
-        path = str(weights)
-        given = read_weights(Path(path) / WEIGHTS if (Path(path) / RUN).is_file() else Path(path))
-    state, heads = split_heads(given)
-    state = strip_prefixes(state, own)
-    layer = Classifier(network, transform, name=architecture.name, head=head).head_name
+    state = strip_prefixes(stored.state, own)
+    what = f"{stored.path} does not fit model '{architecture.name}'"
+    found = Classifier(network, transform, name=architecture.name, head=head)
+    if not found.has_head:
+        unwanted = own.keys() - found.body.state_dict().keys()
+        architecture.load(found.body, {k: t for k, t in state.items() if k not in unwanted}, what)
+        return network  # the body shares its parameters
+    layer = found.head_name
     key = f"{layer}.weight" if layer else "weight"
     rows, built = state.get(key), own[key]
     if rows is not None and rows.ndim and len(rows) != len(built):
         if classes is not None and classes != len(rows):
             raise InputError(
-                f"{path} has {len(rows)} classes (rows of '{key}'), not {classes}; drop --classes or give {len(rows)}"
+                f"{stored.path} has {len(rows)} classes (rows of '{key}'), not {classes}; drop --classes or give "
+                f"{len(rows)}"
             )
         network = architecture.build(len(rows), False)
         if len(network.state_dict()[key]) != len(rows):  # a factory makes what it makes
-            resize_head(network, layer, len(rows))
+            last_layer.resize(network, layer, len(rows))
     if not any(k.lower().startswith("aux") for k in state):
         drop_auxiliary(network)
-    architecture.load(network, state, f"{path} does not fit model '{architecture.name}'")
-    return network, heads
+    architecture.load(network, state, what)
+    return network
 
 
 @dataclass(frozen=True)
@@ -280,8 +317,8 @@ def new_network(
     Raises:
         InputError: the name is not known, the weights do not fit, or there is no linear head.
     """
-    if init == "pretrained" and model.startswith(PREFIX):
-        model, _ = tagged(model, None)
+    if init == "pretrained":
+        model, _ = resolved(model, None)
     architecture = architecture_of(model, classes)
     if init == "pretrained" and not architecture.has_pretrained:
         raise InputError(f"model '{model}' has no pretrained weights; start from scratch (--init scratch) or a file")
@@ -295,23 +332,13 @@ def new_network(
     own = Transform.parse(transform, own) if transform else own
     if own is None:
         raise InputError(f"model '{model}' brings no test transform; give its size, e.g. --size 224")
-    heads: dict[str, Tensor] = {}
-    if init not in ("scratch", "pretrained"):
-        network, heads = _load_weights(network, architecture, Path(init).expanduser(), None, None, own)
+    stored = None if init in ("scratch", "pretrained") else _Stored.read(Path(init).expanduser())
+    if stored is not None:
+        network = _load_weights(network, architecture, stored, None, None, own)
     drop_auxiliary(network)
     with_head = Classifier(network, own, name=architecture.name)
+    if not with_head.has_head:
+        raise InputError(f"model '{model}' has no classification head to train")
     if with_head.head.n_classes != n_classes:
-        resize_head(network, with_head.head_name, n_classes)
-    return NewNetwork(network, own, architecture.name, restore_heads(heads))
-
-
-def resize_head(network: nn.Module, name: str, n_classes: int) -> None:
-    """Put a new last layer for another number of classes in the place of layer ``name``."""
-    layer = network.get_submodule(name)
-    bias = layer.bias is not None
-    width = int(layer.weight.shape[1])  # type: ignore[index]
-    made = (
-        nn.Conv2d(width, n_classes, 1, bias=bias) if isinstance(layer, nn.Conv2d) else nn.Linear(width, n_classes, bias)
-    )
-    owner, _, attribute = name.rpartition(".")
-    setattr(network.get_submodule(owner), attribute, made)
+        last_layer.resize(network, with_head.head_name, n_classes)
+    return NewNetwork(network, own, architecture.name, restore_heads(stored.beside if stored else {}))

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from nescio.core.artifact import Kind, read, write
 from nescio.core.errors import InputError
+from nescio.core.features import Head
 from nescio.data.transform import Transform
-from nescio.models.classifier import Classifier
+from nescio.models.classifier import FITTED, Classifier
 from nescio.models.weights import read_weights
 
 KIND = Kind("run", 2, "a trained network", "undo what changed it, or train it again")
@@ -99,13 +100,15 @@ class Run:
 
 
 def state_of(classifier: Classifier) -> dict[str, Tensor]:
-    """All weights under the library network's own names, and the heads beside it under ``HEAD_PREFIX``."""
+    """All weights under the library network's own names; a fitted head, and the heads beside it, under ours."""
     prefix = f"{classifier.head_name}." if classifier.head_name else ""
-    state = classifier.body.state_dict() | classifier.layer.state_dict(prefix=prefix)
-    return state | classifier.heads.state_dict(prefix=HEAD_PREFIX)
+    head = classifier.layer.state_dict(prefix=prefix) if classifier.has_head else {}
+    return classifier.body.state_dict() | head | classifier.heads.state_dict(prefix=HEAD_PREFIX)
 
 
-def split_heads(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """A state dict in two: the library network's own, and the heads beside it by ``NAME.PARAMETER``."""
-    heads = {k.removeprefix(HEAD_PREFIX): t for k, t in state.items() if k.startswith(HEAD_PREFIX)}
-    return {k: t for k, t in state.items() if not k.startswith(HEAD_PREFIX)}, heads
+def split_heads(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], Head | None, dict[str, Tensor]]:
+    """A state dict in three: the library network's own, a fitted head, the heads beside it by ``NAME.PARAMETER``."""
+    beside = {k.removeprefix(HEAD_PREFIX): t for k, t in state.items() if k.startswith(HEAD_PREFIX)}
+    weight, bias = (state.get(f"{FITTED}.{name}") for name in ("weight", "bias"))
+    own = {k: t for k, t in state.items() if not k.startswith((HEAD_PREFIX, f"{FITTED}."))}
+    return own, None if weight is None or bias is None else Head(weight, bias), beside

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from nescio.core.errors import InputError, some
 from nescio.methods.objective import Objective, TrainingNetwork, View
 from nescio.models import Classifier
-from nescio.models.classifier import shallow_copy
 from nescio.models.heads import decide
+from nescio.models.last_layer import shallow_copy
 from nescio.training.state import State
 
 log = logging.getLogger(__name__)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import torchvision
 from torch import nn
 
 from nescio.data.transform import Transform
+from nescio.models.zoo.architecture import Architecture, as_they_are
 
+resolved = as_they_are
 CIFAR_TRANSFORM = Transform.parse("crop=32,mean=cifar10")
 
 
@@ -34,3 +37,26 @@ def resnet18_cifar(num_classes: int = 10) -> nn.Module:
 
 
 CIFAR_MODELS = {"densenet-bc-100-12": densenet_bc_100_12, "resnet18-cifar": resnet18_cifar}
+
+
+def architecture(name: str, names: Sequence[str] | None = None) -> Architecture:
+    """As ``Library`` says."""
+    del names
+    build = CIFAR_MODELS[name]
+    return Architecture(name, lambda c, _: build(c or 10), lambda _: CIFAR_TRANSFORM, has_pretrained=False)
+
+
+def untrusted(name: str) -> str | None:
+    """As ``Library`` says."""
+    del name
+    return None
+
+
+def knows(name: str) -> bool:
+    """As ``Library`` says."""
+    return name in CIFAR_MODELS
+
+
+def bare_names() -> Sequence[str]:
+    """As ``Library`` says."""
+    return list(CIFAR_MODELS)

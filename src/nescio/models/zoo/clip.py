@@ -18,9 +18,10 @@ from nescio.core.progress import quiet
 from nescio.data.transform import INTERPOLATIONS, Transform
 from nescio.models.heads import known_heads
 from nescio.models.weights import load_into
-from nescio.models.zoo.libraries import Architecture, downloaded
-from nescio.models.zoo.zeroshot import ZeroShot
+from nescio.models.zoo.architecture import Architecture, downloaded, never, no_bare_names
+from nescio.models.zoo.zeroshot import Tower, ZeroShot
 
+knows, bare_names = never, no_bare_names
 PREFIX = "clip:"
 _OPTIONS = {"pretrained", "negatives"}
 NEGATIVES = "neglabel"
@@ -108,19 +109,21 @@ def tags(arch: str) -> list[str]:
     return found
 
 
-def tagged(model: str, weights: Weights) -> tuple[str, Weights | None]:
-    """Say in the model's name which of open_clip's weights it has, so that it is made alike wherever the name goes.
+def resolved(text: str, weights: Weights) -> tuple[str, Weights | None]:
+    """As ``Library`` says: a tag of open_clip's goes into the name, so that it is made alike wherever the name goes.
 
     Args:
-        model: ``clip:ARCH``, with options.
+        text: ``ARCH``, with options.
         weights: one of the tags; None for the one in the name, or open_clip's first. All else is left as it is.
     """
-    spec, tag = Spec.parse(model.removeprefix(PREFIX)), None
+    spec, tag = Spec.parse(text), None
     if weights is None:
         tag = spec.tag or next(iter(tags(spec.arch)), None)
     elif isinstance(weights, str | Path) and str(weights) in tags(spec.arch) and not Path(weights).exists():
         tag = str(weights)
-    return (model, weights) if tag is None else (str(dataclasses.replace(spec, tag=tag)), None)
+    if tag is None:
+        return text, weights
+    return str(dataclasses.replace(spec, tag=tag)).removeprefix(PREFIX), None
 
 
 def captions(model: str, names: Sequence[str] | None) -> Tensor:
@@ -135,7 +138,8 @@ def captions(model: str, names: Sequence[str] | None) -> Tensor:
     spec = Spec.parse(model.removeprefix(PREFIX))
     if not names:
         raise InputError(
-            f"{model} knows classes by their names; give them (--classes FILE, one a line), or images in class folders"
+            f"{model} knows classes by their names; give them (--classes FILE, one a line), or images in class "
+            "folders; or take its image tower alone (--head none)"
         )
     try:
         with quiet():
@@ -156,39 +160,64 @@ def _said(names: Sequence[str]) -> list[str]:
     return [known[n] for n in names] if set(names) <= set(known) else [n.replace("_", " ") for n in names]
 
 
-def clip_architecture(text: str, names: Sequence[str] | None) -> Architecture:
-    """How to make the network that ``clip:text`` names, for these classes.
-
-    Raises:
-        InputError: as ``Spec.parse``; there are no names for weights that need them.
-    """
+def architecture(text: str, names: Sequence[str] | None = None) -> Architecture:
+    """As ``Library`` says. Weights without a head need the classes' names."""
     spec = Spec.parse(text)
-    open_clip = library()
-    settings = _settings(spec)
 
     def build(classes: int | None, pretrained: bool) -> nn.Module:
         tokens = captions(str(spec), names) if pretrained else None  # before anything is downloaded
-
-        def make() -> nn.Module:
-            with quiet():
-                made: nn.Module = open_clip.create_model(
-                    spec.arch,
-                    pretrained=spec.tag if pretrained else None,
-                    pretrained_text=False,
-                    force_quick_gelu=bool(settings.get("quick_gelu")),
-                    force_preprocess_cfg=settings,
-                )
-            return made
-
-        width = open_clip.get_model_config(spec.arch)["embed_dim"]
-        network = ZeroShot(downloaded(make, str(spec)), width, len(names) if names else classes or 1)
+        width = library().get_model_config(spec.arch)["embed_dim"]
+        network = ZeroShot(_made(spec, pretrained=pretrained), width, len(names) if names else classes or 1)
         if tokens is not None:
             network.fc.weight.data.copy_(network.rows(tokens))
         return network
 
-    load = functools.partial(_load, spec, names)
-    heads = {NEGATIVES: functools.partial(_negatives, spec)} if spec.negatives else {}
-    return Architecture(str(spec), build, _transform, bool(tags(spec.arch)), load=load, heads=heads)
+    return Architecture(
+        str(spec),
+        build,
+        _transform,
+        bool(tags(spec.arch)),
+        load=functools.partial(_load, spec, names),
+        load_alone=functools.partial(_load_with_head, spec, names) if _of_hub(spec, "hf_tokenizer_name") else None,
+        heads={NEGATIVES: functools.partial(_negatives, spec)} if spec.negatives else {},
+        build_encoder=lambda pretrained: Tower(_made(spec, pretrained=pretrained)),
+        finish=_forget_text,
+    )
+
+
+def untrusted(text: str) -> str | None:
+    """As ``Library`` says."""
+    return "its text tower comes from Hugging Face's hub" if _of_hub(Spec.parse(text), "hf_model_name") else None
+
+
+def _of_hub(spec: Spec, key: str) -> bool:
+    """Whether a network takes a part of this name in its configuration from Hugging Face's hub."""
+    config = library().get_model_config(spec.arch)
+    return any(isinstance(part, dict) and part.get(key) for part in config.values())
+
+
+def _made(spec: Spec, *, pretrained: bool) -> nn.Module:
+    """open_clip's network, both towers."""
+    settings = _settings(spec)
+
+    def make() -> nn.Module:
+        with quiet():
+            made: nn.Module = library().create_model(
+                spec.arch,
+                pretrained=spec.tag if pretrained else None,
+                pretrained_text=False,
+                force_quick_gelu=bool(settings.get("quick_gelu")),
+                force_preprocess_cfg=settings,
+            )
+        return made
+
+    return downloaded(make, str(spec))
+
+
+def _forget_text(network: nn.Module) -> None:
+    """The heads hold all that it said."""
+    if isinstance(network, ZeroShot):
+        network.text = None
 
 
 def _negatives(spec: Spec, network: nn.Module, device: torch.device) -> nn.Module:
@@ -205,16 +234,10 @@ def _negatives(spec: Spec, network: nn.Module, device: torch.device) -> nn.Modul
     return made
 
 
-def _load(spec: Spec, names: Sequence[str] | None, network: nn.Module, state: dict[str, Tensor], told: str) -> None:
+def _load(spec: Spec, names: Sequence[str] | None, network: nn.Module, state: dict[str, Tensor], what: str) -> None:
     """Weights of ours, with the head and perhaps a text tower; or open_clip's own, and the head from these."""
-    if not isinstance(network, ZeroShot):
-        raise TypeError(f"expected a ZeroShot network, got {type(network).__name__}")
-    if _HEAD in state:
-        if not any(key.startswith(_TEXT) for key in state):
-            network.text = None
-        load_into(network, state, told)
-        return
-    if "quick_gelu" not in _settings(spec):
+    ours = _HEAD in state or all(key.startswith(_VISUAL) for key in state)
+    if not ours and "quick_gelu" not in _settings(spec):
         log.warning(
             "released weights of %s differ in their activation; these are run with GELU: for OpenAI's, say "
             "%s%s:pretrained=openai",
@@ -222,10 +245,32 @@ def _load(spec: Spec, names: Sequence[str] | None, network: nn.Module, state: di
             PREFIX,
             spec.arch,
         )
+    if isinstance(network, Tower):
+        load_into(network, {key: t for key, t in state.items() if key.startswith(_VISUAL)}, what)
+        return
+    if not isinstance(network, ZeroShot):
+        raise TypeError(f"expected a ZeroShot network, got {type(network).__name__}")
+    if _HEAD in state:
+        if not any(key.startswith(_TEXT) for key in state):
+            network.text = None
+        load_into(network, state, what)
+        return
     tokens = captions(str(spec), names)
     own = {key if key.startswith(_VISUAL) else f"{_TEXT}{key}": t for key, t in state.items()}
-    load_into(network, own | {_HEAD: network.fc.weight}, told)
+    load_into(network, own | {_HEAD: network.fc.weight}, what)
     network.fc.weight.data.copy_(network.rows(tokens))
+
+
+def _load_with_head(
+    spec: Spec, names: Sequence[str] | None, network: nn.Module, state: dict[str, Tensor], what: str
+) -> None:
+    """As ``_load``, but no head is made of the classes' names: the tokenizer would come from a hub."""
+    if isinstance(network, ZeroShot) and _HEAD not in state:
+        raise InputError(
+            f"{what}: these are open_clip's own weights, and this network's tokenizer comes from Hugging Face's hub; "
+            "name the network again (--model clip:…)"
+        )
+    _load(spec, names, network, state, what)
 
 
 def _settings(spec: Spec) -> dict[str, Any]:

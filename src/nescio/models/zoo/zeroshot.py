@@ -1,4 +1,4 @@
-"""A network whose head is made of texts: CLIP's image tower, as a classifier."""
+"""CLIP's image tower: as a classifier whose head is made of texts, and by itself."""
 
 from __future__ import annotations
 
@@ -10,6 +10,23 @@ from torch.nn.functional import normalize
 
 _CAPTIONS = 256
 """Captions that the text tower reads at a time."""
+
+
+class Tower(nn.Module):
+    """Images ``(B, 3, H, W)`` to the image tower's embedding ``v(x) (B, L)`` at length 1.
+
+    Args:
+        clip: open_clip's network, whose image tower is taken.
+    """
+
+    def __init__(self, clip: Any) -> None:
+        super().__init__()
+        self.visual = clip.visual
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Embeddings."""
+        embedding: Tensor = normalize(self.visual(x), dim=-1)
+        return embedding
 
 
 class ZeroShot(nn.Module):

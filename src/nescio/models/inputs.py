@@ -1,0 +1,36 @@
+"""What a network sees: how large its images are, and how they were normalised."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from nescio.core.errors import InputError
+from nescio.data.transform import Transform
+
+
+def input_size(
+    model: nn.Module, transform: Transform | None, size: Sequence[int] | None, name: str
+) -> tuple[int, int, int]:
+    """``(C, H, W)`` of the images that the network sees."""
+    if transform is not None and not hasattr(transform, "normalise"):
+        raise InputError(f"transform: expected a nescio.Transform, got {type(transform).__name__}")
+    if size is not None:
+        if len(size) != 3 or not all(isinstance(n, int) and n > 0 for n in size):
+            raise InputError(f"size={size} must be (channels, height, width) of one normalised image")
+        return size[0], size[1], size[2]
+    if transform is None:
+        raise InputError(
+            f"{name}: how large are its images? Give size=(3, 224, 224), say, where it gets normalised batches, or the "
+            "transform that its test images need: nescio.Transform(…)"
+        )
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    grey = first is not None and first.in_channels == 1
+    return getattr(transform, "channels", 1 if grey else 3), transform.crop, transform.crop
+
+
+def spread(transform: Transform | None, channels: int) -> Sequence[float]:
+    """Standard deviation of each channel before it was normalised, as far as it is known."""
+    std = (1.0,) if transform is None else transform.std
+    return std if len(std) == channels else std[:1] * channels
