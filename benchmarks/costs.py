@@ -23,6 +23,7 @@ from torch import nn
 from nescio import Detector, FeatureSet, load_classifier, open_source
 from nescio.core.detector import fit_all, score_all
 from nescio.core.ensemble import Ensemble
+from nescio.core.plugins import load_methods
 from nescio.core.stage import REGISTRY, InputStage
 from nescio.methods.catalogue import COSTS
 from nescio.models import Classifier
@@ -48,6 +49,7 @@ def main() -> None:
     images = torch.randn(64, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     plain = network_seconds(classifier, PLAIN, Detector("energy"), images)
     rows = []
+    load_methods()
     for name, stage in sorted(REGISTRY.items()):
         detector = Detector(SPECS.get(name, name + ENDS[stage.place]))
         if detector.needs.heads:  # this network has none

@@ -13,6 +13,7 @@ from nescio.core.detector import Detector
 from nescio.core.errors import InputError
 from nescio.core.feature_set import FeatureSet
 from nescio.core.features import Features, Head
+from nescio.core.plugins import load_methods
 from nescio.core.stage import PLACES, REGISTRY
 
 REQUIRED = {name: f"{name}(energy,fm+knn:k=3)" for name in ("mean", "max", "fisher")}
@@ -84,6 +85,7 @@ def scored(detector: Detector, f: Features) -> torch.Tensor:
     return detector(dataclasses.replace(f, network_pass=detector.pass_key))
 
 
+load_methods()
 STAGES = sorted(REGISTRY)
 CASES = {
     "features of a ReLU": random_features(),

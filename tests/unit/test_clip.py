@@ -20,6 +20,7 @@ from nescio.cli import main
 from nescio.core.errors import InputError
 from nescio.core.feature_set import FeatureSet
 from nescio.core.features import Features, Head
+from nescio.core.plugins import load_methods
 from nescio.core.stage import REGISTRY
 from nescio.deploy import load
 from nescio.models import Classifier, load_classifier
@@ -171,6 +172,7 @@ def test_every_stage_that_needs_no_feature_map_runs(weights: Path, make_folder: 
     train, test = make_folder("train", 8, ("a", "b", "c")), make_folder("test", 4, ("a", "b", "c"), seed=900)
     required = {name: f"'{name}(energy,knn:k=3)'".strip("'") for name in ("mean", "max", "fisher")}
     ends = {"score": "", "shape": "+energy", "modulate": "+energy", "input": "+energy"}
+    load_methods()
     specs = {name: required.get(name, name + ends[stage.place]) for name, stage in REGISTRY.items()}
     classifier = zero_shot(weights, names=["a", "b", "c"])
     left_out = set(specs.values()) - set(servable(specs.values(), classifier))

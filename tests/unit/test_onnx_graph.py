@@ -28,6 +28,7 @@ from nescio.cli import main
 from nescio.core.detector import Detector
 from nescio.core.errors import InputError
 from nescio.core.feature_set import FeatureSet
+from nescio.core.plugins import load_methods
 from nescio.core.spec import all_specs, expand
 from nescio.core.stage import REGISTRY
 from nescio.data import Transform
@@ -204,6 +205,7 @@ def test_what_no_graph_can_hold_is_refused_with_the_reason(spec: str, tmp_path: 
 
 def test_every_stage_is_tried() -> None:
     named = {part for spec in map(expand, SPECS) for part in re.findall(r"[a-z][a-z0-9]*", spec)}
+    load_methods()
     assert set(REGISTRY) <= named
 
 

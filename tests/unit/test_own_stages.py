@@ -14,6 +14,7 @@ import torch
 from conftest import random_features, training
 from nescio.core.detector import Detector
 from nescio.core.errors import InputError
+from nescio.core.plugins import load_methods
 from nescio.core.stage import REGISTRY
 
 F = random_features()
@@ -55,6 +56,7 @@ STYLES = {
 
 @pytest.fixture
 def registry() -> Iterator[None]:
+    load_methods()
     before = dict(REGISTRY)
     yield
     REGISTRY.clear()

@@ -16,10 +16,10 @@ import click
 from nescio.core.errors import InputError, check_at_least, nearest
 from nescio.core.files import OF_THE_DISK
 from nescio.core.outputs import check_out, is_table
-from nescio.core.progress import Clock, Screen
 from nescio.core.text import printable
 
 if TYPE_CHECKING:
+    from nescio.core.progress import Clock, Screen
     from nescio.evaluation.results import Results
     from nescio.models import Classifier
     from nescio.run.session import Session
@@ -53,8 +53,8 @@ class Group(click.Group):
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """Find the command, or say which one may be meant."""
-        if args and not args[0].startswith("-") and args[0] not in self.commands:
-            raise click.UsageError(f"no command '{args[0]}'{nearest(args[0], self.commands)}", ctx)
+        if args and not args[0].startswith("-") and args[0] not in (known := self.list_commands(ctx)):
+            raise click.UsageError(f"no command '{args[0]}'{nearest(args[0], known)}", ctx)
         name, command, rest = super().resolve_command(ctx, args)
         if command is not None:
             _refuse_repeated(command, click.Context(command, ctx, name), rest)
@@ -182,6 +182,7 @@ def session_of(classifier: Classifier | None, options: Mapping[str, Any], clock:
 
 def present(results: Results, out: Path | None, *, report: bool, clock: Clock | None = None) -> None:
     """Print the tables, write the files to ``out``, and say where the time went."""
+    from nescio.core.progress import Clock
     from nescio.evaluation import tables
 
     screen, clock, results = console(), clock or Clock(), results.as_kept()
@@ -242,6 +243,8 @@ def check_results(out: Path | None, *, report: bool = False) -> None:
 
 def console() -> Screen:
     """Where results are printed."""
+    from nescio.core.progress import Screen
+
     # a file or pipe gets the whole table; a terminal its own width
     return Screen() if sys.stdout.isatty() else Screen(width=200)
 

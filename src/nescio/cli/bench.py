@@ -26,7 +26,6 @@ from nescio.cli.base import (
 )
 from nescio.core.errors import InputError
 from nescio.core.files import make_folder
-from nescio.core.progress import Clock
 
 if TYPE_CHECKING:
     from nescio.evaluation.suites.suite import Suite
@@ -82,6 +81,8 @@ def bench(obj: dict[str, Any], /, **options: Any) -> None:
         --detector msp --detector energy --detector fmls --out results
     nescio bench --suite cifar10 --data-root data --model densenet-bc-100-12 --weights cifar10.safetensors
     """  # noqa: D301 - click reads the backslashes
+    from nescio.core.progress import Clock
+
     if options["report"] and not options["out"]:
         raise InputError("--report needs a folder to be written to; add --out DIR")
     check_results(options["out"], report=options["report"])
@@ -181,6 +182,7 @@ def quickstart(obj: dict[str, Any], /, out: Path, epochs: int, bank_dtype: str, 
     """Run the main job on embedded images: train a small classifier, compare detectors, write a report."""
     check_results(out, report=True)
     use_cache(options.pop("cache"))
+    from nescio.core.progress import Clock
     from nescio.quickstart import quickstart as run
 
     clock = Clock()
@@ -201,6 +203,7 @@ def report(results: Path, out: Path | None, images: bool) -> None:
     """Write report.html and its figures again from the folder RESULTS that bench --out wrote."""
     from jinja2 import UndefinedError
 
+    from nescio.core.progress import Clock
     from nescio.evaluation.results import Results
 
     folder = out or results

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
 import itertools
 import re
@@ -14,10 +13,8 @@ from typing import Any
 
 from nescio.core.ensemble import Ensemble
 from nescio.core.errors import InputError, nearest
+from nescio.core.plugins import load_methods
 from nescio.core.stage import PLACES, REGISTRY, Chain, InputStage, Stage
-
-for family in PLACES:  # importing them fills the registry
-    importlib.import_module(f"nescio.methods.{family}")
 
 _STAGE = re.compile(r"(?P<name>[a-z][a-z0-9_-]*)(:(?P<options>.+))?", re.DOTALL)
 _ENSEMBLE = re.compile(r"(?P<name>[a-z][a-z0-9_-]*)\((?P<members>.*)\)", re.DOTALL)
@@ -210,6 +207,7 @@ def _parse_stage(text: str, spec: str, model: str | None, classes: int | None) -
     if not match or "(" in text:
         raise InputError(f"cannot read '{text}' in detector '{spec}'; write name or name:option=value,option=value")
     name, options = match["name"], match["options"]
+    load_methods()
     if name not in REGISTRY:
         known = [*REGISTRY, *presets()]
         raise InputError(f"unknown stage '{name}' in detector '{spec}'{nearest(name, known)}")
@@ -220,6 +218,7 @@ def _parse_stage(text: str, spec: str, model: str | None, classes: int | None) -
 
 
 def _ensemble_kind(name: str, spec: str) -> type[Ensemble]:
+    load_methods()  # a user's ensembles, too
     kinds = {n: cls for n, cls in REGISTRY.items() if issubclass(cls, Ensemble)}
     if name not in kinds:
         raise InputError(f"no ensemble '{name}' in detector '{spec}'{nearest(name, kinds)}")
@@ -232,6 +231,7 @@ def all_specs() -> list[str]:
     A score stands alone; a shape or modulate stage stands before energy, an input stage before MSP. A stage that needs
     an option or members is left out, and so are the presets of one suite.
     """
+    load_methods()
     ends = {"score": "", "shape": "+energy", "modulate": "+energy", "input": "+msp"}
     stages = sorted(REGISTRY.values(), key=lambda s: (-PLACES.index(s.place), s.name))
     complete = [s for s in stages if all(p.default is not p.empty for p in inspect.signature(s).parameters.values())]

@@ -15,6 +15,7 @@ from rich.table import Table
 from nescio.core.detector import Detector
 from nescio.core.ensemble import Ensemble
 from nescio.core.errors import InputError, nearest
+from nescio.core.plugins import load_methods
 from nescio.core.spec import presets
 from nescio.core.stage import PLACES, REGISTRY, InputStage, Stage
 from nescio.methods.trained import OBJECTIVES, parse_objective
@@ -51,6 +52,7 @@ class Entry:
 
 def entries() -> Iterator[Entry]:
     """Every stage in the order of its place, then every preset that is not of one suite, then every objective."""
+    load_methods()
     lines = resources.files("nescio.methods").joinpath(COSTS).read_text().splitlines()
     costs = {row["stage"]: row for row in csv.DictReader(lines)}
     for stage in sorted(REGISTRY.values(), key=lambda s: (PLACES.index(s.place), s.name)):
@@ -107,6 +109,7 @@ def describe(name: str) -> str:
         of = {n: p for n, p in presets().items() if n.startswith(f"{name}@")}
         lines = "".join(f"\n  {n} ({p['network']}): {p['spec']}" for n, p in of.items())
         return f"{name}: {preset['about']} ({preset['source']})\n\n{preset['spec']}{lines}"
+    load_methods()
     found: list[tuple[str, type[object]]] = [(REGISTRY[name].place, REGISTRY[name])] if name in REGISTRY else []
     found += [("objective", OBJECTIVES[name])] if name in OBJECTIVES else []
     if not found:

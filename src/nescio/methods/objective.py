@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from nescio.core.features import Head
-from nescio.core.options import Optioned, parse_named
+from nescio.core.options import Optioned, parse_named, register
+from nescio.core.plugins import load_methods
 from nescio.models.classifier import Classifier
 
 OBJECTIVES: dict[str, type[Objective]] = {}
@@ -159,8 +160,7 @@ class Objective(Optioned, nn.Module):
     def __init_subclass__(cls, name: str | None = None) -> None:
         super().__init_subclass__()
         if name is not None:
-            cls.name = name
-            OBJECTIVES[name] = cls
+            register(cls, name, OBJECTIVES)
 
     def heads(self, classifier: Classifier) -> dict[str, nn.Module]:
         """New heads beside the classification head, to be trained for this network.
@@ -197,6 +197,7 @@ def parse_objective(spec: str) -> Objective:
     Raises:
         InputError: the name or an option is unknown, or a value does not fit.
     """
+    load_methods()
     return parse_named(spec, OBJECTIVES)
 
 
