@@ -40,7 +40,8 @@ class Main(Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """``--plugin`` may stand anywhere: a name that it adds has to be known before the command is read."""
         end = args.index("--") if "--" in args else len(args)
-        plugins, others = [], []
+        plugins: list[str] = []
+        others: list[str] = []
         words = iter(args[:end])
         for word in words:
             if word == "--plugin":

@@ -69,21 +69,20 @@ def train(obj: dict[str, Any], /, train_: str, watch: tuple[str, ...], recipe: s
         --objective ssod:gamma=0.95,alpha=1,balance=lwb --size 64 --epochs 20 --out runs/ssod
     nescio bench --model runs/ssod --train images/train --id images/val --ood other=… --detector ssod
     """  # noqa: D301 - click reads the backslashes
-    from nescio.training import Hardware, Recipe
+    from nescio.training import Hardware, Recipe, Sets, Start
     from nescio.training import train as run
 
-    entries = ("epochs", "batch_size", "optimizer", "schedule", "augment", "accumulate", "clip", "ema", "precision")
-    chosen = Recipe.named(recipe, **{name: options.pop(name) for name in entries})
-    hardware = Hardware(**{name: options.pop(name) for name in ("device", "devices", "workers", "hold", "max_bad")})
+    def chosen(*names: str) -> dict[str, Any]:
+        return {name: options.pop(name) for name in names}
+
     out = options.pop("out")
+    entries = ("epochs", "batch_size", "optimizer", "schedule", "augment", "accumulate", "clip", "ema", "precision")
     trained = run(
         out,
-        model=options.pop("arch"),
-        train=train_,
-        watch=named(watch, "--watch"),
-        recipe=chosen,
-        hardware=hardware,
-        progress=not obj["quiet"],
+        model=Start(options.pop("arch"), **chosen("init", "size", "transform")),
+        sets=Sets(train_, **chosen("val", "outliers"), watch=named(watch, "--watch")),
+        recipe=Recipe.named(recipe, **chosen(*entries, "seed")),
+        hardware=Hardware(**chosen("device", "devices", "workers", "hold", "max_bad"), progress=not obj["quiet"]),
         **options,
     )
     if trained.selected and int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0) == 0:
