@@ -61,7 +61,7 @@ class Group(click.Group):
         return name, command, rest
 
 
-_ONE_OF_SEVERAL = {"--detector", "--model", "--suite", "--train", "--val", "--id", "--calibrate"}
+_ONE_OF_SEVERAL = {"--detector", "--model", "--suite", "--train", "--val", "--id", "--calibrate", "--held-out"}
 """Options of which somebody may expect that each one given counts, as ``--ood`` does."""
 
 

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     help="The classifier's training images: a folder, .zip, .tar, .parquet, glob or torchvision:NAME/SPLIT.",
 )
 @click.option(
-    "--calibrate", help="ID images apart from the others, for ensembles.  [default: a fifth of the training images]"
+    "--held-out", help="ID images apart from the others, for ensembles.  [default: a fifth of the training images]"
 )
 @click.option(
     "--id", "id_", help="ID test images. SET[:1000] takes the first 1,000 and SET[~1000] any, here and elsewhere."
@@ -109,7 +109,7 @@ def _bench(options: dict[str, Any], oods: dict[str, str], specs: Sequence[str], 
         id=options["id_"],
         ood=oods,
         train=options["train"],
-        held_out=options["calibrate"],
+        held_out=options["held_out"],
         detectors=detectors,
         equal=options["equal"],
         resamples=options["intervals"],
@@ -137,7 +137,7 @@ def _bench_suite(options: dict[str, Any], oods: dict[str, str], specs: Sequence[
     suite = open_suite(options["suite"])
     model = options["model"] or _own_model(suite)
     trained = (Path(model) / RUN).is_file()  # a run knows how its images are prepared, and CLIP how its own
-    roles = {"id": options["id_"], "train": options["train"], "calibrate": options["calibrate"]}
+    roles = {"id": options["id_"], "train": options["train"], "calibrate": options["held_out"]}
     sets = {role: spec for role, spec in roles.items() if spec} | oods
     own = {role: spec for role, spec in sets.items() if role in ("id", "train", *suite.ood)}
     places = {need.role: need.found for need in suite.needs(Path(options["data_root"]).expanduser(), own)}
