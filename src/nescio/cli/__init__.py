@@ -13,11 +13,13 @@ from nescio.cli.base import Group, console
 from nescio.core.text import Line
 
 COMMANDS = {
-    **dict.fromkeys(("bench", "compare", "quickstart", "report"), "bench"),
-    **dict.fromkeys(("export", "fit", "score", "show"), "deploy"),
+    **dict.fromkeys(("bench", "quickstart"), "bench"),
+    **dict.fromkeys(("compare", "report"), "results"),
+    **dict.fromkeys(("export", "fit", "show"), "deploy"),
     **dict.fromkeys(("explain", "train"), "train"),
     **dict.fromkeys(("recommend", "tune"), "tune"),
     "data": "data",
+    "score": "score",
     "serve": "serve",
 }
 """The module that each command is in."""

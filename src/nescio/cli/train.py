@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from nescio.cli.base import console, named, out_option, transform_option
+from nescio.cli.base import console
+from nescio.cli.options import device_option, max_bad_option, named, out_option, transform_option, workers_option
 from nescio.core.errors import InputError
 from nescio.core.outputs import check_file
 
@@ -53,13 +54,13 @@ OBJECTIVES = (
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint; the other options stay as they were.")
 @click.option("--watch", multiple=True, metavar="NAME=SET", help="OOD set to log after each epoch. It chooses nothing.")
 @click.option("--keep", is_flag=True, help="Store the weights of every epoch, too.")
-@click.option("--device", default="auto", help="cpu, cuda, cuda:1, …")
+@device_option
 @click.option(
     "--devices", type=click.IntRange(1), default=1, help="Processes, one per device. Several hosts: torchrun."
 )
-@click.option("--workers", type=click.IntRange(0), help="Decoding processes.  [default: one per core]")
+@workers_option
 @click.option("--hold/--stream", default=None, help="Keep decoded images in memory, or not.  [default: where they fit]")
-@click.option("--max-bad", default=0.01, help="Share of images that may be unreadable.")
+@max_bad_option
 @click.pass_obj
 def train(obj: dict[str, Any], /, train_: str, watch: tuple[str, ...], recipe: str, **options: Any) -> None:
     """Train a classifier that carries its own OOD head, from labelled ID images alone.
@@ -86,7 +87,7 @@ def train(obj: dict[str, Any], /, train_: str, watch: tuple[str, ...], recipe: s
         **options,
     )
     if trained.selected and int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0) == 0:
-        console().print(_told(trained.selected, out))
+        console().print(_kept(trained.selected, out))
 
 
 @click.command()
@@ -101,7 +102,7 @@ def train(obj: dict[str, Any], /, train_: str, watch: tuple[str, ...], recipe: s
 @click.option(
     "--label", help="Class whose confidence is shown.  [default: the true one, where known; else the predicted]"
 )
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, …")
+@device_option
 def explain(images: tuple[str, ...], model: tuple[str, ...], out: Path, **options: Any) -> None:
     """Draw where a classifier sees its class, which patches SSOD samples, and what an OOD head says of each.
 
@@ -124,7 +125,7 @@ def explain(images: tuple[str, ...], model: tuple[str, ...], out: Path, **option
     console().print(f"wrote {out} and {arrays}")
 
 
-def _told(selected: dict[str, dict[str, Any]], out: Path) -> str:
+def _kept(selected: dict[str, dict[str, Any]], out: Path) -> str:
     lines = []
     for name, file in (("kept", "model.safetensors"), ("papers_choice", "papers-choice.safetensors")):
         if name in selected:
