@@ -2,10 +2,12 @@
 
 from nescio.deploy.build import fit
 from nescio.deploy.deployed import Deployed, Judged, Verdict
-from nescio.deploy.file import describe, load
+from nescio.deploy.file import describe
 from nescio.deploy.onnx import export
 from nescio.deploy.recalibration import Lowered
 from nescio.deploy.scoring import ScoringDone, score_images
+
+load = Deployed.load
 
 __all__ = [
     "Deployed",

@@ -133,6 +133,13 @@ class Deployed:
 
         save(self, path, weights=weights)
 
+    @classmethod
+    def load(cls, path: str | Path, **options: Any) -> Deployed:
+        """Read what ``save`` wrote; the options are those of ``nescio.deploy.file.load``."""
+        from nescio.deploy.file import load
+
+        return load(cls, path, **options)
+
     def verdicts(self, judged: Judged) -> Iterator[Verdict]:
         """Row by row.
 

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
@@ -27,12 +27,14 @@ from nescio.core.reading import parse_json, plain
 from nescio.core.tensors import hash_tensors, read_tensors, seal
 from nescio.data.hashing import combine
 from nescio.data.transform import Transform
-from nescio.deploy.deployed import Deployed
 from nescio.models import Classifier, load_classifier
 from nescio.models.runs import HEAD_PREFIX, MOST_CLASSES, is_names, state_of
 from nescio.models.trusted import trusted_architecture
 from nescio.models.zoo.clip import PREFIX
 from nescio.run.passes import pass_of
+
+if TYPE_CHECKING:
+    from nescio.deploy.deployed import Deployed
 
 FORMAT = 2
 """Raised when a file of this version could not be read by an earlier one. The first had no hash over everything."""
@@ -105,6 +107,7 @@ def _facts(deployed: Deployed) -> dict[str, Any]:
 
 
 def load(
+    kind: type[Deployed],
     path: str | Path,
     *,
     model: str | Callable[[], nn.Module] | None = None,
@@ -114,6 +117,7 @@ def load(
     """Read what ``save`` wrote.
 
     Args:
+        kind: the class, which this file must not import: it saves itself with ``save``.
         path: the file.
         model: what makes the network, as ``load_classifier`` takes it, where no library knows it by the file's name.
         weights: where the file holds but their hash.
@@ -134,7 +138,7 @@ def load(
         if detector.fitted_to != classifier.head.fingerprint:
             raise InputError("it was made with another model's weights; give those (--weights), or fit it again")
         rest = {k: v for k, v in about.items() if k not in ("model", "detector", "calibration", "calibrator")}
-        made = Deployed(classifier, detector, calibration, calibrator=calibrator, about=rest)
+        made = kind(classifier, detector, calibration, calibrator=calibrator, about=rest)
         _try(made)
     except InputError as e:
         raise InputError(f"{path}: {e}") from None

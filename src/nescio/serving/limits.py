@@ -121,12 +121,12 @@ class Gate:
                 return
         except TimeoutError:
             why = f"no answer within {self.limits.seconds:g} s"
-            said = refusal(BUSY, why, AGAIN) if body.whole else refusal(LATE, f"{why}: the request is not complete")
+            response = refusal(BUSY, why, AGAIN) if body.whole else refusal(LATE, f"{why}: the request is not complete")
         except Exception:
             log.exception("a request failed")
-            said = refusal(FAILED, "the service failed on this request; its log says why")
+            response = refusal(FAILED, "the service failed on this request; its log says why")
         if not answer.status:
-            await said(scope, body, answer)
+            await response(scope, body, answer)
 
     def _count(self, client: str, more: int) -> None:
         self.running[client] += more
