@@ -35,17 +35,18 @@ print(json.dumps(nescio.Detector("norm")(h).tolist()))
 
 
 @pytest.fixture(autouse=True)
-def registries() -> Iterator[None]:
+def registries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a test adds is gone after it."""
+    monkeypatch.setattr(plugins, "_loaded", set())
     plugins.load_methods()
     before = [dict(known) for known in (REGISTRY, OBJECTIVES)]
-    modules = set(sys.modules)
     yield
     for known, was in zip((REGISTRY, OBJECTIVES), before, strict=True):
         known.clear()
         known.update(was)
-    for name in set(sys.modules) - modules:
-        del sys.modules[name]
+    for name, module in list(sys.modules.items()):
+        if str(tmp_path) in str(getattr(module, "__file__", "")):
+            del sys.modules[name]
 
 
 def installed(site: Path, module: str, source: str, entries: str) -> None:
@@ -88,18 +89,29 @@ def test_a_package_that_cannot_be_imported_is_named_and_left_out(tmp_path: Path)
     assert listed.stderr == said
 
 
-@pytest.mark.parametrize("group", ["sources", "engines"])
-def test_sources_and_engines_are_imported_once(
-    group: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_an_installed_package_adds_an_engine(tmp_path: Path) -> None:
+    source = """
+from nescio.run.engine import Engine
+
+class Slow(Engine, name="slow"):
+    def prepare(self, classifier):
+        return classifier
+"""
+    installed(tmp_path, "engines", source, "[nescio.engines]\nslow = engines\n")
+    made = run("-c", "import nescio, torch; nescio.Session(torch.nn.Linear(2, 2), engine='slow')", site=tmp_path)
+    assert made.returncode == 0, made.stderr
+    unknown = run("-c", "import nescio, torch; nescio.Session(torch.nn.Linear(2, 2), engine='fast')", site=tmp_path)
+    assert "unknown engine 'fast'; known: plain, slow, torch" in unknown.stderr
+
+
+def test_sources_are_imported_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    installed(tmp_path, f"more_{group}", "import logging; logging.getLogger('more').warning('imported')", "")
-    entries = f"[nescio.{group}]\nmore = more_{group}\n"
-    (tmp_path / f"more_{group}-1.0.dist-info/entry_points.txt").write_text(entries)
+    source = "import logging; logging.getLogger('more').warning('imported')"
+    installed(tmp_path, "more_sources", source, "[nescio.sources]\nmore = more_sources\n")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(plugins, "_loaded", set())
-    load = {"sources": plugins.load_sources, "engines": plugins.load_engines}[group]
     for _ in range(2):
-        load()
+        plugins.load_sources()
     assert [r.getMessage() for r in caplog.records if r.name == "more"] == ["imported"]
 
 
