@@ -32,7 +32,7 @@ from nescio.models import Classifier
 from nescio.models.load import new_network
 from nescio.models.runs import Run
 from nescio.training.hardware import Hardware, make_fabric
-from nescio.training.images import Images
+from nescio.training.images import Images, RunImages
 from nescio.training.loop import Loop
 from nescio.training.recipe import Recipe
 from nescio.training.state import State
@@ -66,7 +66,7 @@ class Steps:
     def __init__(self, case: str, objective: str, arguments: argparse.Namespace) -> None:
         model, side, classes = CASES[case]
         recipe = Recipe.named("ssod", batch_size=arguments.batch, precision=arguments.precision)
-        hardware = Hardware(device=arguments.device, workers=0, hold=True)
+        hardware = Hardware(device=arguments.device, workers=0, hold=True, progress=False)
         fabric = make_fabric(hardware, recipe)
         torch.manual_seed(0)
         made = new_network(model, classes, size=side)
@@ -75,11 +75,11 @@ class Steps:
         classifier.heads.update(goal.heads(classifier))
         goal.after_step(classifier)
         source = DatasetSource(Noise(arguments.batch * 4, side, classes), identity="noise")
-        images = Images(source, Transform(crop=side), device=fabric.device, hardware=hardware, progress=False)
+        images = Images(source, Transform(crop=side), device=fabric.device, hardware=hardware)
         run = Run(made.name, classes, None, str(made.transform), objective, {"seed": 0})
         self.loop = Loop(
-            fabric, run, Path(tempfile.mkdtemp()), State(network, classifier, goal), goal, recipe, images, images, {},
-            outliers=images if goal.needs.outliers else None,
+            fabric, run, Path(tempfile.mkdtemp()), State(network, classifier, goal), goal, recipe,
+            RunImages(images, images, outliers=images if goal.needs.outliers else None),
         )  # fmt: skip
         self.epoch, self.iterator, self.device = 0, iter(()), fabric.device
 

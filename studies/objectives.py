@@ -26,7 +26,7 @@ from typing import Any
 import nescio
 from nescio.core.files import write_whole
 from nescio.methods.objective import parse_objective
-from nescio.training import Hardware, Recipe, train
+from nescio.training import Hardware, Recipe, Sets, Start, train
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from _common import ROOT, WORK, data, machine, parser, spread, tests
@@ -130,10 +130,10 @@ def run(study: str, way: Way, seed: int) -> None:
         return
     print(stored.stem, flush=True)
     out = WORK / f"objectives-{stored.stem}"
-    recipe = dataclasses.replace(setup.recipe, **way.recipe)
+    recipe = dataclasses.replace(setup.recipe, **way.recipe, seed=seed)
     trained = train(
-        out, train=setup.train, val=setup.val, objective=way.objective, recipe=recipe, seed=seed, resume=out.exists(),
-        hardware=Hardware(device=setup.device), **setup.options, **way.options,
+        out, model=Start(**setup.options), sets=Sets(setup.train, setup.val, **way.options), objective=way.objective,
+        recipe=recipe, hardware=Hardware(device=setup.device), resume=out.exists(),
     )  # fmt: skip
     results = nescio.bench(
         nescio.Session(nescio.load_classifier(str(out), device=setup.device), cache=WORK / "banks", progress=False),

@@ -17,6 +17,7 @@ $NESCIO_SHARED, or ../shared next to the checkout.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import statistics
@@ -34,7 +35,7 @@ from nescio.explanation.maps import patch_maps
 from nescio.methods.background import class_confidence, sure_positions
 from nescio.methods.trained.ssod import SSODHead
 from nescio.models import Classifier, load_classifier
-from nescio.training import Hardware, Recipe, train
+from nescio.training import Hardware, Recipe, Sets, Start, train
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
@@ -110,11 +111,11 @@ def run(setup: Setup, objective: str, seed: int, *, boxes: bool = False) -> None
         return
     print(name, flush=True)
     out = WORK / name
-    sets = {"train": setup.train, "val": setup.val}
+    watch = {name: f"{spec}[:{WATCHED}]" for name, spec in setup.ood.items()}
     run = train(
-        out, **sets, objective=objective, recipe=setup.recipe, seed=seed, resume=out.exists(),
-        watch={name: f"{spec}[:{WATCHED}]" for name, spec in setup.ood.items()},
-        keep=boxes, hardware=Hardware(device=setup.device), progress=True, **setup.options,
+        out, model=Start(**setup.options), sets=Sets(setup.train, setup.val, watch=watch), objective=objective,
+        recipe=dataclasses.replace(setup.recipe, seed=seed), hardware=Hardware(device=setup.device),
+        resume=out.exists(), keep=boxes,
     )  # fmt: skip
     detectors = POST_HOC + (OOD_HEAD if objective != "ce" else ())
     results = {

@@ -15,7 +15,7 @@ from nescio.evaluation.results import Results
 from nescio.models import load_classifier
 from nescio.models.runs import RUN
 from nescio.run.session import Session
-from nescio.training import Hardware, Recipe, train
+from nescio.training import Hardware, Recipe, Sets, Start, train
 
 TRANSFORM = Transform(crop=SIDE, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 FITTED = 11_000
@@ -55,19 +55,16 @@ def quickstart(out: Path, *, epochs: int = 10, seed: int = 0, running: Session |
         optimizer="sgd:lr=0.2,weight_decay=5e-4,nesterov=true",
         schedule=f"cosine:warmup={0.3 * epochs:g}",
         augment="none",
+        seed=seed,
     )
     train(
         run,
-        model="nescio.quickstart:network",
-        train=Rows(images, range(FITTED)),
-        val=Rows(images, range(FITTED, len(images))),
+        model=Start("nescio.quickstart:network", transform=str(TRANSFORM)),
+        sets=Sets(Rows(images, range(FITTED)), Rows(images, range(FITTED, len(images)))),
         objective="ce",
         recipe=recipe,
-        transform=str(TRANSFORM),
-        seed=seed,
+        hardware=Hardware(workers=running.workers, progress=running.progress),
         resume=(run / RUN).exists(),
-        hardware=Hardware(workers=running.workers),
-        progress=running.progress,
     )
     classifier = load_classifier(str(run))
     classifier.name = "quickstart"  # for the report's title

@@ -259,7 +259,7 @@ def test_debug_shows_the_traceback(here: Path) -> None:
 
 def test_every_detector_at_once_and_what_the_model_cannot_serve_is_said(here: Path) -> None:
     spec = "mean(energy,fisher(knn:k=3,gram))"
-    result = bench(detector=["all", spec], calibrate="train[:40]", out="r")
+    result = bench(detector=["all", spec], held_out="train[:40]", out="r")
     assert result.exit_code == 0, result.output
     assert "leaving out mcdropout+msp: the network has no dropout" in result.stderr
     rows = list(csv.DictReader((here / "r/results.csv").open(newline="")))

@@ -77,7 +77,7 @@ def test_calibration_images_suffice_where_no_member_is_fitted_and_their_lack_is_
     with pytest.raises(InputError, match="no training images"):
         Detector("mean(energy,knn)").fit(only_held)
     few = random_features(n=5)
-    with pytest.raises(InputError, match=r"none of class .*keeps a fifth .*--calibrate"):
+    with pytest.raises(InputError, match=r"none of class .*keeps a fifth .*--held-out"):
         Detector("mean(ls+energy,msp)").fit(training(few))
 
 

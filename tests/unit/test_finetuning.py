@@ -21,10 +21,10 @@ from nescio.models import Classifier, load_classifier
 from nescio.models.load import new_network
 from nescio.models.zoo.clip import captions
 from nescio.models.zoo.zeroshot import ZeroShot
-from nescio.training import Hardware, Recipe, recipes, train
+from nescio.training import Recipe, recipes
+from small_runs import CPU, train
 
 QUICK = Recipe(2, 20, "adamw:lr=1e-3", "cosine", "none")
-CPU = Hardware(device="cpu", workers=0)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def test_a_vit_is_fine_tuned_and_judged_by_mahalanobis_and_msp(sets: dict[str, Path], tmp_path: Path) -> None:
     small = "timm:vit_tiny_patch16_224:img_size=32,patch_size=8,embed_dim=24,depth=2,num_heads=2"
-    options = {"objective": "ce", "hardware": CPU, "progress": False}
+    options = {"objective": "ce", "hardware": CPU}
     shape = {"transform": "resize=32,crop=32"}
     first = Recipe.named("vit", epochs=1, batch_size=20)
     train(tmp_path / "first", model=small, recipe=first, **shape, **sets, **options)
@@ -130,7 +130,7 @@ def test_both_towers_are_trained_and_the_head_follows_the_text(
     small_clip: Path, sets: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     recipe = Recipe(12, 12, "adamw:lr=3e-3", "cosine", "none", ema=0.5)
-    options = {"model": PROMPTS, "objective": "flyp", "hardware": CPU, "progress": False, "init": str(small_clip)}
+    options = {"model": PROMPTS, "objective": "flyp", "hardware": CPU, "init": str(small_clip)}
     with caplog.at_level("WARNING", logger="nescio"):
         run = train(tmp_path / "run", recipe=recipe, keep=True, **sets, **options)
     assert not caplog.text
@@ -164,7 +164,7 @@ def test_both_towers_are_trained_and_the_head_follows_the_text(
 
 
 def test_a_resumed_run_ends_in_the_same_weights(small_clip: Path, sets: dict[str, Path], tmp_path: Path) -> None:
-    options = {"model": PROMPTS, "objective": "flyp", "hardware": CPU, "progress": False, "init": str(small_clip)}
+    options = {"model": PROMPTS, "objective": "flyp", "hardware": CPU, "init": str(small_clip)}
     recipe = Recipe(2, 20, "adamw:lr=1e-3", "constant", "none")
     train(tmp_path / "whole", recipe=recipe, **sets, **options)
     train(tmp_path / "parts", recipe=dataclasses.replace(recipe, epochs=1), **sets, **options)
@@ -175,7 +175,7 @@ def test_a_resumed_run_ends_in_the_same_weights(small_clip: Path, sets: dict[str
 
 def test_cross_entropy_starts_from_the_zero_shot_head(small_clip: Path, sets: dict[str, Path], tmp_path: Path) -> None:
     still = Recipe(1, 20, "adamw:lr=1e-12", "constant", "none")
-    options = {"objective": "ce", "hardware": CPU, "progress": False, "init": str(small_clip)}
+    options = {"objective": "ce", "hardware": CPU, "init": str(small_clip)}
     train(tmp_path / "run", model="clip:small-clip", recipe=still, **sets, **options)
     found = load_classifier(str(tmp_path / "run"), device="cpu")
     expected = load_classifier("clip:small-clip", weights=small_clip, classes=NAMES, device="cpu")

@@ -266,7 +266,7 @@ def test_a_temperature_without_an_optimum_stays_one(caplog: pytest.LogCaptureFix
     right = Features(F.h, F.head, F.pred, F.pred)
     detector = fitted("temperature+msp", right)
     assert detector.settings()["temperature"]["temperature"] == 1
-    assert "--calibrate" in caplog.text
+    assert "--held-out" in caplog.text
 
 
 @pytest.mark.parametrize("index", ["flat", "ivf", "hnsw"])

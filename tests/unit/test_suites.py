@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -49,7 +50,9 @@ def test_every_published_row_is_a_command(name: str, row: PublishedRow) -> None:
     lines = [shlex.split(line) for line in commands(suites()[name], row, "my data")]
     trains = bool(row.training or Detector(row.detector, row.model).needs.heads)
     assert [line[1] for line in lines] == ["train", "bench"][not trains :]
-    parsed = {line[1]: main.commands[line[1]].make_context(line[1], line[2:]).params for line in lines}
+    parsed = {
+        line[1]: main.get_command(click.Context(main), line[1]).make_context(line[1], line[2:]).params for line in lines
+    }
     assert parsed["bench"]["detector"] == (row.detector,)
     if trains:
         parse_objective(parsed["train"]["objective"])

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from rich.table import Table
 from rich.text import Text
 
-from nescio.core.progress import Line, Screen, progress_bar
-from nescio.core.text import as_written, cells, printable
+from nescio.core.progress import Screen, progress_bar
+from nescio.core.text import Line, as_written, cells, printable
 
 TITLE = "\x1b]0;owned\x07"
 RED = "\x1b[31m"

@@ -26,15 +26,15 @@ from nescio.methods.input.perturb import STEPS
 from nescio.methods.objective import parse_objective
 from nescio.models import Classifier, load_classifier
 from nescio.run.passes import pass_of
-from nescio.training import Hardware, Interrupted, Recipe, train
+from nescio.training import Interrupted, Recipe
 from nescio.training.augment import AUGMENTS
 from nescio.training.images import Images
 from nescio.training.loop import Loop
 from nescio.training.stream import Stream
+from small_runs import CPU, train
 from tiny_networks import batch_norm_net, reopened
 
 QUICK = Recipe(2, 24, "adamw:lr=1e-2", "constant", "shift:by=0.125", ema=0.5)
-CPU = Hardware(device="cpu", workers=0)
 TRAINED = (
     *("logitnorm", "godin", "godin:similarity=euclid", "mos:groups=random,k=2", "oe", "ssod:gamma=0.6,outliers=1"),
     *("vos:start=1,queue=20", "conf", "conf:outliers=1", "supcon", "cider", "csi", "bal"),
@@ -53,7 +53,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def run(out: Path, sets: dict[str, Any], objective: str, **options: Any) -> None:
     sets = {name: s for name, s in sets.items() if name != "outliers" or parse_objective(objective).needs.outliers}
-    settings = {"recipe": QUICK, "size": 16, "hardware": CPU, "progress": False, "objective": objective}
+    settings = {"recipe": QUICK, "size": 16, "hardware": CPU, "objective": objective}
     train(out, model="tiny_networks:batch_norm_net", **sets, **(settings | options))
 
 
@@ -136,7 +136,7 @@ def test_a_head_is_taken_over_where_it_fits(
 
 
 def test_outliers_are_given_where_they_are_read(sets: dict[str, Path], tmp_path: Path) -> None:
-    options = {"recipe": QUICK, "size": 16, "hardware": CPU, "progress": False, "model": "tiny_networks:batch_norm_net"}
+    options = {"recipe": QUICK, "size": 16, "hardware": CPU, "model": "tiny_networks:batch_norm_net"}
     pair = {name: sets[name] for name in ("train", "val")}
     for objective, outliers, told in (
         ("oe", None, "'oe' learns from outliers; give some \\(--outliers SET\\)"),
@@ -177,7 +177,7 @@ def test_outliers_that_are_tested_on_are_noticed(
 @pytest.mark.parametrize("views", [1, 2])
 def test_a_stream_gives_the_same_parts_to_any_number_of_processes(sets: dict[str, Path], views: int) -> None:
     source, transform = nescio.open_source(sets["outliers"]), Transform(crop=16)
-    images = Images(source, transform, device=torch.device("cpu"), hardware=CPU, progress=False)
+    images = Images(source, transform, device=torch.device("cpu"), hardware=CPU)
     augment = parse_named("shift", AUGMENTS)
 
     def batches(done: int, rank: int, world: int, parts: int) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -24,16 +24,16 @@ from nescio.data.corruptions import shuffle_tiles
 from nescio.evaluation import metrics
 from nescio.models import load_classifier
 from nescio.models.runs import Run
-from nescio.training import Hardware, Interrupted, Recipe, recipes, train
+from nescio.training import Hardware, Interrupted, Recipe, recipes
 from nescio.training.augment import AUGMENTS
 from nescio.training.images import Images, held_side
 from nescio.training.loop import Loop
 from nescio.training.recipe import SCHEDULES
 from nescio.training.validation import is_better
+from small_runs import CPU, train
 from tiny_networks import reopened
 
 QUICK = Recipe(3, 24, "adamw:lr=3e-3", "cosine:warmup=0.5", "shift:by=0.125")
-CPU = Hardware(device="cpu", workers=0)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def run(out: Path, sets: dict[str, Any], **options: Any) -> nescio.models.runs.Run:
-    settings = {"objective": "ssod:gamma=0.6", "recipe": QUICK, "size": 16, "hardware": CPU, "progress": False}
+    settings = {"objective": "ssod:gamma=0.6", "recipe": QUICK, "size": 16, "hardware": CPU}
     return train(out, model="tiny_networks:batch_norm_net", **sets, **(settings | options))
 
 
@@ -204,7 +204,7 @@ def test_accumulated_parts_are_one_batch(objective: str, sets: dict[str, Path], 
     made = {}
     for parts in (1, 3):
         recipe = Recipe(2, 24, "sgd:lr=0.05", "constant", "shift", accumulate=parts)
-        options = {"objective": objective, "recipe": recipe, "size": 16, "hardware": CPU, "progress": False}
+        options = {"objective": objective, "recipe": recipe, "size": 16, "hardware": CPU}
         train(tmp_path / f"{parts}", model="tiny_networks:group_net", **sets, **options)
         made[parts] = weights(tmp_path / f"{parts}")["model.features.0.weight"]
     tolerance = 1e-6 if objective == "ce" else 5e-2
@@ -457,7 +457,7 @@ def test_tied_and_idle_tensors(sets: dict[str, Path], tmp_path: Path, monkeypatc
     monkeypatch.syspath_prepend(str(tmp_path))
     recipe = Recipe(2, 24, "sgd:lr=0.1", "constant", "none", ema=0.5)
     with caplog.at_level("WARNING", "nescio"):
-        options = {"objective": "ce", "recipe": recipe, "size": 16, "hardware": CPU, "progress": False}
+        options = {"objective": "ce", "recipe": recipe, "size": 16, "hardware": CPU}
         train(tmp_path / "run", model="tied:make", **sets, **options)
     assert "2 tensors take no part in the loss" in caplog.text
     kept, last = weights(tmp_path / "run", "model.safetensors"), weights(tmp_path / "run")
@@ -471,7 +471,7 @@ def test_a_network_that_cannot_be_trained_is_refused(sets: dict[str, Path], tmp_
         InputError, match="timm:resnet10t cannot be trained on 1 images at a time by 'ce': Expected more than 1 value"
     ):
         train(
-            tmp_path / "run", model="timm:resnet10t", **sets, objective="ce", size=32, hardware=CPU, progress=False,
+            tmp_path / "run", model="timm:resnet10t", **sets, objective="ce", size=32, hardware=CPU,
             recipe=Recipe(1, 24, "sgd:lr=0.1", "constant", "none", accumulate=24),
         )  # fmt: skip
 
@@ -636,7 +636,7 @@ def test_small_images_are_held_at_their_own_size(sets: dict[str, Path]) -> None:
     source = open_source(sets["train"])
     assert held_side(source, Transform(crop=224, resize=256)) == 16
     assert held_side(source, Transform(crop=8)) == 8
-    held = Images(source, Transform(crop=16), device=torch.device("cpu"), hardware=CPU, progress=False)
+    held = Images(source, Transform(crop=16), device=torch.device("cpu"), hardware=CPU)
     pixels, numbers = next(held.batches([[5, 2]]))
     assert pixels.shape == (2, 3, 16, 16)
     assert numbers.tolist() == [5, 2]

@@ -2,27 +2,69 @@
 
 from __future__ import annotations
 
+import importlib
+import itertools
 import os
 
 import click
 
 import nescio
 from nescio.cli.base import Group, console
-from nescio.cli.bench import bench, compare, quickstart, report
-from nescio.cli.data import data
-from nescio.cli.deploy import export, fit, score, show
-from nescio.cli.serve import serve
-from nescio.cli.train import explain, train
-from nescio.cli.tune import recommend, tune
-from nescio.core.progress import Line
+from nescio.core.text import Line
+
+COMMANDS = {
+    **dict.fromkeys(("bench", "quickstart"), "bench"),
+    **dict.fromkeys(("compare", "report"), "results"),
+    **dict.fromkeys(("export", "fit", "show"), "deploy"),
+    **dict.fromkeys(("explain", "train"), "train"),
+    **dict.fromkeys(("recommend", "tune"), "tune"),
+    "data": "data",
+    "score": "score",
+    "serve": "serve",
+}
+"""The module that each command is in."""
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+class Main(Group):
+    """All commands; a command's module is imported when the command is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Their names."""
+        return sorted({*super().list_commands(ctx), *COMMANDS})
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """The command of this name."""
+        if name in COMMANDS:
+            found: click.Command = getattr(importlib.import_module(f"nescio.cli.{COMMANDS[name]}"), name)
+            return found
+        return super().get_command(ctx, name)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """``--plugin`` may stand anywhere: a name that it adds has to be known before the command is read."""
+        end = args.index("--") if "--" in args else len(args)
+        plugins: list[str] = []
+        others: list[str] = []
+        words = iter(args[:end])
+        for word in words:
+            if word == "--plugin":
+                plugins += [word, *itertools.islice(words, 1)]
+            else:
+                (plugins if word.startswith("--plugin=") else others).append(word)
+        return super().parse_args(ctx, [*plugins, *others, *args[end:]])
+
+
+@click.group(cls=Main, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(nescio.__version__)
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.option("--quiet", "-q", is_flag=True, help="Print the result alone.")
+@click.option(
+    "--plugin",
+    multiple=True,
+    metavar="MODULE|FILE.py",
+    help="Code of yours with stages, objectives, sources or engines, known by name to the command. Repeatable.",
+)
 @click.pass_context
-def main(ctx: click.Context, *, debug: bool, quiet: bool) -> None:
+def main(ctx: click.Context, *, debug: bool, quiet: bool, plugin: tuple[str, ...]) -> None:
     """Tell whether an image is something a classifier was trained for (out-of-distribution detection)."""
     import logging
 
@@ -36,6 +78,11 @@ def main(ctx: click.Context, *, debug: bool, quiet: bool) -> None:
     logger.setLevel(level)
     logger.handlers = [handler]
     logger.propagate = False
+    if plugin:
+        from nescio.core.plugins import load_plugin
+
+        for name in plugin:
+            load_plugin(name)
 
 
 @main.command()
@@ -55,8 +102,3 @@ def methods(name: str | None) -> None:
     for table in catalogue.tables():
         console().print(table)
     click.echo(catalogue.LEFT_OUT)
-
-
-COMMANDS = (bench, compare, data, explain, export, fit, quickstart, recommend, report, score, serve, show, train, tune)
-for command in COMMANDS:
-    main.add_command(command)

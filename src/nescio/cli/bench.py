@@ -9,26 +9,24 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nescio.cli.base import (
+from nescio.cli.options import (
     MODEL_HELP,
-    check_results,
-    console,
+    data_root_option,
     detector_specs,
     extraction_options,
     model_options,
     named,
+    ood_option,
     open_classifier,
     out_option,
-    present,
     session_of,
     use_cache,
-    write_report_to,
 )
+from nescio.cli.results import check_results, present
 from nescio.core.errors import InputError
-from nescio.core.files import make_folder
-from nescio.core.progress import Clock
 
 if TYPE_CHECKING:
+    from nescio.core.progress import Clock
     from nescio.evaluation.suites.suite import Suite
     from nescio.models import Classifier
 
@@ -37,19 +35,19 @@ if TYPE_CHECKING:
 @click.option("--model", help=MODEL_HELP)
 @model_options
 @click.option("--suite", help="A published benchmark: cifar10, imagenet, …; nescio data list shows them all.")
-@click.option("--data-root", default=".", show_default=True, help="Folder with the suite's data sets.")
+@data_root_option
 @click.option("--strict", is_flag=True, help="Refuse to run where a set of the suite is missing.")
 @click.option(
     "--train",
     help="The classifier's training images: a folder, .zip, .tar, .parquet, glob or torchvision:NAME/SPLIT.",
 )
 @click.option(
-    "--calibrate", help="ID images apart from the others, for ensembles.  [default: a fifth of the training images]"
+    "--held-out", help="ID images apart from the others, for ensembles.  [default: a fifth of the training images]"
 )
 @click.option(
     "--id", "id_", help="ID test images. SET[:1000] takes the first 1,000 and SET[~1000] any, here and elsewhere."
 )
-@click.option("--ood", multiple=True, metavar="NAME=SET", help="An OOD set. Repeatable.")
+@ood_option("An OOD set. Repeatable.")
 @click.option(
     "--detector",
     multiple=True,
@@ -82,6 +80,8 @@ def bench(obj: dict[str, Any], /, **options: Any) -> None:
         --detector msp --detector energy --detector fmls --out results
     nescio bench --suite cifar10 --data-root data --model densenet-bc-100-12 --weights cifar10.safetensors
     """  # noqa: D301 - click reads the backslashes
+    from nescio.core.progress import Clock
+
     if options["report"] and not options["out"]:
         raise InputError("--report needs a folder to be written to; add --out DIR")
     check_results(options["out"], report=options["report"])
@@ -108,7 +108,7 @@ def _bench(options: dict[str, Any], oods: dict[str, str], specs: Sequence[str], 
         id=options["id_"],
         ood=oods,
         train=options["train"],
-        held_out=options["calibrate"],
+        held_out=options["held_out"],
         detectors=detectors,
         equal=options["equal"],
         resamples=options["intervals"],
@@ -117,15 +117,15 @@ def _bench(options: dict[str, Any], oods: dict[str, str], specs: Sequence[str], 
 
 
 def _expanded(
-    given: Sequence[str], options: dict[str, Any], classifier: Classifier
+    specs: Sequence[str], options: dict[str, Any], classifier: Classifier
 ) -> tuple[list[str], dict[str, list[str]]]:
     """The detectors that ranges and a sweep stand for, and which range stood for which."""
     from nescio.core.spec import search_space, sweep
 
-    given = [*(sweep(options["sweep"], classifier.name, classifier.head.n_classes) if options["sweep"] else ()), *given]
-    spaces = {spec: search_space(spec) for spec in given}
-    specs = list(dict.fromkeys(spec for space in spaces.values() for spec in space))
-    return specs, {spec: space for spec, space in spaces.items() if len(space) > 1}
+    study = sweep(options["sweep"], classifier.name, classifier.head.n_classes) if options["sweep"] else ()
+    spaces = {spec: search_space(spec) for spec in (*study, *specs)}
+    detectors = list(dict.fromkeys(spec for space in spaces.values() for spec in space))
+    return detectors, {spec: space for spec, space in spaces.items() if len(space) > 1}
 
 
 def _bench_suite(options: dict[str, Any], oods: dict[str, str], specs: Sequence[str], clock: Clock) -> Any:
@@ -136,13 +136,13 @@ def _bench_suite(options: dict[str, Any], oods: dict[str, str], specs: Sequence[
     suite = open_suite(options["suite"])
     model = options["model"] or _own_model(suite)
     trained = (Path(model) / RUN).is_file()  # a run knows how its images are prepared, and CLIP how its own
-    roles = {"id": options["id_"], "train": options["train"], "calibrate": options["calibrate"]}
+    roles = {"id": options["id_"], "train": options["train"], "calibrate": options["held_out"]}
     sets = {role: spec for role, spec in roles.items() if spec} | oods
     own = {role: spec for role, spec in sets.items() if role in ("id", "train", *suite.ood)}
-    places = {need.role: need.found for need in suite.needs(Path(options["data_root"]).expanduser(), own)}
+    found = {need.role: need.found for need in suite.needs(Path(options["data_root"]).expanduser(), own)}
     transform = None if trained or model.startswith("clip:") else suite.transform
     loading = options | {"transform": options["transform"] or transform}
-    classifier = open_classifier(model, loading, (places["id"], places.get("train")))
+    classifier = open_classifier(model, loading, (found["id"], found.get("train")))
     detectors, ranges = _expanded(specs, options, classifier)
     results = bench_suite(
         suite,
@@ -181,89 +181,10 @@ def quickstart(obj: dict[str, Any], /, out: Path, epochs: int, bank_dtype: str, 
     """Run the main job on embedded images: train a small classifier, compare detectors, write a report."""
     check_results(out, report=True)
     use_cache(options.pop("cache"))
+    from nescio.core.progress import Clock
     from nescio.quickstart import quickstart as run
 
     clock = Clock()
     same = {**options, "bank_dtype": bank_dtype, **obj}
     results = run(out, epochs=epochs, running=session_of(None, same, clock))
     present(results, out, report=True, clock=clock)
-
-
-@click.command()
-@click.argument("results", type=click.Path(path_type=Path))
-@out_option("Folder of the page.  [default: RESULTS]")
-@click.option(
-    "--images",
-    is_flag=True,
-    help="Show images: open the files and folders that RESULTS name, as far as they are on this machine.",
-)
-def report(results: Path, out: Path | None, images: bool) -> None:
-    """Write report.html and its figures again from the folder RESULTS that bench --out wrote."""
-    from jinja2 import UndefinedError
-
-    from nescio.evaluation.results import Results
-
-    folder = out or results
-    check_results(folder, report=True)
-    loaded = Results.load(results, images=images)
-    make_folder(folder)
-    clock = Clock()
-    try:
-        write_report_to(loaded, folder, clock)
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError, UndefinedError) as e:
-        if isinstance(e, InputError):
-            raise
-        told = results / "results.json"  # its manifest, which a page reads all of
-        raise InputError(f"{told} lacks what a page needs ({type(e).__name__}: {e}); run nescio bench again") from None
-    console().print(f"wrote {folder / 'report.html'} in {clock.total():.1f} s")
-
-
-@click.command()
-@click.argument("old", type=click.Path(path_type=Path))
-@click.argument("new", type=click.Path(path_type=Path), required=False)
-@click.option(
-    "--between",
-    nargs=2,
-    metavar="A B",
-    help="Compare detector B (of NEW, or of the same run) with detector A of OLD.",
-)
-@click.option(
-    "--tolerance",
-    default=0.1,
-    show_default=True,
-    help="Percentage points up to which a change counts as none.",
-)
-@click.option("--resamples", type=click.IntRange(100), default=1000, show_default=True, help="Of the bootstrap.")
-@click.pass_context
-def compare(
-    ctx: click.Context,
-    old: Path,
-    new: Path | None,
-    between: tuple[str, str] | None,
-    tolerance: float,
-    resamples: int,
-) -> None:
-    """Compare two runs of bench --out, image by image where they scored the same ones. Ends with 1 if NEW is worse.
-
-    Worse is an FPR95 that rose, or an AUROC that fell, by more than --tolerance and beyond its 95 % interval.
-    """
-    from nescio.evaluation.compare import compare as run
-    from nescio.evaluation.compare import tables
-    from nescio.evaluation.results import Results
-
-    if new is None and not between:
-        raise InputError("give the folder of a second run, or two detectors of this one (--between msp fmls)")
-    before = Results.load(old)
-    changes = run(
-        before,
-        Results.load(new) if new else before,
-        pairs=dict([between]) if between else None,
-        tolerance=tolerance / 100,
-        resamples=resamples,
-    )
-    for table in tables(changes):
-        console().print(table)
-    worse = [c for c in changes if c.verdict == "worse"]
-    if worse:
-        click.echo(f"{len(worse)} of {len(changes)} numbers got worse", err=True)
-        ctx.exit(1)

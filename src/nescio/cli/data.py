@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nescio.cli.base import console, named, taking
+from nescio.cli.base import console
+from nescio.cli.options import data_root_option, named, ood_option, workers_option
 from nescio.core.errors import InputError, some
 
 if TYPE_CHECKING:
@@ -15,16 +16,6 @@ if TYPE_CHECKING:
 
     from nescio.evaluation.suites.check import Checked
     from nescio.evaluation.suites.suite import Model, Need, Suite
-
-_root = taking(
-    click.option(
-        "--data-root",
-        type=click.Path(path_type=Path, file_okay=False),
-        default=".",
-        show_default=True,
-        help="Folder with the data sets.",
-    )
-)
 
 
 @click.group()
@@ -34,7 +25,7 @@ def data() -> None:
 
 @data.command("list")
 @click.argument("suite", required=False)
-@_root
+@data_root_option
 @click.option("--published", is_flag=True, help="The papers' rows, each with the commands that make it.")
 @click.option("--errata", is_flag=True, help="What the papers print wrong, or leave open, and what is taken for it.")
 def list_(suite: str | None, data_root: Path, *, published: bool, errata: bool) -> None:
@@ -68,7 +59,7 @@ def list_(suite: str | None, data_root: Path, *, published: bool, errata: bool) 
             need.found or Text("missing", "bold red"),
         )
     screen.print(table)
-    lines = [_way(need, data_root) for need in needs if need.found is None]
+    lines = [_how_to_get(need, data_root) for need in needs if need.found is None]
     lines += [_model(m) for m in chosen.models]
     if errata:
         lines += [" | ".join(f"{key}: {value}" for key, value in e.items()) for e in chosen.errata]
@@ -112,7 +103,7 @@ def _rows(suite: Suite, root: Path) -> Iterator[str]:
         yield from (f"    {command}" for command in commands(suite, row, root)) if row.detector else ()
 
 
-def _way(need: Need, root: Path) -> str:
+def _how_to_get(need: Need, root: Path) -> str:
     part = need.data.splits[need.split]
     facts = [need.data.title, need.data.about, part.size, f"licence: {need.data.licence}" if need.data.licence else ""]
     get = f"nescio data fetch {need.data.name}/{need.split} --data-root {root}"
@@ -134,7 +125,7 @@ def _model(model: Model) -> str:
 
 @data.command()
 @click.argument("names", nargs=-1, required=True)
-@_root
+@data_root_option
 @click.pass_obj
 def fetch(obj: dict[str, bool], names: tuple[str, ...], data_root: Path) -> None:
     """Fetch data sets to --data-root: those that a suite lacks, or one by its name (svhn, cifar10/train).
@@ -172,11 +163,11 @@ def fetch(obj: dict[str, bool], names: tuple[str, ...], data_root: Path) -> None
 
 @data.command()
 @click.argument("suite", required=False)
-@_root
+@data_root_option
 @click.option("--id", "id_", help="ID test images, where there is no suite.")
 @click.option("--train", help="Training images.")
-@click.option("--ood", multiple=True, metavar="NAME=SET", help="An OOD set. Repeatable.")
-@click.option("--workers", type=click.IntRange(0), help="Decoding processes.  [default: one per core]")
+@ood_option("An OOD set. Repeatable.")
+@workers_option
 @click.pass_context
 def check(
     ctx: click.Context,
@@ -198,28 +189,27 @@ def check(
     oods = named(ood)
     if {"id", "train"} & set(oods):
         raise InputError("an OOD set cannot be called 'id' or 'train'; give it another name")
-    places = {"id": id_, "train": train} | oods
-    given = {role: spec for role, spec in places.items() if spec}
+    sets = {role: spec for role, spec in ({"id": id_, "train": train} | oods).items() if spec}
     expected: dict[str, int | None] = {}
     if suite:
         chosen = open_suite(suite)
-        needs = chosen.needs(data_root, {r: s for r, s in given.items() if r in ("id", "train", *chosen.ood)})
-        given |= {n.role: n.found for n in needs if n.found}
+        needs = chosen.needs(data_root, {r: s for r, s in sets.items() if r in ("id", "train", *chosen.ood)})
+        sets |= {n.role: n.found for n in needs if n.found}
         expected = {n.role: n.images for n in needs}
-    if not given:
+    if not sets:
         raise InputError("nothing to check: name a suite whose sets lie below --data-root, or give --id and --ood")
     found = check_sets(
-        {name: open_source(spec) for name, spec in given.items()},
+        {name: open_source(spec) for name, spec in sets.items()},
         expected=expected,
         workers=workers,
         progress=not ctx.obj["quiet"],
     )
     _show(found)
     missing = [need.role for need in needs if need.found is None] if suite else []
-    told = [f"{role} is missing" for role in missing] + warnings(found)
-    for line in told:
-        console().print(f"- {line}")
-    if told:
+    problems = [f"{role} is missing" for role in missing] + warnings(found)
+    for problem in problems:
+        console().print(f"- {problem}")
+    if problems:
         ctx.exit(1)
 
 

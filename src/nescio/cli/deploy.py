@@ -7,32 +7,27 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nescio.cli.base import (
-    console,
+from nescio.cli.base import console
+from nescio.cli.options import (
     extraction_options,
+    file_argument,
     model_options,
     named,
+    network_options,
+    ood_option,
     open_classifier,
     out_option,
     session_of,
-    taking,
     use_cache,
+    workers_option,
 )
-from nescio.core.errors import InputError
 from nescio.core.files import make_folder
-from nescio.core.outputs import check_file, check_out, is_table
+from nescio.core.outputs import check_file
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from nescio.deploy import Deployed, Lowered
-
-network_options = taking(
-    click.option("--model", help="As for bench, where no library knows the network of FILE."),
-    click.option("--weights", type=click.Path(path_type=Path), help="The network's, where FILE does not hold them."),
-)
-MOST_PRINTED = 100
-"""Verdicts that go onto a screen; more belong into files."""
+    from nescio.deploy import Lowered
 
 
 @click.command()
@@ -80,7 +75,7 @@ def fit(obj: dict[str, Any], /, out: Path, *, no_weights: bool, **options: Any) 
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@file_argument
 @out_option("File to write.", required=True)
 @click.option(
     "--preprocess",
@@ -100,14 +95,9 @@ def fit(obj: dict[str, Any], /, out: Path, *, no_weights: bool, **options: Any) 
     help="With fp16 or int8: ID images that were held out. The threshold is set anew on them; int8 takes up to a fifth "
     "of them for its ranges instead.",
 )
-@click.option(
-    "--ood",
-    multiple=True,
-    metavar="NAME=SET",
-    help="With fp16 or int8: OOD images, to measure the AUROC lost on.  [default: stand-ins made of --calibrate]",
-)
+@ood_option("With fp16 or int8: OOD images, to measure the AUROC lost on.  [default: stand-ins made of --calibrate]")
 @network_options
-@click.option("--workers", type=click.IntRange(0), help="Decoding processes.  [default: one per core]")
+@workers_option
 @click.pass_obj
 def export(obj: dict[str, Any], /, file: Path, out: Path, **options: Any) -> None:
     """Write a FILE that fit wrote as one ONNX graph: images in; logits, score, p_value and accepted out.
@@ -125,14 +115,14 @@ def export(obj: dict[str, Any], /, file: Path, out: Path, **options: Any) -> Non
     deployed = Deployed.load(file, model=options.pop("model"), weights=options.pop("weights"), device="cpu")
     options["ood"] = named(options["ood"])
     make_folder(out.parent)
-    said = run(deployed, out, **options, progress=not obj["quiet"])
-    if said is not None:
-        _show_lowered(said)
+    lowered = run(deployed, out, **options, progress=not obj["quiet"])
+    if lowered is not None:
+        _show_lowered(lowered)
     console().print(f"wrote {out} ({out.stat().st_size / 1e6:,.1f} MB)")
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@file_argument
 def show(file: Path) -> None:
     """Say what is in a FILE that fit wrote: network, detector, threshold and what it promises."""
     from nescio.deploy import describe
@@ -140,60 +130,14 @@ def show(file: Path) -> None:
     _show(describe(file))
 
 
-@click.command()
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
-@click.argument("images", nargs=-1, required=True)
-@out_option("Folder for the scores, or FILE.csv, .json or .parquet for one file.  [default: print them]")
-@network_options
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, …")
-@click.option("--engine", default="local", show_default=True, help="local, or ray: on a Ray cluster (nescio[ray]).")
-@click.option("--part-size", type=click.IntRange(1), help="Images per parquet file.  [default: 10,000]")
-@click.option("--batch-size", type=click.IntRange(1), help="Images per step.  [default: 32; on a GPU 256]")
-@click.option("--workers", type=click.IntRange(0), help="Decoding processes.  [default: one per core; with ray none]")
-@click.pass_context
-def score(ctx: click.Context, /, file: Path, images: tuple[str, ...], out: Path | None, **options: Any) -> None:
-    """Say of IMAGES whether the detector in FILE accepts them.
-
-    \b
-    nescio score my.nescio photo.jpg                   prints the verdict
-    nescio score my.nescio IMAGES… -o scores/          writes parquet files, a row for each image
-    nescio score my.nescio IMAGES… -o scores.csv       writes one file (or .json, .parquet), for up to 100,000 images
-
-    IMAGES are files, folders, globs, zip, tar or parquet files, here or behind a URL (s3://, gs://, https://). The same
-    command goes on with a job that was killed, where it writes to a folder. Ends with 1 if an image that was named as a
-    file cannot be read; those in folders and archives are listed with the reason.
-    """  # noqa: D301 - click reads the backslashes
-    if out is not None:
-        check_out(out)
-    from nescio.deploy import Deployed, score_images
-
-    deployed = Deployed.load(file, **{k: options.pop(k) for k in ("model", "weights", "device")})
-    if out is None:
-        if _print_verdicts(deployed, images, options["batch_size"], options["workers"]):
-            ctx.exit(1)
-        return
-    done = score_images(deployed, images, out, **options, progress=not ctx.obj["quiet"])
-    tally = done.tally
-    one = is_table(out)
-    listed = f" (listed in {out if one else out / '_errors.csv'})" if tally.unreadable else ""
-    rate = f"; {done.images / done.seconds:,.0f} images/s" if done.images else ""
-    console().print(
-        f"{tally.images:,} images: {tally.accepted:,} accepted, {tally.rejected:,} rejected, "
-        f"{tally.unreadable:,} unreadable{listed}{rate}\n"
-        + (f"wrote {out}" if one else f"wrote {tally.parts:,} parts to {out}/")
-    )
-    if tally.named:
-        ctx.exit(1)
-
-
-def _show_lowered(said: Lowered) -> None:
+def _show_lowered(lowered: Lowered) -> None:
     from rich.table import Table
 
     table = Table()
-    table.add_column("stand-in for OOD" if said.stand_ins else "OOD images")
-    for title in ("images", "AUROC fp32", f"AUROC {said.precision}", "points lost"):
+    table.add_column("stand-in for OOD" if lowered.stand_ins else "OOD images")
+    for title in ("images", "AUROC fp32", f"AUROC {lowered.precision}", "points lost"):
         table.add_column(title, justify="right")
-    for loss in said.losses:
+    for loss in lowered.losses:
         table.add_row(
             loss.name,
             f"{loss.images:,}",
@@ -201,55 +145,20 @@ def _show_lowered(said: Lowered) -> None:
             f"{loss.after:.2%}",
             f"{round(100 * (loss.before - loss.after), 2) + 0.0:.2f}",  # no negative zero
         )
-    before, after = (size / 1e6 for size in said.sizes)
+    before, after = (size / 1e6 for size in lowered.sizes)
     lines = [
-        f"{said.same_label:.2%} of {said.calibration.n:,} held-out images have the same label as in fp32",
+        f"{lowered.same_label:.2%} of {lowered.calibration.n:,} held-out images have the same label as in fp32",
         f"{after:,.1f} MB instead of {before:,.1f} MB",
-        f"promise, of this graph: {said.calibration.promise()}",
+        f"promise, of this graph: {lowered.calibration.promise()}",
     ]
-    if said.ranges:
-        lines.insert(0, f"ranges from {said.ranges:,} images of --calibrate, which calibrate nothing")
-    if said.stand_ins:
+    if lowered.ranges:
+        lines.insert(0, f"ranges from {lowered.ranges:,} images of --calibrate, which calibrate nothing")
+    if lowered.stand_ins:
         lines.insert(0, "no OOD images were given (--ood NAME=SET): these are made of the calibration images")
     screen = console()
     screen.print(table)
     for line in lines:
         screen.print(line)
-
-
-def _print_verdicts(deployed: Deployed, images: tuple[str, ...], batch_size: int | None, workers: int | None) -> int:
-    """A table; returned is how many images that were named one by one cannot be read."""
-    from rich.table import Table
-    from rich.text import Text
-
-    from nescio.data.loader import spans
-    from nescio.data.source import open_sources
-    from nescio.deploy.rows import verdict_rows
-    from nescio.deploy.scoring import named_files
-
-    source = open_sources(images)
-    if len(source) > MOST_PRINTED:
-        raise InputError(f"{len(source):,} images are too many to print; name a folder for their scores (-o scores/)")
-    batches = spans(0, len(source), batch_size or deployed.session.batch)
-    found = verdict_rows(deployed, source, batches, 0 if workers is None else workers)
-    rows = [row for batch in found for row in batch.to_pylist()]
-    table = Table()
-    table.add_column("image", overflow="fold")
-    table.add_column("class")
-    table.add_column("probability", justify="right")
-    table.add_column("verdict")
-    numbers = {"p_value": "p-value"} | ({"p_id": "P(ID | image)"} if deployed.gives_p_id else {})
-    for title in numbers.values():
-        table.add_column(title, justify="right")
-    for row in rows:
-        if row["error"] is not None:
-            table.add_row(row["path"], "", "", Text(f"unreadable: {row['error']}", "yellow"))
-            continue
-        said = Text("ACCEPTED", "green") if row["accepted"] else Text("I do not know", "red")
-        values = [f"{row[name]:.3f}" for name in numbers]
-        table.add_row(row["path"], row["label"], f"{row['probability']:.1%}", said, *values)
-    console().print(table)
-    return sum(row["error"] is not None and row["path"] in named_files(images) for row in rows)
 
 
 def _add_accuracy(table: Table, found: Any) -> None:
@@ -265,8 +174,8 @@ def _add_accuracy(table: Table, found: Any) -> None:
         table.add_row("accuracy", "not known: no labelled images")
         return
     if accuracy.warning:
-        said = f"{accuracy.warning}; the promise is about how many are rejected, not about what the network knows"
-        table.add_row("WARNING", Text(said, "bold red"))
+        warning = f"{accuracy.warning}; the promise is about how many are rejected, not about what the network knows"
+        table.add_row("WARNING", Text(warning, "bold red"))
 
 
 def _show(about: dict[str, Any]) -> None:
@@ -296,8 +205,8 @@ def _show(about: dict[str, Any]) -> None:
     _add_accuracy(table, about.get("accuracy"))
     table.add_row("promise", calibration["promise"])
     if calibrator:
-        told = f"logistic in the score, against the proxy '{calibrator['proxy']}', prior {calibrator['prior']:g}"
-        table.add_row("P(ID | image)", told)
+        source = f"logistic in the score, against the proxy '{calibrator['proxy']}', prior {calibrator['prior']:g}"
+        table.add_row("P(ID | image)", source)
     elif "ood" in model["heads"]:
         table.add_row("P(ID | image)", "from the network's own OOD head")
     else:

@@ -7,18 +7,18 @@ from typing import Any
 
 import click
 
-from nescio.cli.deploy import network_options
+from nescio.cli.options import batch_size_option, device_option, file_argument, network_options
 from nescio.core.errors import InputError
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@file_argument
 @network_options
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, …")
+@device_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 for any.")
 @click.option("--token", envvar="NESCIO_TOKEN", help="Ask clients for it.  [default: $NESCIO_TOKEN, or none]")
-@click.option("--batch-size", type=click.IntRange(1), help="Images per step.  [default: 32; on a GPU 256]")
+@batch_size_option
 @click.option("--decoders", type=click.IntRange(1), help="Decoding processes.  [default: one per core, at most 8]")
 @click.option("--max-bytes", default=16_000_000, show_default=True, help="Of a request.")
 @click.option("--max-pixels", default=50_000_000, show_default=True, help="Of an image.")

@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from nescio.cli.base import console, named, out_option, transform_option
+from nescio.cli.base import console
+from nescio.cli.options import device_option, max_bad_option, named, out_option, transform_option, workers_option
 from nescio.core.errors import InputError
 from nescio.core.outputs import check_file
 
@@ -53,13 +54,13 @@ OBJECTIVES = (
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint; the other options stay as they were.")
 @click.option("--watch", multiple=True, metavar="NAME=SET", help="OOD set to log after each epoch. It chooses nothing.")
 @click.option("--keep", is_flag=True, help="Store the weights of every epoch, too.")
-@click.option("--device", default="auto", help="cpu, cuda, cuda:1, …")
+@device_option
 @click.option(
     "--devices", type=click.IntRange(1), default=1, help="Processes, one per device. Several hosts: torchrun."
 )
-@click.option("--workers", type=click.IntRange(0), help="Decoding processes.  [default: one per core]")
+@workers_option
 @click.option("--hold/--stream", default=None, help="Keep decoded images in memory, or not.  [default: where they fit]")
-@click.option("--max-bad", default=0.01, help="Share of images that may be unreadable.")
+@max_bad_option
 @click.pass_obj
 def train(obj: dict[str, Any], /, train_: str, watch: tuple[str, ...], recipe: str, **options: Any) -> None:
     """Train a classifier that carries its own OOD head, from labelled ID images alone.
@@ -69,25 +70,24 @@ def train(obj: dict[str, Any], /, train_: str, watch: tuple[str, ...], recipe: s
         --objective ssod:gamma=0.95,alpha=1,balance=lwb --size 64 --epochs 20 --out runs/ssod
     nescio bench --model runs/ssod --train images/train --id images/val --ood other=… --detector ssod
     """  # noqa: D301 - click reads the backslashes
-    from nescio.training import Hardware, Recipe
+    from nescio.training import Hardware, Recipe, Sets, Start
     from nescio.training import train as run
 
-    entries = ("epochs", "batch_size", "optimizer", "schedule", "augment", "accumulate", "clip", "ema", "precision")
-    chosen = Recipe.named(recipe, **{name: options.pop(name) for name in entries})
-    hardware = Hardware(**{name: options.pop(name) for name in ("device", "devices", "workers", "hold", "max_bad")})
+    def chosen(*names: str) -> dict[str, Any]:
+        return {name: options.pop(name) for name in names}
+
     out = options.pop("out")
+    entries = ("epochs", "batch_size", "optimizer", "schedule", "augment", "accumulate", "clip", "ema", "precision")
     trained = run(
         out,
-        model=options.pop("arch"),
-        train=train_,
-        watch=named(watch, "--watch"),
-        recipe=chosen,
-        hardware=hardware,
-        progress=not obj["quiet"],
+        model=Start(options.pop("arch"), **chosen("init", "size", "transform")),
+        sets=Sets(train_, **chosen("val", "outliers"), watch=named(watch, "--watch")),
+        recipe=Recipe.named(recipe, **chosen(*entries, "seed")),
+        hardware=Hardware(**chosen("device", "devices", "workers", "hold", "max_bad"), progress=not obj["quiet"]),
         **options,
     )
     if trained.selected and int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0) == 0:
-        console().print(_told(trained.selected, out))
+        console().print(_kept(trained.selected, out))
 
 
 @click.command()
@@ -107,7 +107,7 @@ def train(obj: dict[str, Any], /, train_: str, watch: tuple[str, ...], recipe: s
 @click.option(
     "--label", help="Class whose confidence is shown.  [default: the true one, where known; else the predicted]"
 )
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, …")
+@device_option
 def explain(images: tuple[str, ...], model: tuple[str, ...], out: Path, **options: Any) -> None:
     """Draw where a classifier sees its class, which patches are sure of it or of background, and what an OOD head says.
 
@@ -130,7 +130,7 @@ def explain(images: tuple[str, ...], model: tuple[str, ...], out: Path, **option
     console().print(f"wrote {out} and {arrays}")
 
 
-def _told(selected: dict[str, dict[str, Any]], out: Path) -> str:
+def _kept(selected: dict[str, dict[str, Any]], out: Path) -> str:
     lines = []
     for name, file in (("kept", "model.safetensors"), ("papers_choice", "papers-choice.safetensors")):
         if name in selected:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nescio.cli.base import (
-    console,
+from nescio.cli.base import console
+from nescio.cli.options import (
     extraction_options,
     model_options,
     named,
@@ -92,7 +92,7 @@ def _present(run: Any, obj: dict[str, Any], options: dict[str, Any], **more: Any
         "reject_id": options["cost_reject"],
         "share_ood": options["share_ood"],
     }
-    given = Costs(**{name: value for name, value in costs.items() if value is not None})
+    chosen = Costs(**{name: value for name, value in costs.items() if value is not None})
     sources = {name: options[name] and open_source(options[name]) for name in ("train", "val")}
     examples = {name: open_source(spec) for name, spec in _examples(options["ood_examples"]).items()}
     choice: Choice = run(
@@ -118,18 +118,18 @@ def _present(run: Any, obj: dict[str, Any], options: dict[str, Any], **more: Any
     if refused:
         screen.print(f"nescio export refuses {some(refused)}")
     if options["ood_examples"] or any(value is not None for value in costs.values()):
-        for line in choice.operating_lines(given):
+        for line in choice.operating_lines(chosen):
             screen.print(line)
     if out:
         write_table(out, _rows(choice))
         screen.print(f"wrote {out}")
 
 
-def _examples(given: tuple[str, ...]) -> dict[str, str]:
+def _examples(sets: tuple[str, ...]) -> dict[str, str]:
     """Sets of OOD images by name, which one alone need not have."""
-    if len(given) == 1 and (Path(given[0]).exists() or not re.match(r"[\w.+ -]+=.", given[0])):
-        return {"examples": given[0]}
-    return named(given, "--ood-examples")
+    if len(sets) == 1 and (Path(sets[0]).exists() or not re.match(r"[\w.+ -]+=.", sets[0])):
+        return {"examples": sets[0]}
+    return named(sets, "--ood-examples")
 
 
 def _rows(choice: Choice) -> list[dict[str, Any]]:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from nescio.core.errors import InputError
@@ -100,6 +99,8 @@ def _is_left(partial: Path, pid: int, host: str) -> bool:
 @contextmanager
 def alone(lock: Path, waiting: Callable[[], None]) -> Iterator[None]:
     """Keep other processes out of what ``lock`` stands for; where one is at it already, say so and wait for it."""
+    from filelock import FileLock, Timeout
+
     guard = FileLock(lock)
     try:
         guard.acquire(timeout=0)

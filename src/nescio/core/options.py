@@ -195,6 +195,19 @@ class Optioned:
 Kind = TypeVar("Kind", bound=Optioned)
 
 
+def register(cls: type[Kind], name: str, known: dict[str, type[Kind]]) -> None:
+    """Make a class known by its name; the same class defined anew, as in a notebook, takes the place of the first.
+
+    Raises:
+        InputError: another class has this name.
+    """
+    own, other = (f"{c.__module__}.{c.__qualname__}" if c else "" for c in (cls, known.get(name)))
+    if other not in ("", own):
+        raise InputError(f"{cls.kind} '{name}' is there already: {other}; call {own} something else")
+    cls.name = name
+    known[name] = cls
+
+
 def parse_named(text: str, known: Mapping[str, type[Kind]]) -> Kind:
     """The thing that ``name`` or ``name:option=value,option=value`` stands for.
 

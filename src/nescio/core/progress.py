@@ -42,14 +42,6 @@ class Screen(Console):
             yield segment if segment.control else segment._replace(text=printable(segment.text, keep="\n"))
 
 
-class Line(logging.Formatter):
-    """A log message in one line, whatever the names in it hold."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
-        """The message without a traceback, which keeps its lines."""
-        return printable(super().formatMessage(record))
-
-
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
         """Images per second, over the whole task once it is finished."""

@@ -19,7 +19,7 @@ from nescio.core.errors import InputError, Missing, NotFitted
 from nescio.core.feature_set import FeatureSet
 from nescio.core.features import Features
 from nescio.core.needs import Needs
-from nescio.core.options import Optioned
+from nescio.core.options import Optioned, register
 
 PLACES = ("input", "shape", "modulate", "score")
 REGISTRY: dict[str, type[Stage]] = {}
@@ -49,7 +49,7 @@ class Stage(Optioned, nn.Module):
             cls.place = place
         cls.name = name or cls.__name__.lower()  # not its base's: that is another stage
         if name is not None:
-            REGISTRY[name] = cls
+            register(cls, name, REGISTRY)
 
     def __init__(self) -> None:
         super().__init__()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable
 
@@ -27,3 +28,11 @@ def cells(row: Iterable[object]) -> list[object]:
 def as_written(row: Iterable[str]) -> list[str]:
     """The texts that ``cells`` was given, from a row that was read back."""
     return [text.removeprefix(_QUOTE) for text in row]
+
+
+class Line(logging.Formatter):
+    """A log message in one line, whatever the names in it hold."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        """The message without a traceback, which keeps its lines."""
+        return printable(super().formatMessage(record))

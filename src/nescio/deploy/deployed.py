@@ -137,7 +137,7 @@ class Deployed:
         """Read what ``save`` wrote; the options are those of ``nescio.deploy.file.load``."""
         from nescio.deploy.file import load
 
-        return load(path, **options)
+        return load(cls, path, **options)
 
     def __repr__(self) -> str:
         n, accept = self.classifier.head.n_classes, self.calibration.accept

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -25,13 +25,15 @@ from nescio.core.errors import InputError
 from nescio.core.tensors import hash_tensors
 from nescio.data.hashing import combine
 from nescio.data.transform import Transform
-from nescio.deploy.deployed import Deployed
 from nescio.models import Classifier, load_classifier
 from nescio.models.classifier import FITTED
 from nescio.models.runs import HEAD_PREFIX, MOST_CLASSES, is_names, state_of
 from nescio.models.trusted import trusted_architecture
 from nescio.models.zoo.clip import PREFIX
 from nescio.run.passes import pass_of
+
+if TYPE_CHECKING:
+    from nescio.deploy.deployed import Deployed
 
 KIND = Kind("deployed", 3, "a file that 'nescio fit' wrote", "make it again (nescio fit)")
 _MODEL, _DETECTOR, _CALIBRATION = "model.", "detector.", "calibration."
@@ -101,6 +103,7 @@ def _facts(deployed: Deployed) -> dict[str, Any]:
 
 
 def load(
+    kind: type[Deployed],
     path: str | Path,
     *,
     model: str | Callable[[], nn.Module] | None = None,
@@ -110,6 +113,7 @@ def load(
     """Read what ``save`` wrote.
 
     Args:
+        kind: the class, which this file must not import: it saves itself with ``save``.
         path: the file.
         model: what makes the network, as ``load_classifier`` takes it, where no library knows it by the file's name.
         weights: where the file holds but their hash.
@@ -131,7 +135,7 @@ def load(
             raise InputError("it was made with another model's weights; give those (--weights), or fit it again")
         detector.restore(file.under(_DETECTOR), head.fingerprint, head, head.weight.shape[1])
         rest = {k: v for k, v in about.items() if k not in ("model", "detector", "calibration", "calibrator")}
-        made = Deployed(classifier, detector, calibration, calibrator=calibrator, about=rest)
+        made = kind(classifier, detector, calibration, calibrator=calibrator, about=rest)
         _try(made)
     return made
 

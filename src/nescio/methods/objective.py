@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nescio.core.features import Head
 from nescio.core.needs import Needs
-from nescio.core.options import Optioned, parse_named
+from nescio.core.options import Optioned, parse_named, register
 from nescio.core.plugins import load_methods
 
 if TYPE_CHECKING:
@@ -157,8 +157,7 @@ class Objective(Optioned, nn.Module):
     def __init_subclass__(cls, name: str | None = None) -> None:
         super().__init_subclass__()
         if name is not None:
-            cls.name = name
-            OBJECTIVES[name] = cls
+            register(cls, name, OBJECTIVES)
 
     @property
     def needs(self) -> Needs:

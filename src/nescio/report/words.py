@@ -110,6 +110,10 @@ UNKNOWN = {
 }
 
 
+SETS = {"train": "--train", "calibrate": "--held-out", "id": "--id"}
+"""The options that name the sets of a manifest which are not OOD."""
+
+
 def unknown(command: str) -> list[str]:
     """What stands for what in a command that cannot be run as it is."""
     words = re.split(r"[\s=]+", command)
@@ -119,7 +123,7 @@ def unknown(command: str) -> list[str]:
 def command(manifest: dict[str, Any]) -> str:
     """The command that gives these numbers, as far as the manifest knows it: ``UNKNOWN`` words stand for the rest."""
     data, detectors = manifest.get("data", {}), manifest.get("detectors", {})
-    oods = [name for name in data if name not in ("train", "calibrate", "id")]
+    oods = [name for name in data if name not in SETS]
     opened = manifest["model"].get("opened") or {"model": "MODEL", "weights": "WEIGHTS"}
     ranges = {spec: given for given, specs in manifest.get("ranges", {}).items() for spec in specs}
     options = manifest.get("options", {})
@@ -129,7 +133,7 @@ def command(manifest: dict[str, Any]) -> str:
         [word for option, value in opened.items() for word in (f"--{option}", value)],
         *([["--untrained"]] if manifest["model"].get("untrained") else []),
         ["--transform", manifest["transform"]],
-        *([f"--{r}", data[r].get("opened") or "IMAGES"] for r in ("train", "calibrate", "id") if r in data),
+        *([option, data[r].get("opened") or "IMAGES"] for r, option in SETS.items() if r in data),
         *(["--ood", f"{name}={data[name].get('opened') or 'IMAGES'}"] for name in oods),
         *(["--detector", given] for given in dict.fromkeys(ranges.get(d, d) for d in detectors)),
     ]

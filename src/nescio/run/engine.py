@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from typing import ClassVar
 
 from nescio.core.errors import InputError, nearest
+from nescio.core.plugins import load_engines
 from nescio.models import Classifier
 
 ENGINES: dict[str, type[Engine]] = {}
@@ -37,6 +38,7 @@ def engine_of(name: str) -> Engine:
     Raises:
         InputError: there is none.
     """
+    load_engines()
     if name not in ENGINES:
         raise InputError(f"unknown engine '{name}'{nearest(name, ENGINES)}")
     return ENGINES[name]()

@@ -31,23 +31,23 @@ class Batcher(Generic[Result]):
     def __init__(self, work: Callable[[Tensor], Sequence[Result | Exception]], size: int) -> None:
         self.work, self.size = work, size
         self.jobs: FairQueue[_Job[Result]] = FairQueue()
-        self.changed, self.closing = threading.Condition(), False
+        self.arrival, self.closing = threading.Condition(), False
         self.thread = threading.Thread(target=self._run, name="nescio-network", daemon=True)
         self.thread.start()
 
     def submit(self, image: Tensor, client: str = "") -> Future[Result | Exception]:
         """Have a client's image ``(3, S, S)`` worked on. The future holds what ``work`` gives or raises."""
         future: Future[Result | Exception] = Future()
-        with self.changed:
+        with self.arrival:
             self.jobs.put(client, (image, future))
-            self.changed.notify()
+            self.arrival.notify()
         return future
 
     def close(self) -> None:
         """Finish what has come in, and end."""
-        with self.changed:
+        with self.arrival:
             self.closing = True
-            self.changed.notify()
+            self.arrival.notify()
         self.thread.join()
 
     def _run(self) -> None:
@@ -58,8 +58,8 @@ class Batcher(Generic[Result]):
 
     def _next(self) -> list[_Job[Result]]:
         """The jobs that wait, each client's in turn, at least one; none at the end."""
-        with self.changed:
-            self.changed.wait_for(lambda: self.jobs or self.closing)
+        with self.arrival:
+            self.arrival.wait_for(lambda: self.jobs or self.closing)
             return list(itertools.islice(iter(self.jobs.get, None), self.size))
 
     def _work(self, batch: list[_Job[Result]]) -> None:

@@ -83,11 +83,11 @@ class Decoders:
         job = _Job(raw, client, asyncio.get_running_loop().create_future())
         self.waiting.put(client, job)
         self._dispatch()
-        said = await job.done
-        if said[0] != _PIXELS:
-            raise _KINDS[said[0]](said[1:].decode())
+        answer = await job.done
+        if answer[0] != _PIXELS:
+            raise _KINDS[answer[0]](answer[1:].decode())
         side = self.transform.crop
-        return torch.frombuffer(said, dtype=torch.uint8, offset=1).reshape(3, side, side)
+        return torch.frombuffer(answer, dtype=torch.uint8, offset=1).reshape(3, side, side)
 
     async def close(self) -> None:
         """End the processes."""
@@ -161,9 +161,9 @@ class _Job:
     done: asyncio.Future[bytearray]
     tries: int = 0
 
-    def finish(self, said: bytearray) -> None:
+    def finish(self, answer: bytearray) -> None:
         if not self.done.done():
-            self.done.set_result(said)
+            self.done.set_result(answer)
 
 
 class _Decoder(asyncio.Protocol):

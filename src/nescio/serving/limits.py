@@ -1,4 +1,4 @@
-"""What one client may ask of the service, and what it is told beyond that."""
+"""What one client may ask of the service, and what it is answered beyond that."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Container
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -50,36 +50,31 @@ class Limits:
             check_positive(f.name, getattr(self, f.name))
 
 
+@dataclass
 class Gate:
     """Middleware that refuses before a body is read, and while it is.
 
-    Args:
+    Attributes:
         app: what is behind.
         limits: of requests; those of bytes and of how many there are hold for ``path`` alone.
         path: the one that takes images.
         token: to be sent as ``Authorization: Bearer TOKEN``; None where nobody has to.
         hosts: names that the service may be asked by; None for any.
         free: paths that need no token.
-        seen: told the status and the seconds of each request to ``path``.
-        running: told how many of them are worked on.
+        on_answer: called with the status and the seconds of each request to ``path``.
+        on_count: called with how many of them are worked on.
+        running: how many of them are worked on, by client.
     """
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        *,
-        limits: Limits,
-        path: str,
-        token: str | None,
-        hosts: Collection[str] | None,
-        free: Container[str],
-        seen: Callable[[int, float], object],
-        running: Callable[[int], object],
-    ) -> None:
-        self.app, self.limits, self.path, self.free = app, limits, path, free
-        self.token, self.hosts = token, hosts
-        self.seen, self.tell = seen, running
-        self.running: Counter[str] = Counter()
+    app: ASGIApp
+    limits: Limits
+    path: str
+    token: str | None
+    hosts: Collection[str] | None
+    free: Container[str]
+    on_answer: Callable[[int, float], object]
+    on_count: Callable[[int], object]
+    running: Counter[str] = field(init=False, default_factory=Counter)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or refuse it."""
@@ -116,7 +111,7 @@ class Gate:
                 await self._through(scope, _Body(receive, self.limits.bytes), answer)
             finally:
                 self._count(client, -1)
-        self.seen(answer.status, time.perf_counter() - begin)
+        self.on_answer(answer.status, time.perf_counter() - begin)
 
     async def _through(self, scope: Scope, body: _Body, answer: _Answer) -> None:
         """Answer in time, whatever happens."""
@@ -126,18 +121,18 @@ class Gate:
                 return
         except TimeoutError:
             why = f"no answer within {self.limits.seconds:g} s"
-            said = refusal(BUSY, why, AGAIN) if body.whole else refusal(LATE, f"{why}: the request is not complete")
+            response = refusal(BUSY, why, AGAIN) if body.whole else refusal(LATE, f"{why}: the request is not complete")
         except Exception:
             log.exception("a request failed")
-            said = refusal(FAILED, "the service failed on this request; its log says why")
+            response = refusal(FAILED, "the service failed on this request; its log says why")
         if not answer.status:
-            await said(scope, body, answer)
+            await response(scope, body, answer)
 
     def _count(self, client: str, more: int) -> None:
         self.running[client] += more
         if not self.running[client]:
             del self.running[client]
-        self.tell(self.running.total())
+        self.on_count(self.running.total())
 
     def _refused(self, client: str, headers: Headers) -> JSONResponse | None:
         running, own = self.running.total(), self.running[client]

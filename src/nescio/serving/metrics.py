@@ -46,14 +46,14 @@ class _Picture(Collector):
 
     def collect(self) -> Iterator[Metric]:
         p = self.picture()
-        for name, told, value in (
+        for name, description, value in (
             ("drift_evidence", "For a change of the input: an alarm is raised at 1.", p["evidence"]),
             ("drift_alarms", "Raised since the start.", p["alarmed"]),
             ("window_images", "Last images that the window holds.", p["window"]),
             ("window_rejected", "Of these.", p["rejected"]),
             ("window_rejected_expected", "Of as many new ID images, at most, on average.", p["expected_rejected"]),
         ):
-            yield GaugeMetricFamily(f"nescio_{name}", told, value=value)
+            yield GaugeMetricFamily(f"nescio_{name}", description, value=value)
         by_class = {
             key: GaugeMetricFamily(f"nescio_window_class_{key}", f"{key} of the window, by label.", labels=["label"])
             for key in ("images", "rejected")

@@ -59,10 +59,10 @@ def foreign_page(method: str, headers: Headers) -> str | None:
 
 def knows(headers: Headers, token: str | None) -> bool:
     """Whether a request has the token, where there is one."""
-    scheme, _, given = headers.get("authorization", "").partition(" ")
+    scheme, _, sent = headers.get("authorization", "").partition(" ")
     if token is None:
         return True
-    same = secrets.compare_digest(given.strip().encode("latin-1"), token.encode())  # as it came
+    same = secrets.compare_digest(sent.strip().encode("latin-1"), token.encode())  # as it came
     return scheme.lower() == "bearer" and same
 
 

@@ -226,8 +226,8 @@ def create_app(
         token=token,
         hosts=hosts,
         free=FREE,
-        seen=service.metrics.request,
-        running=service.metrics.running.set,
+        on_answer=service.metrics.request,
+        on_count=service.metrics.running.set,
     )
     return app
 

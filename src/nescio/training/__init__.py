@@ -2,6 +2,6 @@
 
 from nescio.training.hardware import Hardware, Interrupted
 from nescio.training.recipe import Recipe, recipes
-from nescio.training.training import train
+from nescio.training.training import Sets, Start, train
 
-__all__ = ["Hardware", "Interrupted", "Recipe", "recipes", "train"]
+__all__ = ["Hardware", "Interrupted", "Recipe", "Sets", "Start", "recipes", "train"]

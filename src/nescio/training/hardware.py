@@ -36,6 +36,7 @@ class Hardware:
         workers: decoding processes; one per core where None.
         hold: keep the decoded images in memory; by default where they fit.
         max_bad: share of the images, in [0, 1], that may be unreadable.
+        progress: show bars on a terminal.
     """
 
     device: str = "auto"
@@ -43,6 +44,7 @@ class Hardware:
     workers: int | None = None
     hold: bool | None = None
     max_bad: float = 0.01
+    progress: bool = True
 
 
 def make_fabric(hardware: Hardware, recipe: Recipe) -> Any:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Self
 
 import numpy as np
 import torch
@@ -46,7 +48,6 @@ class Images:
         device: torch.device,
         hardware: Hardware,
         title: str = "images",
-        progress: bool = True,
     ) -> None:
         self.source, self.transform, self.device = source, transform, device
         self.workers, self.max_bad, self.title = hardware.workers, hardware.max_bad, title
@@ -54,7 +55,7 @@ class Images:
         self.bad: dict[int, str] = {}  # reasons, by number
         size = len(source) * 3 * transform.crop**2
         if hardware.hold or (hardware.hold is None and size <= _room(device)):
-            self._read_all(progress=progress)
+            self._read_all(progress=hardware.progress)
         self.labels = torch.from_numpy(self.source.labels)
 
     def __len__(self) -> int:
@@ -113,6 +114,38 @@ class Images:
                 )
             good = torch.from_numpy(np.asarray(numbers)[batch.good]).to(self.device)
             yield batch.images.to(self.device, non_blocking=True), good
+
+
+@dataclass
+class RunImages:
+    """The images of a run on its device: training, validation, watched OOD sets by name, and outliers if any."""
+
+    train: Images
+    val: Images
+    watched: dict[str, Images] = field(default_factory=dict)
+    outliers: Images | None = None
+
+    @classmethod
+    def read(
+        cls,
+        sources: Mapping[str, Source],
+        watched: Mapping[str, Source],
+        transform: Transform,
+        *,
+        device: torch.device,
+        hardware: Hardware,
+    ) -> Self:
+        """Read ``train``, ``val`` and perhaps ``outliers``: what is augmented as squares, the others as in a test."""
+        side = held_side(sources["train"], transform, hardware.workers)
+        square = Transform(crop=side, interpolation=transform.interpolation)
+
+        def read(source: Source, seen: Transform, title: str) -> Images:
+            return Images(source, seen, device=device, hardware=hardware, title=f"{title} images")
+
+        train, val = read(sources["train"], square, "training"), read(sources["val"], transform, "validation")
+        others = {name: read(source, transform, name) for name, source in watched.items()}
+        outliers = read(sources["outliers"], square, "outliers") if "outliers" in sources else None
+        return cls(train, val, others, outliers)
 
 
 def held_side(source: Source, transform: Transform, workers: int | None = 0) -> int:

@@ -22,7 +22,7 @@ from nescio.methods.objective import Objective
 from nescio.models.runs import STATE, WEIGHTS, Run
 from nescio.training.augment import AUGMENTS
 from nescio.training.hardware import Interrupted, stop_on_signal
-from nescio.training.images import Images
+from nescio.training.images import RunImages
 from nescio.training.log import Log
 from nescio.training.recipe import OPTIMIZERS, SCHEDULES, Recipe
 from nescio.training.state import WAY_OUT, State, save_tensors
@@ -49,24 +49,21 @@ class Loop:
         state: State,
         objective: Objective,
         recipe: Recipe,
-        images: Images,
-        val: Images,
-        watched: Mapping[str, Images],
+        images: RunImages,
         *,
-        outliers: Images | None = None,
         keep: bool = False,
     ) -> None:
         self.keep = keep
         self.fabric, self.run, self.out, self.state, self.recipe = fabric, run, out, state, recipe
-        self.images, self.val, self.watched, self.outliers = images, val, watched, outliers
+        self.images = images
         self.objective, self.needs = objective.to(fabric.device), objective.needs
-        self.labels = images.labels.to(fabric.device)
+        self.labels = images.train.labels.to(fabric.device)
         self.detector = Detector(objective.detector)
         state.classifier.probed(self.detector.needs.probes)  # refuses a network that it cannot judge
         self.size = recipe.batch_size
-        if len(images) < self.size:
-            raise InputError(f"{len(images):,} readable training images do not fill a batch of {self.size}")
-        self.per_epoch = len(images) // self.size
+        if len(images.train) < self.size:
+            raise InputError(f"{len(images.train):,} readable training images do not fill a batch of {self.size}")
+        self.per_epoch = len(images.train) // self.size
         trainee = Trainee(state.classifier, objective)
         try_step(fabric, trainee, state, min(2, self.size // (fabric.world_size * recipe.accumulate)))
         used = [p for p in trainee.parameters() if p.requires_grad]
@@ -111,9 +108,9 @@ class Loop:
         """The epoch's steps that are left. All that is drawn follows from seed, epoch and step."""
         seed = self.run.settings["seed"]
         draws = torch.Generator().manual_seed(hash_of(seed, epoch))
-        streams = [Stream(self.images, draws, self.per_epoch, self.size, self.needs.views)]
-        if self.outliers is not None:
-            streams.append(Stream(self.outliers, draws, self.per_epoch, self.size * self.needs.outliers))
+        streams = [Stream(self.images.train, draws, self.per_epoch, self.size, self.needs.views)]
+        if self.images.outliers is not None:
+            streams.append(Stream(self.images.outliers, draws, self.per_epoch, self.size * self.needs.outliers))
         rank, done = self.fabric.global_rank, self.state.step - epoch * self.per_epoch
         shares = (done, rank, self.fabric.world_size, self.recipe.accumulate)
         feeds = [stream.parts(*shares, self.augment, self.state.classifier.transform) for stream in streams]
@@ -207,7 +204,7 @@ class Loop:
             self.objective.after_step(self.state.classifier)  # an average of layers need not be in that form
             try:
                 self.objective.before_save(self.state.classifier)
-                judged = judge(self.state.classifier, self.detector, self.val, self.watched)
+                judged = judge(self.state.classifier, self.detector, self.images.val, self.images.watched)
             finally:
                 self.state.exchange()
             of_training = {f"train_{name}": value for name, value in means.items()}
@@ -225,7 +222,7 @@ class Loop:
     def _select(self, judged: Judgement, numbers: Mapping[str, Any]) -> None:
         selected = self.state.selected
         best = max([judged.accuracy, *(line["val_accuracy"] for line in self.state.lines)])
-        if is_better(numbers, selected.get("kept"), best, len(self.val)):
+        if is_better(numbers, selected.get("kept"), best, len(self.images.val)):
             save_tensors(self.out / WEIGHTS, self.state.weights())
             selected["kept"] = {"by": _RULES["kept"], **numbers}
         if judged.ood and judged.mean_fpr95 < selected.get("papers_choice", {}).get("mean_fpr95", math.inf):

@@ -37,6 +37,7 @@ class Recipe:
         clip: largest norm of the gradient; 0 for any.
         ema: decay per step of an average of the weights that is judged and kept in their place; 0 for none.
         precision: ``32``, or ``bf16`` for mixed precision.
+        seed: of everything drawn.
     """
 
     epochs: int
@@ -48,6 +49,7 @@ class Recipe:
     clip: float = 0.0
     ema: float = 0.0
     precision: str = "32"
+    seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate"):
@@ -55,6 +57,8 @@ class Recipe:
         check_at_least("clip", self.clip, 0)
         check_share("ema", self.ema, below_one=True)
         check_choice("precision", self.precision, list(PRECISIONS))
+        if not check_at_least("seed", self.seed, 0) < 1 << 62:
+            raise InputError(f"seed={self.seed} must be below 2^62")
         for text, known in ((self.optimizer, OPTIMIZERS), (self.schedule, SCHEDULES), (self.augment, AUGMENTS)):
             parse_named(text, known)
 

@@ -30,7 +30,7 @@ class Temperature(Modulate, name="temperature"):
 
     Args:
         T: temperature, above 0; 1 changes nothing, larger makes the softmax flatter. Without it, the T with the least
-            negative log-likelihood of the labels on ``--calibrate`` images, or on the training images where there are
+            negative log-likelihood of the labels on ``--held-out`` images, or on the training images where there are
             none: there it comes out too low, since the network has learned them. At most about 50,000 count.
             It is the temperature of the network's own logits, whatever stages stand before this one.
 
@@ -62,7 +62,7 @@ class Temperature(Modulate, name="temperature"):
             if abs(math.log(temperature)) > _FARTHEST:
                 log.warning(
                     "%r: no temperature is the best for these images (all of them right?), so it stays 1; give images "
-                    "that the network has not learned (--calibrate), or T",
+                    "that the network has not learned (--held-out), or T",
                     self,
                 )
                 temperature = 1.0

@@ -78,7 +78,7 @@ class Ensemble(Score):
             if data.held_out is not None:
                 raise
             raise InputError(
-                f"{e} ({self.name}(…) keeps a fifth of the training images apart; give others for that: --calibrate)"
+                f"{e} ({self.name}(…) keeps a fifth of the training images apart; give others for that: --held-out)"
             ) from None
         self.scale(torch.cat([self.scores(f) for f in held.chunks()]))
 
@@ -116,7 +116,7 @@ class Mean(_Standardised, name="mean"):
     """Mean of the members' scores, each standardised by held-out ID scores. ``h (B, L) -> score (B,)``.
 
     ``mean(fm+ls+energy,knn:k=50)``. Members are fitted on training features; mean and standard deviation come from
-    ``--calibrate`` images, or from a fifth of the training images that no member is fitted on then.
+    ``--held-out`` images, or from a fifth of the training images that no member is fitted on then.
 
     Source: Dadalto et al., "Combine and Conquer: A Meta-Analysis on Data Shift
     and Out-of-Distribution Detection", 2024.
@@ -157,7 +157,7 @@ class Fisher(Ensemble, name="fisher"):
     def scale(self, scores: Tensor) -> None:
         """Keep each member's held-out scores in order ``(members, N)``."""
         if len(scores) < 2:
-            raise InputError(f"'{self!r}' needs two held-out ID images or more; give some (--calibrate)")
+            raise InputError(f"'{self!r}' needs two held-out ID images or more; give some (--held-out)")
         self.reference = scores.T.sort(dim=1).values.contiguous()
 
     def forward(self, f: Features) -> Tensor:

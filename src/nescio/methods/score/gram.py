@@ -27,7 +27,7 @@ class Gram(Score, name="gram"):
     Statistics of a feature map ``F (K, H·W)``: the row sums of ``G_p = F^p (F^p)ᵀ``, to the power 1/p with their sign,
     for p = 1 … orders. Beyond the range ``[min, max]`` of the images predicted as the same class, entry g deviates by
     ``(min - g) / |min|`` or ``(g - max) / |max|``. The deviations of a layer are summed, divided by their mean over ID
-    images that the ranges were not taken from (a tenth of the training images, or ``--calibrate``), and the layers
+    images that the ranges were not taken from (a tenth of the training images, or ``--held-out``), and the layers
     added up. A probe takes the statistics from the last map of each resolution: ``(B, orders · K) -> score (B,)``.
 
     Args:

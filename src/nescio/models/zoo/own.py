@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import functools
-import importlib
-import importlib.util
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from torch import nn
 
 from nescio.core.errors import InputError, nearest
+from nescio.core.plugins import import_code, search_hint
 from nescio.data.transform import Transform
 from nescio.models.zoo.architecture import Architecture, as_they_are, literals, never, no_bare_names
 
@@ -80,54 +77,17 @@ def find_factory(module: str, name: str) -> Callable[..., Any]:
     if not name:
         raise InputError(f"{what} names no function; write {module}:FUNCTION")
     try:
-        found = _of_file(Path(module).expanduser()) if module.endswith(".py") else _of_name(module)
+        found = import_code(module)
     except InputError:
         raise
     except Exception as e:  # noqa: BLE001 - importing runs the user's own code
-        hint = (
-            f"; modules are looked for in {Path.cwd()} and on PYTHONPATH: set it (PYTHONPATH=DIR nescio …), or name "
-            "the file (DIR/FILE.py:FUNCTION)"
-        )
-        hint = hint if isinstance(e, ModuleNotFoundError) else ""
-        raise InputError(f"{what} cannot be imported: {type(e).__name__}: {e}{hint}") from None
+        raise InputError(f"{what} cannot be imported: {type(e).__name__}: {e}{search_hint(e)}") from None
     factory: Callable[..., Any] | None = getattr(found, name, None)
     if not callable(factory):
         functions = [n for n, v in vars(found).items() if callable(v) and not n.startswith("_")]
         why = nearest(name, functions) if functions else ""
         raise InputError(f"{what} cannot be imported: {module} has no function '{name}'{why}")
     return factory
-
-
-def _of_name(module: str) -> ModuleType:
-    if module.partition(".")[0] != "nescio":
-        _look_in(Path.cwd())  # the user's own module stands where they call from
-    return importlib.import_module(module)
-
-
-def _of_file(path: Path) -> ModuleType:
-    """The module in a file, run once; what stands beside it can be imported by it, as when Python runs the file."""
-    if not path.is_file():
-        raise InputError(f"no file {path}" + ("; it is a folder" if path.is_dir() else ""))
-    path = path.resolve()
-    name = f"{path.stem}@{path.parent}"  # no other module's, whatever the file is called
-    if name not in sys.modules:
-        _look_in(path.parent)
-        spec = importlib.util.spec_from_file_location(name, path)
-        if spec is None or spec.loader is None:
-            raise InputError(f"{path} cannot be read as Python")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module  # what dataclasses and pickling ask for
-        try:
-            spec.loader.exec_module(module)
-        except BaseException:
-            del sys.modules[name]
-            raise
-    return sys.modules[name]
-
-
-def _look_in(folder: Path) -> None:
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
 
 
 def refuse_a_file(model: str) -> None:
