@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nescio.core.errors import BadImage, InputError, nearest
 from nescio.core.files import make_folder, whole
@@ -22,7 +22,7 @@ from nescio.explanation.plates import Seen, draw_maps
 from nescio.methods.background import check_gamma, class_confidence, sure_positions
 from nescio.models import Classifier
 from nescio.models.coerce import classifiers_by_name
-from nescio.models.heads import PositionHead, decide
+from nescio.models.heads import PositionHead, decide, known_heads
 
 MOST = 24
 """Images in one picture."""
@@ -72,7 +72,8 @@ def patch_maps(classifier: Classifier, images: Tensor, labels: Tensor | None = N
     asked = logits.new_full((len(x),), -1).long() if labels is None else labels.to(logits.device)
     labels = torch.where(asked >= 0, asked, logits.argmax(dim=1))
     confidence = class_confidence(classifier.logits_at_positions(fmap), labels)
-    reading = next((m for m in classifier.heads.values() if isinstance(m, PositionHead)), None)
+    known = known_heads()
+    reading = next((m for k, m in classifier.heads.items() if issubclass(known.get(k, nn.Module), PositionHead)), None)
     z = None if reading is None else reading(fmap)[:, 0]
     return PatchMaps(
         logits.softmax(dim=1),

@@ -82,7 +82,8 @@ def known_heads() -> Mapping[str, type[SavedHead]]:
 
 def probability(heads: nn.ModuleDict) -> str:
     """The score that is P(ID), as a spec string, where one of a network's heads gives it; else nothing."""
-    return next((m.probability for m in heads.values() if isinstance(m, SavedHead) and m.probability), "")
+    known = known_heads()  # by name: a module of the user's own serves as the head whose name it has
+    return next((known[name].probability for name in heads if name in known and known[name].probability), "")
 
 
 def decide(heads: nn.ModuleDict, h: Tensor, head: Head) -> Tensor:
