@@ -26,7 +26,8 @@ from nescio.core.outputs import write_table
 from nescio.core.reading import parse_json, plain, read_json
 from nescio.core.tensors import read_tensors, seal
 from nescio.core.text import cells
-from nescio.data.source import Source, open_here
+from nescio.data.formats.files import open_here
+from nescio.data.source import Source
 from nescio.evaluation.sample import FeatureSample
 from nescio.evaluation.suites.suite import AVERAGE
 
