@@ -13,14 +13,14 @@ from torch import Tensor
 
 from nescio.core.errors import BadImage, InputError
 from nescio.data.decode import NO_MEMORY, decode
+from nescio.data.preprocess import AnyTransform
 from nescio.data.source import Source
-from nescio.data.transform import Transform
 from nescio.data.workers import MEMORY, in_order
 
 
 @dataclass
 class Batch:
-    """Consecutive images from ``start``: those decoded (``good``: their places), and the reasons of the others."""
+    """Consecutive images from ``start``: those decoded (``good``: their positions), and the reasons of the others."""
 
     start: int
     size: int
@@ -32,7 +32,7 @@ class Batch:
 class _Images:
     """Whole batches by number, so that a process reads its images one after the other."""
 
-    def __init__(self, source: Source, transform: Transform, spans: Sequence[range]) -> None:
+    def __init__(self, source: Source, transform: AnyTransform, spans: Sequence[range]) -> None:
         self.source, self.transform, self.spans = source, transform, spans
 
     def __call__(self, number: int, entering: Callable[[int], None]) -> Batch:
@@ -70,14 +70,14 @@ def spans(start: int, stop: int, size: int) -> list[range]:
 
 
 def read_batches(
-    source: Source, transform: Transform, start: int, batch_size: int, workers: int | None
+    source: Source, transform: AnyTransform, start: int, batch_size: int, workers: int | None
 ) -> Iterator[Batch]:
     """Images from number ``start`` on, in order, ``batch_size`` at a time; all else as for ``read_spans``."""
     return read_spans(source, transform, spans(start, len(source), batch_size), workers)
 
 
 def read_spans(
-    source: Source, transform: Transform, batches: Sequence[range], workers: int | None = None
+    source: Source, transform: AnyTransform, batches: Sequence[range], workers: int | None = None
 ) -> Iterator[Batch]:
     """Batches of images, as the transform's geometry leaves them.
 
@@ -95,5 +95,5 @@ def read_spans(
     """
     workers = default_workers() if workers is None else workers
     # twice: each image, then all of them as one tensor
-    pixels = 2 * 3 * transform.crop**2 * max(map(len, batches), default=0)
+    pixels = 2 * transform.nbytes * max(map(len, batches), default=0)
     yield from in_order(_Images(source, transform, batches), len(batches), workers, MEMORY + pixels)
