@@ -40,7 +40,7 @@ def test_files_that_do_not_fit_their_own_spec_are_refused(tmp_path: Path) -> Non
         ({"width": 7}, tensors, "width 7 .*is not that of its head"),
         ({"width": "wide"}, tensors, "width 'wide'"),
         ({"head": 3}, tensors, "not the head"),
-        ({"spec": None}, tensors, "damaged and cannot be read as a detector"),
+        ({"spec": None}, tensors, "expected a detector"),
         ({"spec": "nope"}, tensors, "unknown stage 'nope'"),
     ):
         write(path, KIND, file.meta | meta, changed)
