@@ -13,7 +13,7 @@ from scipy.stats import kstest
 from conftest import TINY_TRANSFORM
 from nescio.core.errors import InputError
 from nescio.data import Transform, open_source
-from nescio.data.corruptions import CHANGES, Changed
+from nescio.data.corruptions import CORRUPTIONS, Corrupted
 from nescio.data.decode import decode
 from nescio.data.formats.synthetic import Gaussian, NoiseSource
 
@@ -59,15 +59,15 @@ def test_a_draw_is_always_the_same_images_in_their_order(make_folder: Callable[.
         open_source(f"{folder}[~0]")
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("change", CORRUPTIONS)
 def test_a_change_follows_from_the_image_alone_and_keeps_what_it_says(
     make_folder: Callable[..., Path], change: str
 ) -> None:
     base = open_source(make_folder("plain", per_class=3))
-    source = Changed(base, change, TINY_TRANSFORM)
+    source = Corrupted(base, change, TINY_TRANSFORM)
     plain, changed = (np.asarray(decode(s.read(1))) for s in (base, source))
     assert changed.shape == (8, 8, 3)
-    again = Changed(base, change, TINY_TRANSFORM)
+    again = Corrupted(base, change, TINY_TRANSFORM)
     assert np.array_equal(changed, np.asarray(again.read(1)))
     assert (source.identity == again.identity, source.identity == base.identity) == (True, False)
     shown = TINY_TRANSFORM.geometry(decode(base.read(1))).numpy()
@@ -82,7 +82,7 @@ def test_a_change_follows_from_the_image_alone_and_keeps_what_it_says(
 
 def test_pixels_of_one_place_stay_one_colour() -> None:
     image = torch.arange(48, dtype=torch.uint8).view(1, 3, 4, 4)
-    mixed = CHANGES["pixels"](image, torch.Generator().manual_seed(0))
+    mixed = CORRUPTIONS["pixels"](image, torch.Generator().manual_seed(0))
     red = mixed[0, 0].flatten().tolist()
     assert sorted(red) == list(range(16))
     assert mixed[0, 1].flatten().tolist() == [v + 16 for v in red]

@@ -76,7 +76,7 @@ def test_a_subset_in_every_role_gives_what_its_images_give(classifier: Classifie
     assert [(r.ood, r.n_id, r.n_ood) for r in results.rows] == [("far", 4, 6), ("again", 4, 3)]
     source = as_source(Subset(everything, [5, 0, 3, 6]))
     assert source.labels.tolist() == [1, 0, 3, 2]
-    assert source.classes == everything.classes
+    assert source.classes == list(everything.classes)
     bank = Session(classifier, cache=tmp_path, workers=0).bank(Subset(everything, [5, 0]))
     whole = Session(classifier, cache=tmp_path, workers=0).bank(everything)
     torch.testing.assert_close(next(bank.chunks()).h, next(whole.chunks()).h[[5, 0]], rtol=1e-5, atol=1e-6)
@@ -87,9 +87,11 @@ def test_a_subset_in_every_role_gives_what_its_images_give(classifier: Classifie
 
 
 def test_what_is_no_set_of_images_is_refused(classifier: Classifier) -> None:
-    with pytest.raises(InputError, match=r"got DataLoader; of a DataLoader, give its \.dataset"):
-        Session(classifier).bank(DataLoader(Images()))
-    with pytest.raises(InputError, match=r"expected images as a path \(.*\), a source or a PyTorch data set, got list"):
+    with pytest.raises(InputError, match=r"shuffles.*give its data set \(loader\.dataset\) or .* shuffle=False"):
+        Session(classifier).bank(DataLoader(Images(), shuffle=True))
+    with pytest.raises(InputError, match=r"int is no image and no set of images: give a path"):
+        Session(classifier).bank(3)
+    with pytest.raises(InputError, match=r"no such file: a\.png"):
         Session(classifier).bank(["a.png"])
 
 

@@ -134,7 +134,7 @@ def test_any_map_style_data_set() -> None:
     assert decode(tensors.read(0)).size == (6, 5)
     with pytest.raises(BadImage, match=r"\[0, 1\]"):
         DatasetSource(TensorDataset(torch.full((1, 3, 4, 4), -2.0))).read(0)
-    assert tensors.identity != DatasetSource(tensors.dataset, identity="mine").identity
+    assert tensors.identity != DatasetSource(tensors.items, identity="mine").identity
 
 
 @pytest.mark.parametrize("targets", [torch.tensor([0.5, 1.0]), torch.eye(2, dtype=torch.int64), ["cat", "dog"]])
@@ -270,6 +270,7 @@ def test_what_is_not_there_or_empty_is_named(tmp_path: Path) -> None:
     (tmp_path / "bad.zip").write_text("x")
     (tmp_path / "bad.tar").write_text("x")
     (tmp_path / "x.csv").write_text("x")
+    (tmp_path / "x.txt").write_text("x")
     write_parquet(tmp_path / "few.parquet")
     pq.write_table(pa.table({"a": [1]}), tmp_path / "numbers.parquet")
     for spec, told in {
@@ -279,7 +280,8 @@ def test_what_is_not_there_or_empty_is_named(tmp_path: Path) -> None:
         "bad.parquet": "cannot be read as parquet",
         "bad.zip": "cannot be read as a zip",
         "bad.tar": "cannot be read as a tar",
-        "x.csv": "neither a folder",
+        "x.csv": "no column path, file, image; its columns: x",
+        "x.txt": "neither a folder",
         "*.jpg": "no images match",
         "few.parquet[9:]": "has 5",
         "numbers.parquet": "no image column",

@@ -1,76 +1,218 @@
-"""Images as a caller hands them over: paths, PIL images, arrays, tensors, or several of these."""
+"""Images in memory: as one, as an item of a data set, or many of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
-from nescio.core.errors import BadImage, InputError
-from nescio.data.decode import decode
-from nescio.data.source import open_source
+from nescio.core.errors import BadImage, InputError, some
+from nescio.data.decode import Raw, decode
+from nescio.data.hashing import combine, hash_images
+from nescio.data.labels import numbered
+from nescio.data.source import AnySource, Labels, as_source, unlabelled
 
-Given = Any
-"""A path (of an image, or of whatever ``open_source`` takes), encoded bytes, a PIL image, an array ``(H, W)``,
-``(H, W, C)`` or ``(B, H, W, C)``, a tensor ``(C, H, W)`` or ``(B, C, H, W)``, or an iterable of these; ``C`` is 1, 3
-or 4. Arrays and tensors hold uint8, or floats in [0, 1]."""
+IMAGE_KEYS = ("image", "img", "images", "pixel_values", "x", "input")
+LABEL_KEYS = ("label", "labels", "fine_label", "cls", "class", "target", "y")
+_CHANNELS = (1, 3, 4)
 
 
-def pictures(given: Given) -> Iterator[Image.Image]:
-    """Each image, decoded, upright and RGB.
+class NotPixels(BadImage):
+    """Numbers that are no image, or not any more: they are normalised, say."""
+
+
+def pictures(images: AnySource) -> Iterator[Image.Image]:
+    """Each image of whatever ``as_source`` takes, or of an iterator over it, decoded, upright and RGB.
 
     Raises:
         InputError: one is not an image, or not of a form that is known; it is named.
     """
-    for number, (name, raw) in enumerate(_each(given)):
+    if isinstance(images, Iterator):
+        for one in images:
+            yield from pictures(one)
+        return
+    source = as_source(images)
+    for i in range(len(source)):
         try:
-            yield decode(raw)
+            yield decode(source.read(i))
         except BadImage as e:
-            raise InputError(f"{name or f'image {number}'}: {e}") from None
+            raise InputError(f"{source.name(i)}: {e}") from None
 
 
-def _each(given: Given) -> Iterator[tuple[str, Any]]:
-    if isinstance(given, str | Path):
-        source = open_source(given)
-        for i in range(len(source)):
-            yield source.name(i), source.read(i)
-    elif isinstance(given, bytes | Image.Image):
-        yield "", given
-    elif isinstance(given, Tensor | np.ndarray):
-        yield from (("", _of_pixels(pixels)) for pixels in _arrays(given))
-    elif isinstance(given, Iterable):
-        for one in given:
-            yield from _each(one)
-    else:
-        raise InputError(f"{type(given).__name__} is no image: give a path, a PIL image, an array or a tensor")
+class Items:
+    """A source of what has a length and gives an item by its number: a list, an array, a data set.
+
+    An item is an image, ``(image, label, …)`` or a dict of both; an image is a PIL image, encoded bytes, the path of a
+    file, an array or a tensor.
+
+    Args:
+        items: the images.
+        labels: class numbers ``(N,)``; read from the items where None.
+        classes: what these numbers mean.
+        called: the name of an image, before its number.
+    """
+
+    def __init__(
+        self,
+        items: Any,
+        *,
+        labels: Labels | None = None,
+        classes: Sequence[str] | None = None,
+        called: Callable[[int], str] = "image {}".format,
+    ) -> None:
+        self.items, self._labels, self.name = items, labels, called
+        self._classes = None if classes is None else list(classes)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def read(self, i: int) -> Raw:
+        """The image of item ``i``."""
+        return as_raw(image_and_label(self.items[i])[0])
+
+    @cached_property
+    def _numbered(self) -> tuple[Labels, list[str] | None]:
+        if self._labels is not None:
+            return self._labels, self._classes
+        told = [image_and_label(self.items[i])[1] for i in range(len(self))]
+        labels, names = numbered(told, "an item of the set")
+        return labels, self._classes or names
+
+    @property
+    def labels(self) -> Labels:
+        """As given, else of the items."""
+        return self._numbered[0]
+
+    @property
+    def classes(self) -> list[str] | None:
+        """As given, else the names that are the items' labels."""
+        return self._classes if self._classes is not None or self._labels is not None else self._numbered[1]
+
+    @cached_property
+    def identity(self) -> str:
+        """Of all bytes or pixels, and labels."""
+        return combine(*hash_images(self), self.labels.tobytes())
+
+    @property
+    def stamp(self) -> str:
+        """Of the same: nothing else tells whether memory has changed."""
+        return self.identity
 
 
-def _arrays(given: Tensor | np.ndarray[Any, Any]) -> Iterable[np.ndarray[Any, Any]]:
-    """Arrays ``(H, W)`` or ``(H, W, C)``."""
-    if isinstance(given, Tensor):
-        if given.ndim not in (3, 4):
-            raise InputError(f"expected a tensor (C, H, W) or (B, C, H, W), got {tuple(given.shape)}")
-        given = given.detach().movedim(-3, -1).cpu().numpy()
-    if given.ndim not in (2, 3, 4):
-        raise InputError(f"expected an array (H, W), (H, W, C) or (B, H, W, C), got {given.shape}")
-    return given if given.ndim == 4 else [given]
+def image_and_label(item: Any) -> tuple[Any, Any]:
+    """What an item of a data set says: its image, and its label, None where there is none.
+
+    Raises:
+        InputError: it is a dict without an image.
+    """
+    if isinstance(item, Mapping) and "bytes" not in item:
+        image = next((key for key in IMAGE_KEYS if key in item), None)
+        if image is None:
+            raise InputError(f"an item has no image: its keys are {some(item)}, none of {', '.join(IMAGE_KEYS)}")
+        return item[image], next((item[key] for key in LABEL_KEYS if key in item), None)
+    if isinstance(item, tuple | list):
+        if not item:
+            raise InputError("an item of the set is empty")
+        return item[0], item[1] if len(item) > 1 else None
+    return item, None
+
+
+def as_raw(value: Any) -> Raw:
+    """An image in any of the forms of ``Items``, as a source hands it over.
+
+    Raises:
+        NotPixels: an array or tensor is no image.
+        InputError: it is of no form that is known.
+    """
+    if isinstance(value, Image.Image | bytes | Path):
+        return value
+    if isinstance(value, str):
+        return Path(value)
+    if isinstance(value, Mapping):  # as Hugging Face keeps what it has not decoded
+        return value["bytes"] if value.get("bytes") is not None else Path(str(value.get("path")))
+    if hasattr(value, "__array__"):
+        return _of_pixels(to_numpy(value))
+    raise InputError(f"{type(value).__name__} is no image: give a path, a PIL image, an array or a tensor")
+
+
+def to_numpy(value: Any) -> np.ndarray[Any, Any]:
+    """An array of an array, or of a tensor on any device."""
+    return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+
+
+def channels_last(shape: Sequence[int]) -> bool:
+    """Whether the channels of an image ``(H, W, C)`` or ``(C, H, W)`` come last.
+
+    Raises:
+        NotPixels: neither its first nor its last side can be channels, or both can.
+    """
+    first, last = shape[0] in _CHANNELS, shape[2] in _CHANNELS
+    if 0 in shape or not (first or last):
+        raise NotPixels(f"an image of shape {tuple(shape)} is neither grey, RGB nor RGBA (H, W[, C] or C, H, W)")
+    if first and last:
+        raise NotPixels(
+            f"an image of shape {tuple(shape)} may have its channels first or last: give a PIL image, which tells"
+        )
+    return last
+
+
+def check_pixels(pixels: np.ndarray[Any, Any]) -> None:
+    """Refuse values that are not those of images, with NotPixels."""
+    if pixels.dtype == np.uint8:
+        return
+    if not np.issubdtype(pixels.dtype, np.floating):
+        raise NotPixels(f"pixels of type {pixels.dtype}: give uint8, or floats in [0, 1]")
+    if pixels.size and not (pixels.min() >= 0 and pixels.max() <= 1):
+        raise NotPixels(
+            f"float pixels from {pixels.min():.3g} to {pixels.max():.3g}: give images in [0, 1], before normalisation "
+            "(drop Normalize from the data set's transform); a nescio.Session takes normalised batches"
+        )
 
 
 def _of_pixels(pixels: np.ndarray[Any, Any]) -> Image.Image:
+    check_pixels(pixels)
+    if pixels.ndim not in (2, 3):
+        raise NotPixels(f"expected one image (H, W), (H, W, C) or (C, H, W), got {pixels.shape}")
+    if pixels.ndim == 3 and not channels_last(pixels.shape):
+        pixels = pixels.transpose(1, 2, 0)
+    if pixels.size == 0:
+        raise NotPixels(f"an image of shape {pixels.shape} is neither grey, RGB nor RGBA: it is empty")
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[:, :, 0]
-    if pixels.size == 0 or (pixels.ndim == 3 and pixels.shape[2] not in (3, 4)):
-        raise InputError(f"an image of shape {pixels.shape} is neither grey, RGB nor RGBA (H, W[, C])")
     if pixels.dtype != np.uint8:
-        if not np.issubdtype(pixels.dtype, np.floating):
-            raise InputError(f"pixels of type {pixels.dtype}: give uint8, or floats in [0, 1]")
-        if not (pixels.min() >= 0 and pixels.max() <= 1):
-            raise InputError(
-                f"float pixels from {pixels.min():.3g} to {pixels.max():.3g}: give them in [0, 1], before normalisation"
-            )
         pixels = (pixels * 255).round().astype(np.uint8)
     return Image.fromarray(np.ascontiguousarray(pixels))
+
+
+def checked(source: Items) -> Items:
+    """The source, whose first image is looked at: one mistake in all images is told before the work.
+
+    Raises:
+        InputError: it is of no form that is known, or normalised.
+    """
+    if len(source):
+        try:
+            source.read(0)
+        except NotPixels as e:
+            raise InputError(f"{source.name(0)}: {e}") from None
+        except (BadImage, OSError):
+            pass  # this image alone is bad, as far as we know
+    return source
+
+
+def labels_of(labels: Any, n: int) -> tuple[Labels, list[str] | None]:
+    """Class numbers and names of labels that are given beside ``n`` images; unknown where None.
+
+    Raises:
+        InputError: they are not as many; or as ``numbered``.
+    """
+    if labels is None:
+        return unlabelled(n), None
+    values = to_numpy(labels).tolist() if hasattr(labels, "__array__") else list(labels)
+    if len(values) != n:
+        raise InputError(f"{n:,} images have {len(values):,} labels: give one each, -1 where it is unknown")
+    return numbered(values, "the list of labels")

@@ -1,4 +1,4 @@
-"""Images that are changed until nothing on them is what a classifier was trained for, each always in the same way."""
+"""Images that are corrupted until nothing on them is what a classifier was trained for, each always in the same way."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from torchvision.transforms.v2 import functional as tvf
 
 from nescio.core.errors import check_choice
 from nescio.data.decode import decode
-from nescio.data.hashing import combine
-from nescio.data.source import Source
+from nescio.data.source import Derived, Source, unlabelled
 from nescio.data.transform import Transform
 
 GRID = 4
@@ -57,13 +56,13 @@ def corner(images: Tensor, draws: torch.Generator) -> Tensor:
     """A corner, a third of the side wide, enlarged: backdrop, mostly, where the object stands in the middle."""
     side = images.shape[2]
     width = max(1, round(side * _CORNER))
-    places = torch.randint(2, (len(images), 2), generator=draws) * (side - width)
-    cut = [image[:, y : y + width, x : x + width] for image, (y, x) in zip(images, places.tolist(), strict=True)]
+    corners = torch.randint(2, (len(images), 2), generator=draws) * (side - width)
+    cut = [image[:, y : y + width, x : x + width] for image, (y, x) in zip(images, corners.tolist(), strict=True)]
     enlarged: Tensor = tvf.resize(torch.stack(cut), [side, side], antialias=True)
     return enlarged
 
 
-CHANGES: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
+CORRUPTIONS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
     "tiles": shuffle_tiles,
     "pixels": shuffle_pixels,
     "blur": blur,
@@ -71,44 +70,29 @@ CHANGES: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
 }
 
 
-class Changed:
-    """A source whose images are changed as the network would see them, before its normalisation.
+class Corrupted(Derived):
+    """A source whose images are corrupted as the network would see them, before its normalisation.
 
     Args:
         base: the images.
-        change: one of ``CHANGES``.
-        transform: the network's; its resizing and a centre crop to a square come before the change.
+        corruption: one of ``CORRUPTIONS``.
+        transform: the network's; its resizing and a centre crop to a square come before the corruption.
     """
 
-    classes: list[str] | None = None
-
-    def __init__(self, base: Source, change: str, transform: Transform) -> None:
-        self.base = base
-        self.change = check_choice("change", change, list(CHANGES))
+    def __init__(self, base: Source, corruption: str, transform: Transform) -> None:
+        self.corruption = check_choice("corruption", corruption, list(CORRUPTIONS))
         side = transform.resize or transform.crop
         self.transform = dataclasses.replace(transform, crop=side, resize=side)
-        self.labels = torch.full((len(base),), -1).numpy()
-
-    def __len__(self) -> int:
-        return len(self.base)
+        super().__init__(base, "changed", self.corruption, str(self.transform))
+        self.classes, self.labels = None, unlabelled(len(base))
 
     def name(self, i: int) -> str:
-        """As the base names it, and the change."""
-        return f"{self.base.name(i)} ({self.change})"
+        """As the base names it, and the corruption."""
+        return f"{self.base.name(i)} ({self.corruption})"
 
     def read(self, i: int) -> Image.Image:
-        """Image ``i``, changed by draws that follow from its number."""
+        """Image ``i``, corrupted by draws that follow from its number."""
         pixels = self.transform.geometry(decode(self.base.read(i)))
-        changed = CHANGES[self.change](pixels[None], torch.Generator().manual_seed(i))[0]
-        image: Image.Image = tvf.to_pil_image(changed)
+        corrupted = CORRUPTIONS[self.corruption](pixels[None], torch.Generator().manual_seed(i))[0]
+        image: Image.Image = tvf.to_pil_image(corrupted)
         return image
-
-    @property
-    def identity(self) -> str:
-        """Of the base, the change and the geometry."""
-        return combine(self.base.identity, "changed", self.change, str(self.transform))
-
-    @property
-    def stamp(self) -> str:
-        """Of the base, the change and the geometry."""
-        return combine(self.base.stamp, "changed", self.change, str(self.transform))

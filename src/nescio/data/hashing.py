@@ -7,16 +7,20 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
+
+from nescio.core.errors import BadImage
 
 log = logging.getLogger(__name__)
 
 _UNREADABLE = "unreadable:"
+_GROUP = 1024
 _UNSETTLED = 2_000_000_000  # nanoseconds
 _VERSION = 2
 _KEY = ("path", "size", "mtime", "ctime", "inode", "device")
@@ -63,6 +67,26 @@ def hash_files(paths: Sequence[Path]) -> list[str]:
     if fresh := [row for row in fresh if not row[-1].startswith(_UNREADABLE)]:
         _remember(fresh)
     return hashes
+
+
+def hash_images(source: Any) -> Iterator[str]:
+    """A hash of each image of a source: of its bytes where it is encoded, else of its pixels; "" where unreadable."""
+    for start in range(0, len(source), _GROUP):
+        paths: dict[int, Path] = {}
+        found = [""] * min(_GROUP, len(source) - start)
+        for i in range(len(found)):
+            try:
+                raw = source.read(start + i)
+            except (BadImage, OSError):
+                continue
+            if isinstance(raw, Path):
+                paths[i] = raw
+            else:
+                data = raw if isinstance(raw, bytes) else f"{raw.mode}{raw.size}".encode() + raw.tobytes()
+                found[i] = hashlib.blake2b(data, digest_size=16).hexdigest()
+        for i, digest in zip(paths, hash_files(list(paths.values())), strict=True):
+            found[i] = digest if paths[i].is_file() else ""
+        yield from found
 
 
 def _key(path: Path) -> _Key:

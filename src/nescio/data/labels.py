@@ -5,56 +5,64 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from nescio.core.errors import InputError, some
-from nescio.data.decode import Raw
-from nescio.data.hashing import combine
-from nescio.data.source import Source
+from nescio.data.source import Derived, Labels, Source
 
 _BETWEEN_WORDS = re.compile(r"[\s_-]+")
+_INTEGER = re.compile(r"\d{1,9}")
+_MOST_CLASSES = 1 << 24
 
 
-@dataclass
-class Relabelled:
+class Relabelled(Derived):
     """Another source with other class numbers.
 
-    Attributes:
+    Args:
         base: the source.
         numbers: the new number of each of its classes.
         classes: what the new numbers mean.
     """
 
-    base: Source
-    numbers: Sequence[int]
-    classes: list[str] | None
+    def __init__(self, base: Source, numbers: Sequence[int], classes: list[str] | None) -> None:
+        super().__init__(base, np.asarray(numbers, dtype=np.int64).tobytes())  # banks hold labels, too
+        new = np.array([*numbers, -1], dtype=np.int64)  # the last entry: an unknown label stays unknown
+        self.numbers, self.labels, self.classes = numbers, new[base.labels], classes
 
-    def __post_init__(self) -> None:
-        new = np.array([*self.numbers, -1], dtype=np.int64)  # the last entry: an unknown label stays unknown
-        self.labels = new[self.base.labels]
 
-    def __len__(self) -> int:
-        return len(self.base)
+def numbered(values: Sequence[Any], where: str) -> tuple[Labels, list[str] | None]:
+    """Class numbers of labels as people write them, and class names: numbers stay, names count in sorted order.
 
-    def name(self, i: int) -> str:
-        """As the base names it."""
-        return self.base.name(i)
+    None, NaN, -1 and the empty string are unknown.
 
-    def read(self, i: int) -> Raw:
-        """As the base reads it."""
-        return self.base.read(i)
+    Raises:
+        InputError: one is neither; it is said that it stands in ``where``.
+    """
+    # one number in a tensor or array is that number
+    plain_values = [v.item() if hasattr(v, "item") and getattr(v, "ndim", 0) == 0 else v for v in values]
+    told = [None if _is_unknown(v) else v for v in plain_values]
+    known = [v for v in told if v is not None]
+    if known and all(isinstance(v, str) for v in known) and not all(_INTEGER.fullmatch(v) for v in known):
+        names = sorted(set(known))
+        number = {name: i for i, name in enumerate(names)}
+        return np.array([-1 if v is None else number[v] for v in told], dtype=np.int64), names
+    numbers = [-1 if v is None else _class_number(v, where) for v in told]
+    return np.array(numbers, dtype=np.int64), None
 
-    @property
-    def identity(self) -> str:
-        """Of the base and the new numbers: banks hold labels, too."""
-        return combine(self.base.identity, np.asarray(self.numbers, dtype=np.int64).tobytes())
 
-    @property
-    def stamp(self) -> str:
-        """Of the base and the new numbers."""
-        return combine(self.base.stamp, np.asarray(self.numbers, dtype=np.int64).tobytes())
+def _is_unknown(value: Any) -> bool:
+    if isinstance(value, str | int | float):
+        return value in ("", -1, "-1") or value != value  # noqa: PLR0124 - NaN
+    return value is None
+
+
+def _class_number(value: Any, where: str) -> int:
+    number = int(value) if isinstance(value, str) and _INTEGER.fullmatch(value) else value
+    if not isinstance(number, int | float) or not 0 <= number < _MOST_CLASSES or number != int(number):
+        raise InputError(f"{where} holds {some([value])}: expected one class number or name an image, -1 where unknown")
+    return int(number)
 
 
 def renumbering(theirs: Sequence[str], own: Sequence[str]) -> list[int] | None:
@@ -75,17 +83,17 @@ def renumbering(theirs: Sequence[str], own: Sequence[str]) -> list[int] | None:
     for i, name in enumerate(own):
         at[plain(name)].append(i)
     found = [[i for i in at[plain(name)] if own[i] == name] or at[plain(name)] for name in theirs]
-    in_place = all(i in places for i, places in enumerate(found) if places)
-    missing = [name for name, places in zip(theirs, found, strict=True) if not places]
-    if len(missing) == len(theirs) or (in_place and (not missing or len(theirs) == len(own))):
+    in_order = all(i in numbers for i, numbers in enumerate(found) if numbers)
+    missing = [name for name, numbers in zip(theirs, found, strict=True) if not numbers]
+    if len(missing) == len(theirs) or (in_order and (not missing or len(theirs) == len(own))):
         return None  # equal names; or no common ones; or the same order, and a few are spelt in another way
     if missing:
         raise InputError(f"not among {some(own)}: {some(missing)}")
-    wanted = Counter(number for places in found for number in places)
-    vague = [n for n, places in zip(theirs, found, strict=True) if len(places) > 1 or wanted[places[0]] > 1]
+    wanted = Counter(number for numbers in found for number in numbers)
+    vague = [n for n, numbers in zip(theirs, found, strict=True) if len(numbers) > 1 or wanted[numbers[0]] > 1]
     if vague:
         raise InputError(f"more than one class is called {some(vague)}")
-    return [places[0] for places in found]
+    return [numbers[0] for numbers in found]
 
 
 def aligned(source: Source, own: Sequence[str] | None) -> Source:

@@ -95,5 +95,5 @@ def read_spans(
     """
     workers = default_workers() if workers is None else workers
     # twice: each image, then all of them as one tensor
-    pixels = 2 * 3 * transform.crop**2 * max(map(len, batches), default=0)
+    pixels = 2 * transform.nbytes * max(map(len, batches), default=0)
     yield from in_order(_Images(source, transform, batches), len(batches), workers, MEMORY + pixels)

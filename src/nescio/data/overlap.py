@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +10,11 @@ import numpy.typing as npt
 
 from nescio.core.errors import BadImage
 from nescio.core.files import whole
-from nescio.data.hashing import cache_root, hash_files
+from nescio.data.hashing import cache_root, hash_images
 from nescio.data.source import Source
 
 MOST_SHARED = 0.5
 """Share of a set's images that may turn out to be another's by accident; more is a mistake of the user's."""
-_GROUP = 1024
 Digests = npt.NDArray[np.bytes_]
 
 
@@ -39,7 +36,7 @@ def _remembered(source: Source) -> Digests:
         known: Digests = np.load(path)
         if known.shape == (len(source),) and known.dtype == np.dtype("S32"):
             return known
-    found = np.array([digest.encode() for digest in _digests(source)], dtype="S32")
+    found = np.array([digest.encode() for digest in hash_images(source)], dtype="S32")
     if not _is_of_files(source):  # whose hashes are remembered one by one
         with contextlib.suppress(OSError):  # a cache that cannot be written: then it is hashed again next time
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,22 +50,3 @@ def _is_of_files(source: Source) -> bool:
         return isinstance(source.read(0), Path)
     except (BadImage, OSError, IndexError):
         return False
-
-
-def _digests(source: Source) -> Iterator[str]:
-    for start in range(0, len(source), _GROUP):
-        paths: dict[int, Path] = {}
-        found = [""] * min(_GROUP, len(source) - start)
-        for i in range(len(found)):
-            try:
-                raw = source.read(start + i)
-            except (BadImage, OSError):
-                continue
-            if isinstance(raw, Path):
-                paths[i] = raw
-            else:
-                data = raw if isinstance(raw, bytes) else f"{raw.mode}{raw.size}".encode() + raw.tobytes()
-                found[i] = hashlib.blake2b(data, digest_size=16).hexdigest()
-        for i, digest in zip(paths, hash_files(list(paths.values())), strict=True):
-            found[i] = digest if paths[i].is_file() else ""
-        yield from found

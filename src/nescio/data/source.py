@@ -1,58 +1,32 @@
-"""Where images come from: a folder, a zip or tar of one, parquet, a named or user's own data set, globs, URLs."""
+"""A set of images: what it is, what it is made of, and how the form it comes in is found."""
 
 from __future__ import annotations
 
-import glob
+import importlib
 import logging
+import pkgutil
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
-from torch.utils.data import Dataset
 
 from nescio.core import numerics
-from nescio.core.errors import InputError, some
-from nescio.data.decode import Raw, check_bytes
-from nescio.data.formats.files import files_below
+from nescio.core.errors import InputError
+from nescio.data.decode import Raw
 from nescio.data.hashing import combine
-from nescio.data.storage import Place, Remote, hash_places, stamp
 
 Labels = npt.NDArray[np.int64]
 log = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = frozenset(
-    [
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".png",
-        ".webp",
-        ".bmp",
-        ".gif",
-        ".tif",
-        ".tiff",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".jp2",
-        ".avif",
-        ".heic",
-        ".jfif",
-    ]
-)
 _SLICE = re.compile(r"(?P<base>.+)\[(?P<start>\d*):(?P<stop>\d*)\]")
 _DRAW = re.compile(r"(?P<base>.+)\[~(?P<count>\d+)\]")
-_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
-_SPLITS = {"train", "test", "val", "validation"}
-_LINKS = "links:"
 _MOST_CUTS = 8
 """Brackets behind one name."""
-_UNLABELLED = -1
+_URL = "://"
 
 
 class Source(Protocol):
@@ -63,7 +37,10 @@ class Source(Protocol):
         classes: class names in label order, or None where nobody named them.
     """
 
-    classes: list[str] | None
+    @property
+    def classes(self) -> list[str] | None:
+        """Class names."""
+        ...
 
     @property
     def labels(self) -> Labels:
@@ -91,16 +68,47 @@ class Source(Protocol):
         ...
 
 
-@dataclass
-class Rows:
+def unlabelled(n: int) -> Labels:
+    """Labels of that many images whose classes nobody knows."""
+    return np.full(n, -1, dtype=np.int64)
+
+
+class Derived:
+    """Another source with something changed, which ``key`` describes; here, nothing is."""
+
+    def __init__(self, base: Source, *key: str | bytes) -> None:
+        self.base, self.key = base, key
+        self.labels, self.classes = base.labels, base.classes
+
+    def __len__(self) -> int:
+        return len(self.base)
+
+    def name(self, i: int) -> str:
+        """As the base names it."""
+        return self.base.name(i)
+
+    def read(self, i: int) -> Raw:
+        """As the base reads it."""
+        return self.base.read(i)
+
+    @property
+    def identity(self) -> str:
+        """Of the base and what is changed."""
+        return combine(self.base.identity, *self.key)
+
+    @property
+    def stamp(self) -> str:
+        """Of the base and what is changed."""
+        return combine(self.base.stamp, *self.key)
+
+
+class Rows(Derived):
     """Some positions of another source, in order."""
 
-    base: Source
-    rows: Sequence[int]
-
-    def __post_init__(self) -> None:
-        self.labels = self.base.labels[np.asarray(self.rows, dtype=np.int64)]
-        self.classes = self.base.classes
+    def __init__(self, base: Source, rows: Sequence[int]) -> None:
+        at = np.asarray(rows, dtype=np.int64)
+        super().__init__(base, at.tobytes())
+        self.rows, self.labels = rows, base.labels[at]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -113,104 +121,105 @@ class Rows:
         """As the base reads it."""
         return self.base.read(self.rows[i])
 
-    @property
-    def identity(self) -> str:
-        """Of the base and the positions."""
-        return combine(self.base.identity, np.asarray(self.rows, dtype=np.int64).tobytes())
 
-    @property
-    def stamp(self) -> str:
-        """Of the base and the positions."""
-        return combine(self.base.stamp, np.asarray(self.rows, dtype=np.int64).tobytes())
-
-
-class Files:
-    """Image files. Folders directly below ``root`` that hold images are the classes, in sorted order."""
-
-    def __init__(self, paths: Sequence[Place], root: Path | str | None = None) -> None:
-        self.paths = list(paths)
-        relative = [p.relative_to(root).parts for p in self.paths] if root else []
-        self.classes, self.labels = class_folders(relative, len(self.paths))
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def name(self, i: int) -> str:
-        """The path."""
-        return str(self.paths[i])
-
-    def read(self, i: int) -> Raw:
-        """The path, which Pillow opens in the worker, or the bytes behind a URL."""
-        path = self.paths[i]
-        if isinstance(path, Path):
-            return path
-        check_bytes(path.size or 0)
-        return path.read_bytes()
-
-    @cached_property
-    def identity(self) -> str:
-        """Of all file contents and labels, whatever the files are called."""
-        return combine(*hash_places(self.paths), self.labels.tobytes())
-
-    @cached_property
-    def stamp(self) -> str:
-        """Of all files."""
-        return stamp(self.paths)
-
-
-@dataclass
 class Concatenated:
     """Several sources one after the other, unlabelled where they don't mean the same classes."""
 
-    parts: Sequence[Source]
-
-    def __post_init__(self) -> None:
-        self.ends = np.cumsum([len(p) for p in self.parts])
-        self.classes = self.parts[0].classes
-        if self.agree:
-            self.labels = np.concatenate([p.labels for p in self.parts])
-        else:
-            self.classes, self.labels = None, np.full(len(self), _UNLABELLED, dtype=np.int64)
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self.sources = sources
+        self.ends = np.cumsum([len(s) for s in sources])
+        self.classes = sources[0].classes if self.agree else None
+        self.labels = np.concatenate([s.labels for s in sources]) if self.agree else unlabelled(len(self))
 
     @cached_property
     def agree(self) -> bool:
-        """Whether all parts have the same class names."""
-        return all(p.classes == self.parts[0].classes for p in self.parts)
+        """Whether all sources have the same class names."""
+        return all(s.classes == self.sources[0].classes for s in self.sources)
 
     def __len__(self) -> int:
         return int(self.ends[-1])
 
     def _find(self, i: int) -> tuple[Source, int]:
-        part = int(np.searchsorted(self.ends, i, "right"))
-        return self.parts[part], i - (int(self.ends[part - 1]) if part else 0)
+        at = int(np.searchsorted(self.ends, i, "right"))
+        return self.sources[at], i - (int(self.ends[at - 1]) if at else 0)
 
     def name(self, i: int) -> str:
-        """As the part names it."""
+        """As its source names it."""
         source, at = self._find(i)
         return source.name(at)
 
     def read(self, i: int) -> Raw:
-        """As the part reads it."""
+        """As its source reads it."""
         source, at = self._find(i)
         return source.read(at)
 
     @property
     def identity(self) -> str:
-        """Of the parts in order."""
-        return combine(*(p.identity for p in self.parts))
+        """Of the sources in order."""
+        return combine(*(s.identity for s in self.sources))
 
     @property
     def stamp(self) -> str:
-        """Of the parts in order."""
-        return combine(*(p.stamp for p in self.parts))
+        """Of the sources in order."""
+        return combine(*(s.stamp for s in self.sources))
 
 
-AnySource = str | Path | Source | Dataset[Any]
-"""A source, a PyTorch data set, or what ``open_source`` takes."""
+Opener = Callable[[Any], Source]
+Opened = TypeVar("Opened", bound=Opener)
+
+SOURCES: dict[str, Opener] = {}
+"""What opens a name that starts with this word and colon (``"noise:"``, given what follows), or a file whose name ends
+like this (``".zip"``, given a path or ``Remote``). ``"://"`` opens URLs, ``""`` every other name."""
+IN_MEMORY: list[tuple[Callable[[Any], bool], Opener]] = []
+"""What makes a source of an object, and of which objects; the first that fits does it."""
+
+
+def register(*forms: str | type | Callable[[Any], bool]) -> Callable[[Opened], Opened]:
+    """Make a function (or class) known as what opens some forms of images.
+
+    >>> @register(".lmdb")
+    ... class Lmdb:
+    ...     def __init__(self, path): ...
+
+    Args:
+        *forms: a prefix or suffix of names, as in ``SOURCES``; a type of objects; or a function that tells whether an
+            object is of the form.
+    """
+
+    def registered(opener: Opened) -> Opened:
+        for form in forms:
+            if isinstance(form, str):
+                SOURCES[form] = opener
+            elif isinstance(form, type):
+                IN_MEMORY.append((lambda given, form=form: isinstance(given, form), opener))  # type: ignore[misc]
+            else:
+                IN_MEMORY.append((form, opener))
+        return opener
+
+    return registered
+
+
+def _load_formats() -> None:
+    """Import all files of ``formats``, each of which registers what it opens."""
+    package = importlib.import_module("nescio.data.formats")
+    for file in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        importlib.import_module(file.name)
+
+
+AnySource = Any
+"""A source, what ``open_source`` takes, or images in memory: see ``as_source``."""
 
 
 def as_source(given: AnySource) -> Source:
-    """The source itself, or that of a name or of a PyTorch data set.
+    """The source of whatever holds images.
+
+    Args:
+        given: a source itself; a name, as ``open_source`` takes it; a PyTorch data set (whose items are an image,
+            ``(image, label, …)`` or a dict of both) or a DataLoader of one, in order; a Hugging Face data set; a pandas
+            DataFrame with a column ``path``, ``file`` or ``image``, and perhaps ``label`` or ``class``; a list of
+            paths, encoded bytes, PIL images, arrays or tensors, or of pairs of one and its label; a tensor
+            ``(B, C, H, W)`` or array ``(B, H, W, C)``; one of all these with labels as ``(images, labels)``; one PIL
+            image. Arrays and tensors hold uint8, or floats in [0, 1], of 1, 3 or 4 channels, first or last.
 
     Raises:
         InputError: it is none of these, or as ``open_source``.
@@ -219,20 +228,26 @@ def as_source(given: AnySource) -> Source:
         return open_source(given)
     if callable(getattr(given, "read", None)) and callable(getattr(given, "name", None)):
         return cast("Source", given)
-    from nescio.data.formats.torch import of_dataset
+    _load_formats()
+    opener = next((opener for fits, opener in IN_MEMORY if fits(given)), None)
+    if opener is None:
+        raise InputError(
+            f"{type(given).__name__} is no image and no set of images: give a path (a folder, an archive, parquet, a "
+            "CSV file, 'torchvision:CIFAR10/test'), a data set, a DataLoader or DataFrame, or a list of paths, PIL "
+            "images, arrays or tensors"
+        )
+    return opener(given)
 
-    return of_dataset(given)
 
-
-def by_name(given: object, what: str) -> dict[str, Any]:
+def by_name(sets: object, what: str) -> dict[str, Any]:
     """The sets, by their names.
 
     Raises:
         InputError: they have no names.
     """
-    if isinstance(given, Mapping):
-        return dict(given)
-    got = f"'{given}'" if isinstance(given, str | Path) else type(given).__name__
+    if isinstance(sets, Mapping):
+        return dict(sets)
+    got = f"'{sets}'" if isinstance(sets, str | Path) else type(sets).__name__
     raise InputError(f"{what} takes sets of images by name, as {what}={{'textures': 'FOLDER'}}, got {got}")
 
 
@@ -243,52 +258,45 @@ def draw(base: Source, count: int) -> Source:
     return base if count >= len(base) else Rows(base, numerics.drawn(len(base), count).tolist())
 
 
-def class_folders(relative: Sequence[Sequence[str]], n: int) -> tuple[list[str] | None, Labels]:
-    """Class names and labels from relative paths: the first folder names the class, if every file lies in one."""
-    if relative and all(len(parts) > 1 for parts in relative):
-        classes = sorted({parts[0] for parts in relative})
-        index = {name: i for i, name in enumerate(classes)}
-        return classes, np.array([index[parts[0]] for parts in relative], dtype=np.int64)
-    return None, np.full(n, _UNLABELLED, dtype=np.int64)
-
-
-def is_image_name(name: str) -> bool:
-    """Whether a file's name ends like an image's and is not hidden (macOS leaves ``._x.jpg`` and ``__MACOSX``)."""
-    path = Path(name)
-    hidden = path.name.startswith(".") or "__MACOSX" in path.parts
-    return path.suffix.lower() in IMAGE_SUFFIXES and not hidden
-
-
 def open_source(spec: str | Path) -> Source:
     """Open what a user names on the command line.
 
     Args:
         spec: a folder of images (class sub-folders or flat) or of parquet shards; a ``.zip``, ``.tar``, ``.tar.gz`` or
-            ``.tgz`` of one; a ``.parquet`` file in the Hugging Face image schema; a glob over any of these;
-            ``torchvision:CIFAR10/test``, a torchvision data set (downloaded where it can be); ``noise:gaussian`` or
-            ``noise:uniform`` with options, images that are drawn; a file, folder or glob behind a URL (``s3://…``,
-            ``gs://…``, ``https://…``: whatever fsspec reaches). ``[:2000]`` at the end takes the first 2,000 images,
-            ``[~2000]`` any 2,000, always the same ones (all, where there are no more). Links within a folder that lead
-            out of it are skipped with a warning; ``links:FOLDER`` follows them.
+            ``.tgz`` of one; a ``.parquet`` file in the Hugging Face image schema; a ``.csv`` file of paths and labels;
+            a glob over any of these; ``torchvision:CIFAR10/test``, a torchvision data set (downloaded where it can
+            be); ``noise:gaussian`` or ``noise:uniform`` with options, images that are drawn; a file, folder or glob
+            behind a URL (``s3://…``, ``gs://…``, ``https://…``: whatever fsspec reaches). ``[:2000]`` at the end takes
+            the first 2,000 images, ``[~2000]`` any 2,000, always the same ones (all, where there are no more). Links
+            within a folder that lead out of it are skipped with a warning; ``links:FOLDER`` follows them.
 
     Raises:
         InputError: there is nothing there, it holds no images, or its kind is not known.
     """
-    return _open_cut(str(spec), _open_named)
+    return open_cut(str(spec), _open_name)
 
 
-def open_here(spec: str) -> Source:
-    """Open a file or folder of this machine, with what ``[…]`` at its end takes of it; nothing else.
+def _open_name(text: str) -> Source:
+    _load_formats()
+    word, colon, rest = text.partition(":")
+    if word and word + colon in SOURCES:
+        return SOURCES[word + colon](rest)
+    return SOURCES[_URL if _URL in text else ""](text)
 
-    For names that a file of anyone holds: nobody is asked, nothing is fetched, no links out of a folder are followed.
+
+def open_sources(specs: Sequence[AnySource]) -> Source:
+    """One source of several, in the order given.
 
     Raises:
-        InputError: as ``open_source``; or it is no such name.
+        InputError: as ``as_source``; or there are none.
     """
-    return _open_cut(spec, _open_file_or_folder)
+    if not specs:
+        raise InputError("no images were named")
+    sources = [as_source(spec) for spec in specs]
+    return sources[0] if len(sources) == 1 else Concatenated(sources)
 
 
-def _open_cut(text: str, opened: Callable[[str], Source]) -> Source:
+def open_cut(text: str, opened: Callable[[str], Source]) -> Source:
     """What ``opened`` gives for the name, cut as the brackets behind it say, from the first to the last."""
     name, cuts = text, []
     while match := _SLICE.fullmatch(name) or _DRAW.fullmatch(name):
@@ -311,50 +319,6 @@ def _open_cut(text: str, opened: Callable[[str], Source]) -> Source:
     return source
 
 
-def _open_named(text: str) -> Source:
-    if text.startswith("noise:"):
-        from nescio.data.formats.synthetic import NoiseSource
-
-        return NoiseSource.parse(text.removeprefix("noise:"))
-    if text.startswith("torchvision:"):
-        from nescio.data.formats.torch import torchvision_source
-
-        return torchvision_source(text.removeprefix("torchvision:"))
-    if "://" in text:
-        from nescio.data.formats.remote import local_path, open_remote
-
-        here = local_path(text)
-        return open_remote(text) if here is None else _open_named(here)
-    out = text.startswith(_LINKS)
-    text = text.removeprefix(_LINKS)
-    try:
-        path = Path(text).expanduser()
-        source = _open_glob(text, out=out) if not path.exists() and glob.has_magic(text) else _open_path(path, out=out)
-    except (OSError, RuntimeError) as e:
-        raise InputError(f"{text} cannot be opened: {e}") from None
-    return _with_images(source, text)
-
-
-def _open_file_or_folder(text: str) -> Source:
-    path = Path(text)
-    try:
-        # two strokes name another machine on Windows
-        if text.startswith(("//", "\\\\")) or not path.exists():
-            raise InputError(f"{text[:200]} is no file or folder of this machine")
-        source = _open_path(path)
-    except (OSError, RuntimeError, ValueError) as e:
-        if isinstance(e, InputError):
-            raise
-        raise InputError(f"{text[:200]} cannot be opened: {e}") from None
-    return _with_images(source, text)
-
-
-def _with_images(source: Source, text: str) -> Source:
-    if len(source) == 0:
-        raise InputError(f"{text} holds no images")
-    return source
-
-
 def _warn_of_lost_classes(base: Source, rows: range, text: str, name: str) -> None:
     """Say that consecutive images of a set that is sorted by class are of its first classes alone."""
     labels = base.labels
@@ -365,90 +329,3 @@ def _warn_of_lost_classes(base: Source, rows: range, text: str, name: str) -> No
             "'%s' takes images in their order, which is by class: they are of %s of %s classes; '%s[~%s]' takes any %s",
             *(text, f"{taken:,}", f"{there:,}", name, len(rows), f"{len(rows):,}"),
         )
-
-
-def open_sources(specs: Sequence[AnySource]) -> Source:
-    """One source of several, in the order given.
-
-    Raises:
-        InputError: as ``open_source``; or there are none.
-    """
-    if not specs:
-        raise InputError("no images were named")
-    sources = [as_source(spec) for spec in specs]
-    return sources[0] if len(sources) == 1 else Concatenated(sources)
-
-
-def _open_path(path: Path, *, out: bool = False) -> Source:
-    if path.is_dir():
-        return of_files(files_below(path, out=out), path)
-    if not path.exists():
-        raise InputError(f"no such file or folder: {path}")
-    if not path.is_file():
-        raise InputError(f"{path} is a pipe, socket or device, not a file")
-    return of_file(path)
-
-
-def single(name: str) -> bool:
-    """Whether a file of that name can hold images, or be one."""
-    return name.lower().endswith((".parquet", *_ARCHIVES)) or is_image_name(name)
-
-
-def of_file(place: Place) -> Source:
-    """The images in one file."""
-    from nescio.data.formats.archive import TarSource, ZipSource
-    from nescio.data.formats.parquet import ParquetSource
-
-    name = place.name.lower()
-    if name.endswith(".parquet"):
-        return ParquetSource(place)
-    if name.endswith(".zip"):
-        return ZipSource(place)
-    if name.endswith(_ARCHIVES):
-        return TarSource(place)
-    if is_image_name(name):
-        return Files([place])
-    raise InputError(f"{place} is neither a folder, an image, nor a .parquet, .zip or .tar file")
-
-
-def of_files(files: Sequence[Place], root: Path | str) -> Source:
-    """The images of a folder, from all files below it: images, else parquet shards."""
-    images = [p for p in files if is_image_name(str(p.relative_to(root)))]
-    if images:
-        return Files(images, root)
-    shards = [p for p in files if p.suffix == ".parquet"]
-    if not shards:
-        others = sorted({p.suffix for p in files})
-        found = f"; its {len(files)} files end in {some(others)}" if files else "; it is empty"
-        raise InputError(f"{root} holds no images{found}")
-    splits = sorted({p.name.partition("-")[0] for p in shards} & _SPLITS)
-    if len(splits) > 1:
-        raise InputError(f"{root} holds the splits {some(splits)}; name one, e.g. '{root}/**/{splits[0]}-*.parquet'")
-    return _alike([of_file(p) for p in shards])
-
-
-def of_matches(matches: Sequence[Place], pattern: str, *, out: bool = False) -> Source:
-    """The images of what a glob matches; ``out``: links that lead out of a folder are followed."""
-    files = [p for p in matches if isinstance(p, Remote) or p.is_file()]
-    if files and all(is_image_name(p.name) for p in files):
-        return Files(files)
-    if any(is_image_name(p.name) for p in files):
-        raise InputError(f"'{pattern}' matches images and other things; match images alone, e.g. '{pattern}.jpg'")
-    opened = (of_file(p) if isinstance(p, Remote) else _open_path(p, out=out) for p in matches)
-    parts = [source for source in opened if len(source)]
-    if not parts:
-        raise InputError(f"no images match '{pattern}'")
-    return _alike(parts)
-
-
-def _alike(parts: Sequence[Source]) -> Source:
-    source = Concatenated(parts)
-    if not source.agree:
-        raise InputError("the parts of a glob have different class names; give them one at a time")
-    return source
-
-
-def _open_glob(pattern: str, *, out: bool) -> Source:
-    # an absolute pattern has no root for Path.glob to start from
-    matches = glob.glob(str(Path(pattern).expanduser()), recursive=True)  # noqa: PTH207
-    return of_matches(sorted(Path(p) for p in matches), pattern, out=out)

@@ -90,7 +90,7 @@ class Remote:
         return self.url
 
 
-Place = Path | Remote
+AnyFile = Path | Remote
 """A file here or elsewhere."""
 
 
@@ -99,9 +99,9 @@ def unreachable(url: str, e: Exception) -> InputError:
     return InputError(f"{url} cannot be fetched ({type(e).__name__}: {e})")
 
 
-def stamp(places: Sequence[Place]) -> str:
+def stamp(files: Sequence[AnyFile]) -> str:
     """A hash of what the file systems say of files, without reading them: path, size, when written, when changed."""
-    return combine(*(p.version + p.url if isinstance(p, Remote) else _said_of(p) for p in places))
+    return combine(*(p.version + p.url if isinstance(p, Remote) else _said_of(p) for p in files))
 
 
 def _said_of(path: Path) -> bytes:
@@ -114,11 +114,11 @@ def _said_of(path: Path) -> bytes:
     return name + f":{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}".encode()
 
 
-def hash_places(places: Sequence[Place]) -> list[str]:
+def hash_contents(files: Sequence[AnyFile]) -> list[str]:
     """Content hash of each file. Remote ones are read through each time: no store tells all that a bank relies on."""
-    here = [p for p in places if isinstance(p, Path)]
+    here = [p for p in files if isinstance(p, Path)]
     known = iter(hash_files(here) if here else [])
-    return [next(known) if isinstance(p, Path) else _digest(p) for p in places]
+    return [next(known) if isinstance(p, Path) else _digest(p) for p in files]
 
 
 def _digest(remote: Remote) -> str:

@@ -51,16 +51,28 @@ class Transform:
         crop: side of the square that the network sees, in pixels.
         resize: length of the short side after (antialiased) resizing, in pixels; ``crop`` where None.
         interpolation: ``bilinear``, ``bicubic`` or ``nearest``.
-        mean, std: per channel, for pixels in [0, 1].
+        mean, std: per channel, for pixels in [0, 1]; one number counts for all channels.
+        channels: 3 for RGB, 1 where the network sees grey images.
     """
 
     crop: int
     resize: int | None = None
     interpolation: str = "bilinear"
-    mean: Triple = (0.485, 0.456, 0.406)
-    std: Triple = (0.229, 0.224, 0.225)
+    mean: tuple[float, ...] = NORMALISATIONS["imagenet"][0]
+    std: tuple[float, ...] = NORMALISATIONS["imagenet"][1]
+    channels: int = 3
 
     def __post_init__(self) -> None:
+        if self.channels not in (1, 3):
+            raise InputError(f"transform has channels={self.channels}: 3 for RGB, 1 for grey images")
+        for key in ("mean", "std"):
+            values = tuple(getattr(self, key))
+            if len(values) != self.channels and len(set(values)) != 1:
+                raise InputError(
+                    f"transform has channels={self.channels}, but {key}={'/'.join(f'{v:g}' for v in values)}: give "
+                    f"{'one number, of grey images' if self.channels == 1 else 'one number, or three'}"
+                )
+            object.__setattr__(self, key, values if len(values) == self.channels else values[:1] * self.channels)
         if self.interpolation not in INTERPOLATIONS:
             raise InputError(
                 f"unknown interpolation '{self.interpolation}'{nearest(self.interpolation, INTERPOLATIONS)}"
@@ -76,20 +88,31 @@ class Transform:
             raise InputError(f"mean must be finite and std above 0 in every channel, got {self.mean} and {self.std}")
 
     def geometry(self, image: Image.Image) -> Tensor:
-        """An RGB image as the network will see it: uint8 ``(3, crop, crop)``."""
+        """An RGB image as the network will see it: uint8 ``(channels, crop, crop)``."""
+        pixels: Tensor = tvf.pil_to_tensor(self.cut(image))
+        return pixels
+
+    def cut(self, image: Image.Image) -> Image.Image:
+        """The resized centre of an RGB image, ``crop`` pixels wide and high; grey where ``channels`` is 1."""
         short, long = sorted(image.size)
         if (self.resize or self.crop) ** 2 * long / short > MAX_PIXELS:
             raise TooLarge(f"{image.width} × {image.height} pixels: resized, it would exceed {MAX_PIXELS:,}")
         mode = INTERPOLATIONS[self.interpolation]
+        image = image.convert("L") if self.channels == 1 else image
         image = tvf.resize(image, [self.resize or self.crop], interpolation=mode, antialias=True)
-        pixels: Tensor = tvf.pil_to_tensor(tvf.center_crop(image, [self.crop, self.crop]))
-        return pixels
+        square: Image.Image = tvf.center_crop(image, [self.crop, self.crop])
+        return square
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Uint8 ``(B, 3, H, W)`` to normalised float32 on the same device."""
+        """Uint8 ``(B, C, H, W)`` to normalised float32 on the same device."""
         mean = torch.tensor(self.mean, device=images.device)[:, None, None]
         std = torch.tensor(self.std, device=images.device)[:, None, None]
         return images.to(torch.float32).div_(255).sub_(mean).div_(std)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what ``geometry`` gives for one image."""
+        return self.channels * self.crop**2
 
     def at(self, size: int) -> Self:
         """The transform for another crop size, in pixels, that resizes in the same proportion."""
@@ -97,12 +120,12 @@ class Transform:
         return dataclasses.replace(self, crop=size, resize=resize)
 
     def __str__(self) -> str:
-        def triple(values: Triple) -> str:
+        def numbers(values: Sequence[float]) -> str:
             return "/".join(f"{v:g}" if float(f"{v:g}") == v else repr(v) for v in values)
 
         return (
             f"resize={self.resize or self.crop},crop={self.crop},interpolation={self.interpolation},"
-            f"mean={triple(self.mean)},std={triple(self.std)}"
+            f"mean={numbers(self.mean)},std={numbers(self.std)}" + f",channels={self.channels}" * (self.channels != 3)
         )
 
     @classmethod
@@ -148,13 +171,14 @@ def _items(text: str, known: Sequence[str]) -> dict[str, str]:
 
 def _value(key: str, text: str) -> object:
     try:
-        if key in ("crop", "resize"):
+        if key in ("crop", "resize", "channels"):
             return int(text)
         if key in ("mean", "std"):
             return NORMALISATIONS[text][key == "std"] if text in NORMALISATIONS else triple(text)
     except ValueError:
-        if key in ("crop", "resize"):
-            raise InputError(f"transform option {key}={text} is not a number of pixels") from None
+        if key in ("crop", "resize", "channels"):
+            unit = "" if key == "channels" else " of pixels"
+            raise InputError(f"transform option {key}={text} is not a number{unit}") from None
         raise InputError(
             f"transform option {key}={text} cannot be read; write one number, three ({key}=0.485,0.456,0.406), or one "
             f"of the names {', '.join(NORMALISATIONS)}"

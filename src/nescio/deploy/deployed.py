@@ -22,7 +22,8 @@ from nescio.core.errors import InputError
 from nescio.core.features import Features
 from nescio.core.spec import parse_stages
 from nescio.core.stage import Chain, Network
-from nescio.data.coerce import Given, pictures
+from nescio.data.coerce import pictures
+from nescio.data.source import AnySource
 from nescio.models import Classifier
 from nescio.models.heads import decide, probability
 from nescio.run.passes import PLAIN, Pass, pass_of
@@ -103,11 +104,11 @@ class Deployed:
         self.session, self.detector, self.calibration = as_session(session), detector, calibration
         self.calibrator, self.about = calibrator, about or {}
 
-    def __call__(self, images: Given, *, batch_size: int | None = None) -> list[Verdict]:
+    def __call__(self, images: AnySource, *, batch_size: int | None = None) -> list[Verdict]:
         """A verdict for each image.
 
         Args:
-            images: a path, a PIL image, an array, a tensor, or several of these; see ``nescio.data.coerce.Given``.
+            images: a path, a PIL image, an array, a tensor, or several of these; see ``nescio.data.source.as_source``.
             batch_size: images per step; 32 on a CPU, 256 on a GPU by default.
 
         Raises:

@@ -23,7 +23,7 @@ from nescio.core.errors import InputError, check_choice
 from nescio.core.feature_set import FeatureSet
 from nescio.core.features import Features
 from nescio.core.needs import Maps, Probe
-from nescio.data.corruptions import CHANGES, Changed
+from nescio.data.corruptions import CORRUPTIONS, Corrupted
 from nescio.data.formats.synthetic import Gaussian, NoiseSource
 from nescio.data.source import Source
 from nescio.methods.background import class_confidence, sure_positions
@@ -32,7 +32,7 @@ from nescio.run.passes import PLAIN
 from nescio.run.session import Session
 
 BACKGROUND = "background"
-PROXIES = ("noise", *CHANGES, BACKGROUND)
+PROXIES = ("noise", *CORRUPTIONS, BACKGROUND)
 MIXED = "mixed"
 """All proxies that can be had, each counting the same."""
 GAMMA = 0.95
@@ -49,7 +49,7 @@ def proxy_source(proxy: str, val: Source, classifier: Classifier) -> Source:
     """The images of a proxy: as many as the validation images, at the size that the network's transform resizes to."""
     t = classifier.transform
     if proxy != "noise":
-        return Changed(val, proxy, t)
+        return Corrupted(val, proxy, t)
     mean, std = ("/".join(map(repr, values)) for values in (t.mean, t.std))
     return NoiseSource(Gaussian(images=len(val), size=t.resize or t.crop, mean=mean, std=std))
 

@@ -18,7 +18,8 @@ from nescio.core.artifact import Artifact, Kind, put, read
 from nescio.core.errors import InputError
 from nescio.core.files import make_folder, whole
 from nescio.core.text import cells
-from nescio.data.source import Source, open_here
+from nescio.data.formats.files import open_here
+from nescio.data.source import Source
 from nescio.evaluation.rows import Row, Scored
 from nescio.evaluation.sample import FeatureSample
 

@@ -10,15 +10,14 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from nescio.core.errors import BadImage, InputError
 from nescio.data.decode import RATIO, check_bytes
-from nescio.data.hashing import combine
-from nescio.data.source import class_folders, is_image_name
-from nescio.data.storage import Place, hash_places, stamp
+from nescio.data.formats.files import ARCHIVES, Stored, class_folders, is_image_name
+from nescio.data.source import register
+from nescio.data.storage import AnyFile
 
 _BLOCK = 1 << 22
 _PIECE = 1 << 12
@@ -29,15 +28,15 @@ _UNPACKED = 1 << 30
 """A compressed tar file may unpack to that many bytes, or to ``RATIO`` times its size."""
 
 
-class _Archive:
+class _Archive(Stored):
     """What zip and tar have in common: a plain local file, member names, from which classes follow, the archive's hash.
 
     Where the archive is compressed as a whole or behind a URL, the local file is a temporary one: it has no random
     access, or finding its members would read all of it anyway.
     """
 
-    def __init__(self, path: Place) -> None:
-        self.path = path
+    def __init__(self, path: AnyFile) -> None:
+        self.path, self.files = path, [path]
         self._copy: Any = None
         self._find_file()
 
@@ -77,21 +76,12 @@ class _Archive:
     def _reopen(self) -> Any:
         raise NotImplementedError
 
-    @cached_property
-    def identity(self) -> str:
-        """Of the archive's bytes."""
-        return combine(*hash_places([self.path]))
 
-    @property
-    def stamp(self) -> str:
-        """Of the archive."""
-        return stamp([self.path])
-
-
+@register(".zip")
 class ZipSource(_Archive):
     """Images in a zip file."""
 
-    def __init__(self, path: Place) -> None:
+    def __init__(self, path: AnyFile) -> None:
         try:
             super().__init__(path)
             with zipfile.ZipFile(self.file) as archive:
@@ -119,10 +109,11 @@ class ZipSource(_Archive):
         return bytes(data)
 
 
+@register(*ARCHIVES[1:])
 class TarSource(_Archive):
     """Images in a tar file."""
 
-    def __init__(self, path: Place) -> None:
+    def __init__(self, path: AnyFile) -> None:
         try:
             super().__init__(path)
             with _Headers(self.file) as file, tarfile.open(fileobj=file, mode="r:") as archive:
@@ -160,7 +151,7 @@ class _Headers(io.BufferedReader):
         return super().read(size)
 
 
-def _copied(path: Place) -> tuple[Any, Path]:
+def _copied(path: AnyFile) -> tuple[Any, Path]:
     """A temporary file with an archive's bytes, decompressed, and its path; it lives as long as the former.
 
     Raises:
@@ -176,7 +167,7 @@ def _copied(path: Place) -> tuple[Any, Path]:
     return copy, Path(copy.name)
 
 
-def _unpack(packed: Any, copy: Any, path: Place) -> None:
+def _unpack(packed: Any, copy: Any, path: AnyFile) -> None:
     with gzip.open(packed) as plain:
         size = 0
         while block := plain.read(_BLOCK):

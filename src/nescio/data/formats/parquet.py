@@ -8,7 +8,6 @@ import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,9 @@ from PIL import Image
 from nescio.core.errors import BadImage, InputError, TooLarge, some
 from nescio.core.reading import parse_json
 from nescio.data.decode import RATIO, check_bytes
-from nescio.data.hashing import combine
-from nescio.data.storage import Place, hash_places, stamp, unreachable
+from nescio.data.formats.files import Stored
+from nescio.data.source import register, unlabelled
+from nescio.data.storage import AnyFile, unreachable
 
 log = logging.getLogger(__name__)
 
@@ -49,14 +49,15 @@ class _Window:
         return group == self.group and self.start <= row < self.start + len(self.images)
 
 
-class ParquetSource:
+@register(".parquet")
+class ParquetSource(Stored):
     """Rows of one parquet file. Each process keeps one or two windows of rows that it reads from, never the whole file.
 
     A window is a row group, or a part of a large one.
     """
 
-    def __init__(self, path: Place) -> None:
-        self.path, self._as_dictionary = path, False
+    def __init__(self, path: AnyFile) -> None:
+        self.path, self.files, self._as_dictionary = path, [path], False
         try:
             with self._opened() as file:
                 self._look_into(file)
@@ -82,7 +83,7 @@ class ParquetSource:
         if label:
             self.labels = _labels(file.read(columns=[label]).column(label), self.classes, f"{path}: '{label}'")
         else:
-            self.labels = np.full(len(self), -1, dtype=np.int64)
+            self.labels = unlabelled(len(self))
             _warn_of_other_labels(schema, path)
 
     def _opened(self) -> pq.ParquetFile:
@@ -163,16 +164,6 @@ class ParquetSource:
             yield _Window(group, start, batch.column(0))
             start += batch.num_rows
 
-    @cached_property
-    def identity(self) -> str:
-        """Of the file's bytes."""
-        return combine(*hash_places([self.path]))
-
-    @property
-    def stamp(self) -> str:
-        """Of the file."""
-        return stamp([self.path])
-
 
 def write_parquet(
     path: Path,
@@ -203,7 +194,7 @@ def _png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _warn_of_other_labels(schema: pa.Schema, path: Place) -> None:
+def _warn_of_other_labels(schema: pa.Schema, path: AnyFile) -> None:
     for name in _LABEL_NAMES:
         if name in schema.names:
             kind = schema.field(name).type
@@ -219,7 +210,7 @@ def _declared_features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
         return {}
 
 
-def _image_column(schema: pa.Schema, features: dict[str, Any], path: Place) -> str:
+def _image_column(schema: pa.Schema, features: dict[str, Any], path: AnyFile) -> str:
     """The column that Hugging Face's metadata calls an image, else the first that looks like one."""
     declared = [name for name, f in features.items() if f.get("_type") == "Image"]
     looks = [
@@ -235,7 +226,7 @@ def _image_column(schema: pa.Schema, features: dict[str, Any], path: Place) -> s
     raise InputError(f"{path} has no image column (bytes, or a struct with bytes); its columns: {some(schema.names)}")
 
 
-def _image_leaf(file: pq.ParquetFile, column: str, path: Place) -> tuple[str, int]:
+def _image_leaf(file: pq.ParquetFile, column: str, path: AnyFile) -> tuple[str, int]:
     """Name and number of the stored column with the bytes: an image's path, beside them, is not read."""
     stored = [file.metadata.schema.column(j).path for j in range(file.metadata.num_columns)]
     for name in (column, f"{column}.bytes"):
@@ -257,7 +248,7 @@ def _rows_at_once(chunk: Any) -> int | None:
     return None if parts <= 1 else max(1, chunk.num_values // parts)
 
 
-def _size(path: Place) -> int | None:
+def _size(path: AnyFile) -> int | None:
     return path.stat().st_size if isinstance(path, Path) else path.size
 
 

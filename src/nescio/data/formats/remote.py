@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from nescio.core.errors import InputError
-from nescio.data.source import Source, of_file, of_files, of_matches, single
+from nescio.data.formats.files import is_image_name, of_file, of_files, of_matches, open_local, suffix_of
+from nescio.data.source import Source, register
 from nescio.data.storage import Remote
 
 _VERSIONS = ("size", "ETag", "etag", "md5Hash", "mtime", "LastModified", "updated", "created")
@@ -14,6 +15,7 @@ _VERSIONS = ("size", "ETag", "etag", "md5Hash", "mtime", "LastModified", "update
 _HERE = ("file://", "local://")
 
 
+@register("://")
 def open_remote(url: str) -> Source:
     """Open a file, a folder (a prefix) or a glob behind a URL, as ``open_source`` does here.
 
@@ -26,11 +28,15 @@ def open_remote(url: str) -> Source:
     """
     import fsspec
 
+    here = local_path(url)
+    if here is not None:
+        return open_local(here)
     try:
         system, path = fsspec.url_to_fs(url)
         if "*" in path:
             return of_matches(_files(system, system.glob(path, detail=True)), url)
-        if single(Remote(url).name):
+        name = Remote(url).name
+        if is_image_name(name) or suffix_of(name):
             return of_file(_remote(url, system.info(path)))
         # a folder below that cannot be listed must not be left out in silence
         strict = {"on_error": "raise"} if url.startswith(("http://", "https://")) else {}

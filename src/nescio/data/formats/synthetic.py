@@ -11,7 +11,7 @@ from PIL import Image
 from nescio.core.errors import InputError, check_at_least
 from nescio.core.options import Optioned, parse_named
 from nescio.data.hashing import combine
-from nescio.data.source import Labels
+from nescio.data.source import Labels, Source, register, unlabelled
 from nescio.data.transform import triple
 
 Array = npt.NDArray[np.float64]
@@ -89,7 +89,7 @@ class NoiseSource:
 
     def __init__(self, noise: Noise) -> None:
         self.noise = noise
-        self.labels: Labels = np.full(noise.images, -1, dtype=np.int64)
+        self.labels: Labels = unlabelled(noise.images)
 
     @classmethod
     def parse(cls, text: str) -> NoiseSource:
@@ -121,3 +121,9 @@ class NoiseSource:
     def stamp(self) -> str:
         """Of the same."""
         return self.identity
+
+
+@register("noise:")
+def open_noise(text: str) -> Source:
+    """Images of noise by its name and options."""
+    return NoiseSource.parse(text)

@@ -1,24 +1,36 @@
-"""Torchvision's data sets by name, and any ``torch.utils.data.Dataset``."""
+"""PyTorch's data sets and DataLoaders, torchvision's data sets by name, Hugging Face's data sets."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable, Iterator
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
-from torch.utils.data import DataLoader, Dataset, Subset
+import torch
+from torch import Tensor
+from torch.utils.data import (
+    BatchSampler,
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+)
 
-from nescio.core.errors import BadImage, InputError, nearest
+from nescio.core.errors import InputError, nearest
+from nescio.data.coerce import IMAGE_KEYS, LABEL_KEYS, Items, checked, image_and_label, labels_of
+from nescio.data.formats.files import Files
 from nescio.data.hashing import cache_root, combine
-from nescio.data.source import Rows, Source
+from nescio.data.source import Concatenated, Labels, Rows, Source, as_source, register
 
 
-class DatasetSource:
-    """A map-style data set whose items are an image or ``(image, label, …)``; the image a PIL image, array or tensor.
-
-    Arrays ``(H, W)`` or ``(H, W, 3)`` and tensors ``(1 or 3, H, W)`` are uint8, or floating point in [0, 1].
+class DatasetSource(Items):
+    """A map-style data set; see ``Items`` for what an item may be.
 
     Args:
         dataset: anything with ``len`` and integer indexing.
@@ -29,85 +41,157 @@ class DatasetSource:
     def __init__(self, dataset: Dataset[Any], identity: str | None = None, classes: list[str] | None = None) -> None:
         if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
             raise InputError(f"{type(dataset).__name__} has no length or no indexing; give a map-style data set")
-        self.dataset: Any = dataset
         self._identity = identity
-        self.classes = classes or getattr(dataset, "classes", None)
-
-    def __len__(self) -> int:
-        return len(self.dataset)
+        super().__init__(dataset, classes=classes or getattr(dataset, "classes", None))
 
     def name(self, i: int) -> str:
         """Class of the data set and index."""
-        return f"{type(self.dataset).__name__}[{i}]"
-
-    def read(self, i: int) -> Image.Image:
-        """The image of item ``i``."""
-        item = self.dataset[i]
-        return as_image(item[0] if isinstance(item, tuple | list) else item)
+        return f"{type(self.items).__name__}[{i}]"
 
     @cached_property
-    def labels(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+    def _numbered(self) -> tuple[Labels, list[str] | None]:
         """From the data set's ``targets`` or ``labels``, else from its items."""
         for attribute in ("targets", "labels", "_labels"):
-            values = getattr(self.dataset, attribute, None)
+            values = getattr(self.items, attribute, None)
             if values is not None and len(values) == len(self):
-                return _integers(np.asarray(values), f"{type(self.dataset).__name__}.{attribute}")
-        items = (self.dataset[i] for i in range(len(self)))
-        pairs = [int(item[1]) if isinstance(item, tuple | list) and len(item) > 1 else -1 for item in items]
-        return np.array(pairs, dtype=np.int64)
+                return _integers(np.asarray(values), f"{type(self.items).__name__}.{attribute}"), self._classes
+        return super()._numbered
 
     @cached_property
     def identity(self) -> str:
-        """As given, else of all pixels and labels."""
-        if self._identity is not None:
-            return combine(self._identity, self.labels.tobytes())
-        images = (self.read(i) for i in range(len(self)))
-        return combine(*(combine(f"{im.mode}{im.size}", im.tobytes()) for im in images), self.labels.tobytes())
+        """As given, else of all bytes or pixels, and labels."""
+        return super().identity if self._identity is None else combine(self._identity, self.labels.tobytes())
 
     @property
     def stamp(self) -> str:
         """Of the identity as given, else of class and length: nothing else is known without reading the images."""
-        return self._identity or combine(type(self.dataset).__name__, str(len(self)))
+        return self._identity or combine(type(self.items).__name__, str(len(self)))
 
 
-def of_dataset(given: object) -> Source:
-    """The source of a PyTorch data set; a ``Subset`` keeps the labels and class names of what it is taken from.
+@register(Dataset)
+def of_dataset(dataset: Any) -> Source:
+    """The source of a PyTorch data set; of a part of one, or of several, with their labels and class names.
+
+    An ImageFolder that does nothing to its images is the files that it lists.
+    """
+    if isinstance(dataset, Subset):
+        return Rows(as_source(dataset.dataset), list(dataset.indices))
+    if isinstance(dataset, ConcatDataset):
+        return Concatenated([as_source(d) for d in dataset.datasets])
+    if isinstance(dataset, IterableDataset):
+        raise InputError(f"{type(dataset).__name__} is a stream without length; give a data set with len and indexing")
+    if type(dataset).__name__ in ("ImageFolder", "DatasetFolder") and dataset.transforms is None:
+        return Files([Path(path) for path, _ in dataset.samples], None, np.asarray(dataset.targets), dataset.classes)
+    return checked(DatasetSource(dataset))
+
+
+@register(DataLoader)
+def of_loader(loader: DataLoader[Any]) -> Source:
+    """The images of a DataLoader that reads them in order."""
+    return as_source(dataset_of(loader))
+
+
+def dataset_of(loader: DataLoader[Any], *, ordered: bool = True) -> Any:
+    """The data set that a DataLoader reads from its first item to its last, or shuffled where ``ordered`` is False.
 
     Raises:
-        InputError: it is no data set.
+        InputError: it reads in another order, or other items.
     """
-    if isinstance(given, Subset):
-        return Rows(of_dataset(given.dataset), list(given.indices))
-    if isinstance(given, Dataset):
-        return DatasetSource(given)
-    hint = "; of a DataLoader, give its .dataset, with images that are not normalised" * isinstance(given, DataLoader)
+    sampler, name = loader.sampler, type(loader.sampler).__name__
+    plain = type(loader.batch_sampler) in (BatchSampler, type(None))
+    whole = isinstance(sampler, RandomSampler) and not sampler.replacement and sampler.num_samples == len(sampler)
+    if isinstance(loader.dataset, IterableDataset) or (plain and type(sampler) is SequentialSampler):
+        return loader.dataset
+    if plain and whole and sampler.num_samples == len(loader.dataset):  # type: ignore[arg-type,attr-defined]
+        if not ordered:
+            return loader.dataset
+        raise InputError(
+            "the DataLoader shuffles, and each score belongs to an image: give its data set (loader.dataset) or a "
+            "DataLoader with shuffle=False"
+        )
     raise InputError(
-        "expected images as a path (a folder, an archive, parquet, 'torchvision:CIFAR10/test'), a source or a PyTorch "
-        f"data set, got {type(given).__name__}{hint}"
+        f"the DataLoader chooses its images by a {name if plain else type(loader.batch_sampler).__name__}: give its "
+        "data set (loader.dataset), or a torch.utils.data.Subset of it"
     )
 
 
-def _integers(values: np.ndarray[Any, Any], where: str) -> np.ndarray[Any, np.dtype[np.int64]]:
+def looks_normalised(loader: DataLoader[Any]) -> bool:
+    """Whether a DataLoader's batches are for a network as they are: a stream, or tensors with values outside [0, 1]."""
+    if isinstance(loader.dataset, IterableDataset):
+        return True
+    image = image_and_label(loader.dataset[0])[0]
+    return isinstance(image, Tensor) and image.is_floating_point() and bool(image.min() < 0 or image.max() > 1)
+
+
+def batches_of(loader: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Batches that a network takes as they are ``(B, C, H, W)``, each with its class numbers ``(B,)`` where known.
+
+    Args:
+        loader: gives tensors, pairs of images and labels, or dicts of both (as ``{"image": …, "label": …}``).
+
+    Raises:
+        InputError: a batch has no tensor of images, or labels that are not one class number each.
+    """
+    for batch in loader:
+        x, labels = image_and_label(batch)
+        if not isinstance(x, Tensor):
+            raise InputError(f"a batch holds {type(x).__name__}: give tensors (B, C, H, W), which the network takes")
+        if labels is not None:
+            labels = torch.as_tensor(_integers(np.asarray(torch.as_tensor(labels).cpu()), "a batch"))
+            if len(labels) != len(x):
+                raise InputError(f"a batch holds {len(x)} images and {len(labels)} labels")
+        yield x, labels
+
+
+def _is_hugging_face(given: Any) -> bool:
+    return all(hasattr(given, name) for name in ("features", "with_format", "cast_column", "__getitem__", "__len__"))
+
+
+@register(_is_hugging_face)
+def of_hugging_face(data: Any) -> Source:
+    """A Hugging Face data set: its column of images, and class numbers with their names."""
+    kinds = {name: type(feature).__name__ for name, feature in data.features.items()}
+    label = _first(kinds, "ClassLabel", LABEL_KEYS)
+    image = _first(kinds, "Image", IMAGE_KEYS)
+    classes = getattr(data.features[label], "names", None) if label else None
+    if data.format["type"] == "custom" or image is None:  # what its own function gives
+        return checked(Items(data, classes=classes, called=_row_name))
+    plain = data.with_format(None)
+    labels, names = labels_of(plain[label] if label else None, len(data))
+    if kinds[image] == "Image":  # encoded, for the processes that decode
+        data = plain.cast_column(image, type(data.features[image])(decode=False))
+    return checked(Items(_Column(data, image), labels=labels, classes=classes or names, called=_row_name))
+
+
+_row_name = "row {}".format
+
+
+def _first(kinds: dict[str, str], kind: str, names: Iterable[str]) -> str | None:
+    of_kind = (name for name, found in kinds.items() if found == kind)
+    return next(of_kind, next((name for name in names if name in kinds), None))
+
+
+class _Column:
+    """One column of a table, by row."""
+
+    def __init__(self, table: Any, name: str) -> None:
+        self.table, self.name = table.select_columns([name]), name
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, i: int) -> Any:
+        return self.table[i][self.name]
+
+
+def _integers(values: np.ndarray[Any, Any], where: str) -> Labels:
     if values.dtype.kind not in "iub" or values.ndim != 1:
         raise InputError(f"{where} holds {values.dtype} of shape {values.shape}; expected one class number an image")
     return values.astype(np.int64)
 
 
-def as_image(value: Any) -> Image.Image:
-    """A PIL image from one, an array ``(H, W[, 3])``, or a tensor ``(C, H, W)``."""
-    if isinstance(value, Image.Image):
-        return value
-    array = value.numpy().transpose(1, 2, 0) if hasattr(value, "numpy") else np.asarray(value)
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[:, :, 0]
-    if array.dtype != np.uint8:
-        if array.min() < 0 or array.max() > 1:
-            raise BadImage("a floating-point image must lie in [0, 1]; drop ToTensor/Normalize from the data set")
-        array = (array * 255).round().astype(np.uint8)
-    return Image.fromarray(array)
-
-
-def torchvision_source(spec: str) -> Source:
+@register("torchvision:")
+def open_torchvision(spec: str) -> Source:
     """A torchvision data set, ``NAME`` or ``NAME/SPLIT`` (``train``, ``test`` (default), ``val``, …).
 
     It is looked for below ``$NESCIO_CACHE/datasets`` (or the user's cache folder) and downloaded there where it can be.

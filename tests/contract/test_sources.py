@@ -1,0 +1,378 @@
+"""What holds of every form that images come in: the same images, labels and names, whatever holds them."""
+
+from __future__ import annotations
+
+import csv
+import pickle
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
+
+from conftest import picture
+from nescio.core.errors import InputError
+from nescio.data import Source, as_source, open_source, register
+from nescio.data.coerce import pictures
+from nescio.data.decode import decode
+from nescio.data.formats.parquet import write_parquet
+from nescio.data.formats.torch import batches_of, dataset_of, looks_normalised
+from nescio.data.source import IN_MEMORY, SOURCES
+
+N = 6
+LABELS = [0, 0, 0, 1, 1, 1]
+NAMES = ["a", "b"]
+
+
+@dataclass
+class Held:
+    """The same six images, as files and in memory."""
+
+    folder: Path
+    other: Path
+
+    @property
+    def paths(self) -> list[str]:
+        return [str(self.folder / c / f"{i}.png") for c in NAMES for i in range(3)]
+
+    @property
+    def images(self) -> list[Image.Image]:
+        return [Image.open(path).convert("RGB") for path in self.paths]
+
+    @property
+    def arrays(self) -> list[np.ndarray]:
+        return [np.asarray(image) for image in self.images]
+
+    @property
+    def batch(self) -> torch.Tensor:
+        return torch.from_numpy(np.stack(self.arrays)).permute(0, 3, 1, 2)
+
+    def csv(self, *columns: str, rows: list[tuple[Any, ...]]) -> Path:
+        with (self.other / "set.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([columns, *rows])
+        return self.other / "set.csv"
+
+    def parquet(self, labels: Any, classes: Any) -> Path:
+        write_parquet(self.other / "set.parquet", self.images, labels, classes)
+        return self.other / "set.parquet"
+
+
+@pytest.fixture
+def held(make_folder: Callable[..., Path], tmp_path: Path) -> Held:
+    other = tmp_path / "other"
+    other.mkdir()
+    return Held(make_folder("set"), other)
+
+
+class Items(Dataset):
+    """A data set of what it is given."""
+
+    def __init__(self, items: list[Any], **attributes: Any) -> None:
+        self.items = items
+        vars(self).update(attributes)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, i: int) -> Any:
+        return self.items[i]
+
+
+class HuggingFace:
+    """As ``datasets.Dataset`` looks from outside."""
+
+    def __init__(self, columns: dict[str, list[Any]], names: list[str] | None, kind: str | None = None) -> None:
+        self.columns, self.format, self.names = columns, {"type": kind}, names
+        made = {"image": type("Image", (), {"__init__": lambda *_, **__: None})()}
+        made |= {"label": type("ClassLabel", (), {"names": names})()} if names else {}
+        self.features = {**dict.fromkeys(columns), **made}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "features": {}}  # whose classes have no module
+
+    def __len__(self) -> int:
+        return N
+
+    def __getitem__(self, at: int | str) -> Any:
+        return self.columns[at] if isinstance(at, str) else {k: v[at] for k, v in self.columns.items()}
+
+    def with_format(self, kind: str | None) -> HuggingFace:
+        return HuggingFace(self.columns, self.names, kind)
+
+    def cast_column(self, name: str, feature: Any) -> HuggingFace:
+        del name, feature
+        encoded = [{"bytes": None, "path": f"{image.filename}"} for image in self.columns["image"]]
+        return HuggingFace({**self.columns, "image": encoded}, self.names)
+
+    def select_columns(self, names: list[str]) -> HuggingFace:
+        return HuggingFace({name: self.columns[name] for name in names}, None)
+
+
+def hugging_face(held: Held, kind: str | None = None, *, labelled: bool = True) -> HuggingFace:
+    images = {"image": [Image.open(path) for path in held.paths]}
+    return HuggingFace(images | ({"label": LABELS} if labelled else {}), NAMES if labelled else None, kind)
+
+
+def pairs(images: Any, labels: list[Any] = LABELS) -> list[tuple[Any, Any]]:
+    return list(zip(images, labels, strict=True))
+
+
+def frame(**columns: Any) -> pd.DataFrame:
+    return pd.DataFrame(columns)
+
+
+def named(held: Held) -> list[tuple[str, str]]:
+    return [(f"../set/{c}/{i}.png", c) for c in NAMES for i in range(3)]
+
+
+Form = Callable[[Held], Any]
+WITH_NAMES: dict[str, Form] = {
+    "a folder": lambda h: h.folder,
+    "a folder as text": lambda h: f"{h.folder}[0:6]",
+    "a URL": lambda h: f"file://{h.folder}",
+    "a zip file": lambda h: shutil.make_archive(str(h.other / "s"), "zip", h.folder),
+    "a tar file": lambda h: shutil.make_archive(str(h.other / "s"), "tar", h.folder),
+    "a parquet file": lambda h: h.parquet(np.array(LABELS), NAMES),
+    "a CSV file": lambda h: h.csv("path", "class", rows=named(h)),
+    "a DataFrame": lambda h: frame(file=h.paths, label=list("aaabbb")),
+    "an ImageFolder": lambda h: ImageFolder(str(h.folder)),
+    "an ImageFolder of tensors": lambda h: ImageFolder(str(h.folder), v2.PILToTensor()),
+    "a Subset": lambda h: Subset(ImageFolder(str(h.folder)), range(N)),
+    "a DataLoader of an ImageFolder": lambda h: DataLoader(ImageFolder(str(h.folder), v2.PILToTensor()), 4),
+    "several data sets": lambda h: ConcatDataset(
+        [Subset(ImageFolder(str(h.folder)), r) for r in ([0, 1], [2, 3, 4, 5])]
+    ),
+    "a Hugging Face data set": hugging_face,
+    "one in torch's format": lambda h: hugging_face(h, "torch"),
+    "a list of (path, name)": lambda h: pairs(h.paths, list("aaabbb")),
+    "a list of (image, name)": lambda h: pairs(h.images, list("aaabbb")),
+    "a data set of dicts with names": lambda h: Items(
+        [{"image": x, "label": y} for x, y in pairs(h.images, [*"aaabbb"])]
+    ),
+}
+WITH_LABELS: dict[str, Form] = {
+    "a CSV file": lambda h: h.csv("image", "label", rows=pairs(h.paths)),
+    "a DataFrame": lambda h: frame(path=h.paths, label=[float(y) for y in LABELS]),
+    "a DataFrame of images": lambda h: frame(image=h.images, label=LABELS),
+    "a data set of (image, label)": lambda h: Items(pairs(h.images)),
+    "a data set of (tensor, label)": lambda h: TensorDataset(h.batch, torch.tensor(LABELS)),
+    "a data set of dicts": lambda h: Items([{"img": x, "fine_label": y} for x, y in pairs(h.arrays)]),
+    "a data set with targets": lambda h: Items(h.images, targets=LABELS),
+    "a DataLoader of pairs": lambda h: DataLoader(TensorDataset(h.batch / 255, torch.tensor(LABELS)), 4),
+    "a DataLoader of dicts": lambda h: DataLoader(Items([{"x": x, "y": y} for x, y in pairs(h.batch)]), 4),
+    "a list of batches": lambda h: list(DataLoader(TensorDataset(h.batch, torch.tensor(LABELS)), 4)),
+    "a list of (path, label)": lambda h: pairs(h.paths),
+    "a list of [path, label]": lambda h: [list(pair) for pair in pairs(h.paths)],
+    "a list of (image, label)": lambda h: pairs(h.images, [np.int64(y) for y in LABELS]),
+    "a list of (array, label)": lambda h: pairs(h.arrays, list(torch.tensor(LABELS))),
+    "paths and labels": lambda h: (h.paths, LABELS),
+    "a tensor and labels": lambda h: (h.batch, torch.tensor(LABELS)),
+    "an array and labels": lambda h: (np.stack(h.arrays), LABELS),
+}
+WITHOUT: dict[str, Form] = {
+    "a glob": lambda h: f"{h.folder}/*/*.png",
+    "a parquet file": lambda h: h.parquet(None, None),
+    "a CSV file": lambda h: h.csv("file", rows=[(p,) for p in h.paths]),
+    "a DataFrame": lambda h: frame(path=h.paths),
+    "a data set of images": lambda h: Items(h.images),
+    "a data set of tensors": lambda h: TensorDataset(h.batch),
+    "a data set of dicts": lambda h: Items([{"pixel_values": x} for x in h.batch]),
+    "a DataLoader of tensors": lambda h: DataLoader(Items(list(h.batch)), 4),
+    "a Hugging Face data set": lambda h: hugging_face(h, labelled=False),
+    "one whose function gives tensors": lambda h: HuggingFace({"pixel_values": list(h.batch)}, None, "custom"),
+    "a list of paths": lambda h: h.paths,
+    "a list of Paths": lambda h: [Path(path) for path in h.paths],
+    "a tuple of images": lambda h: tuple(h.images),
+    "a list of bytes": lambda h: [Path(path).read_bytes() for path in h.paths],
+    "a list of arrays": lambda h: h.arrays,
+    "a list of arrays (C, H, W)": lambda h: [x.transpose(2, 0, 1) for x in h.arrays],
+    "a list of tensors": lambda h: list(h.batch),
+    "a list of tensors (H, W, C)": lambda h: list(h.batch.permute(0, 2, 3, 1)),
+    "a tensor": lambda h: h.batch,
+    "a tensor of floats": lambda h: h.batch / 255,
+    "an array": lambda h: np.stack(h.arrays),
+    "an array (B, C, H, W)": lambda h: h.batch.numpy(),
+    "an array of floats": lambda h: np.stack(h.arrays) / 255,
+}
+FORMS = [
+    pytest.param(form, labels, classes, id=f"{name}, {told}")
+    for forms, told, labels, classes in (
+        (WITH_NAMES, "with names", LABELS, NAMES),
+        (WITH_LABELS, "with labels", LABELS, None),
+        (WITHOUT, "without labels", [-1] * N, None),
+    )
+    for name, form in forms.items()
+]
+
+
+def pixels(source: Source) -> list[bytes]:
+    return [decode(source.read(i)).tobytes() for i in range(len(source))]
+
+
+@pytest.mark.parametrize(("form", "labels", "classes"), FORMS)
+def test_every_form_holds_the_same_images_labels_and_names(
+    held: Held, form: Form, labels: list[int], classes: list[str] | None
+) -> None:
+    source = as_source(form(held))
+    expected = [image.tobytes() for image in held.images]
+    assert pixels(source) == expected
+    assert (source.labels.tolist(), source.classes) == (labels, classes)
+    assert source.labels.dtype == np.int64
+    again = as_source(form(held))
+    assert (again.identity, again.stamp) == (source.identity, source.stamp)
+    assert len({source.name(i) for i in range(N)}) == N
+    assert as_source(source) is source
+    assert pixels(pickle.loads(pickle.dumps(source))) == expected  # as a worker process gets it
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_equal_images_have_an_equal_identity_whatever_holds_them(held: Held, other: bool) -> None:
+    if other:
+        picture(99).save(held.paths[4])
+    files = [held.paths, (held.paths, LABELS), frame(path=held.paths), str(held.folder), ImageFolder(str(held.folder))]
+    memory = [held.images, held.arrays, held.batch, Items(held.images), DataLoader(TensorDataset(held.batch), 2)]
+    for forms in ([files[0], files[2]], [files[1], *files[3:]], memory):
+        assert len({as_source(form).identity for form in forms}) == 1
+    before = as_source(held.images).identity
+    picture(98).save(held.paths[0])
+    assert as_source(held.images).identity != before != as_source((held.images, LABELS)).identity
+
+
+def test_one_image_is_a_set_of_one_and_a_list_may_hold_several_forms(held: Held) -> None:
+    first = held.images[0].tobytes()
+    for one in (held.images[0], held.arrays[0], held.batch[0], held.batch[0] / 255, Path(held.paths[0]).read_bytes()):
+        source = as_source(one)
+        assert (pixels(source), source.labels.tolist(), source.name(0)) == ([first], [-1], "image 0")
+    several = as_source([held.paths[0], held.images[0], held.arrays[0]])
+    assert pixels(several) == [first] * 3
+    assert len(as_source([str(held.folder), held.images, held.batch])) == 3 * N
+    assert [p.tobytes() for p in pictures(iter([held.images[0], held.batch[:2]]))][:2] == [first] * 2
+    grey = held.arrays[0][:, :, 0]
+    for form in (grey, grey[:, :, None], grey[None], torch.from_numpy(grey.copy())[None], Image.fromarray(grey)):
+        assert pixels(as_source(form)) == [np.stack([grey] * 3, axis=2).tobytes()]
+
+
+def test_labels_that_are_unknown_stay_unknown(held: Held) -> None:
+    for labels in ([0, None, -1, float("nan"), 2, 3], ["0", "", "-1", "", "2", "3"]):
+        assert as_source((held.paths, labels)).labels.tolist() == [0, -1, -1, -1, 2, 3]
+    source = as_source(frame(path=held.paths, label=["cat", None, "ant", float("nan"), "", "cat"]))
+    assert (source.labels.tolist(), source.classes) == ([1, -1, 0, -1, -1, 1], ["ant", "cat"])
+
+
+REFUSED: dict[str, tuple[Form, str]] = {
+    "a generator": (lambda h: (x for x in h.images), "generator can be read only once: give a list"),
+    "a map": (lambda h: map(str, h.paths), "map can be read only once"),
+    "a number": (lambda _: 7, "int is no image and no set of images"),
+    "a list of numbers": (lambda _: [7, 8], "int is no image"),
+    "a data set of numbers": (lambda _: Items([7]), "int is no image"),
+    "a stream": (lambda _: DataLoader(Stream(), 2), "Stream is a stream without length"),
+    "a DataLoader that shuffles": (
+        lambda h: DataLoader(Items(h.images), shuffle=True),
+        r"shuffles.*\(loader\.dataset\)",
+    ),
+    "one that draws": (
+        lambda h: DataLoader(Items(h.images), sampler=torch.utils.data.WeightedRandomSampler([1.0] * N, N)),
+        "chooses its images by a WeightedRandomSampler.*Subset",
+    ),
+    "normalised tensors": (lambda h: (h.batch / 255 - 0.5) / 0.25, "before normalisation.*Session takes normalised"),
+    "a data set of them": (
+        lambda h: Items(list(h.batch / 255 - 0.5)),
+        "before normalisation.*Session takes normalised",
+    ),
+    "a DataLoader of them": (lambda h: DataLoader(TensorDataset(h.batch / 100)), "float pixels from .* before normal"),
+    "integers": (lambda h: h.batch.long(), "pixels of type int64: give uint8"),
+    "channels that cannot be told": (
+        lambda _: np.zeros((2, 3, 9, 3), np.uint8),
+        r"\(3, 9, 3\) may have its channels first",
+    ),
+    "too many channels": (lambda _: np.zeros((2, 9, 9, 7), np.uint8), r"\(9, 9, 7\) is neither grey, RGB nor RGBA"),
+    "a grey batch": (lambda _: torch.zeros(8, 28, 28), "neither grey, RGB nor RGBA"),
+    "a matrix": (lambda _: torch.zeros(8, 28), "expected a tensor .*got .*8, 28"),
+    "too few labels": (lambda h: (h.images, [1, 2]), "6 images have 2 labels"),
+    "labels that are shares": (lambda h: (h.images, [0.5] * N), "holds 0.5: expected one class number or name"),
+    "one-hot labels": (lambda h: Items(h.images, targets=np.eye(N, dtype=int)), "expected one class number an image"),
+    "a negative label": (lambda h: (h.images, [-3] * N), "holds -3: expected one class number"),
+    "files that are gone": (lambda h: [*h.paths, "gone.png"], "1 of 7 images are not there: gone.png"),
+    "a CSV file of gone files": (lambda h: h.csv("path", rows=[("x.png",)]), "x.png; paths in set.csv start from its"),
+    "a CSV file without paths": (
+        lambda h: h.csv("id", "label", rows=[(1, 2)]),
+        "no column path, file, image; .*: id, label",
+    ),
+    "a DataFrame without paths": (lambda h: frame(name=h.paths), "DataFrame has no column path.*: name"),
+    "dicts without images": (lambda _: Items([{"audio": 1}]), "no image: its keys are audio"),
+}
+
+
+class Stream(torch.utils.data.IterableDataset):
+    """Images without a length."""
+
+    def __iter__(self) -> Any:
+        yield from torch.zeros(4, 3, 8, 8)
+
+
+@pytest.mark.parametrize(("form", "told"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_read_is_refused_with_the_way_out(held: Held, form: Form, told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        _ = as_source(form(held)).labels
+
+
+def test_a_table_of_anyone_names_no_files_for_us(held: Held) -> None:
+    from nescio.data.formats.files import open_here
+
+    path = held.csv("path", rows=[(p,) for p in held.paths])
+    with pytest.raises(InputError, match="is no file that holds images itself"):
+        open_here(str(path))
+    assert len(open_here(str(held.folder))) == N
+
+
+def test_a_dataloader_gives_its_batches_to_a_network(held: Held) -> None:
+    x, y = held.batch / 255 - 0.5, torch.tensor(LABELS)
+    for items, labelled in (
+        (TensorDataset(x, y), True),
+        (Items([{"image": a, "label": b} for a, b in pairs(x)]), True),
+        (TensorDataset(x), False),
+        (Items(list(x)), False),
+    ):
+        loader = DataLoader(items, 4)
+        assert looks_normalised(loader)
+        batches = list(batches_of(loader))
+        assert torch.equal(torch.cat([b for b, _ in batches]), x)
+        assert [None if b is None else b.tolist() for _, b in batches] == [
+            [0, 0, 0, 1] * labelled or None,
+            [1, 1] * labelled or None,
+        ]
+    assert looks_normalised(DataLoader(Stream(), 2))
+    assert not looks_normalised(DataLoader(TensorDataset(held.batch)))
+    with pytest.raises(InputError, match="a batch holds list"):
+        list(batches_of([[["a.png"], [1]]]))
+    with pytest.raises(InputError, match="expected one class number an image"):
+        list(batches_of([(x, torch.eye(N))]))
+    shuffled = Items(held.images)
+    assert dataset_of(DataLoader(shuffled, shuffle=True), ordered=False) is shuffled
+
+
+def test_another_form_is_one_function_that_registers_itself(held: Held, tmp_path: Path) -> None:
+    class Bag:
+        def __init__(self, images: list[Any]) -> None:
+            self.images = images
+
+    @register(".shelf", "shelf:", Bag)
+    def opened(shelf: Any) -> Source:
+        return as_source(shelf.images if isinstance(shelf, Bag) else held.paths)
+
+    try:
+        (tmp_path / "x.shelf").write_bytes(b"")
+        for given in (tmp_path / "x.shelf", "shelf:anything", Bag(held.images)):
+            assert pixels(as_source(given)) == pixels(as_source(held.folder))
+        assert len(open_source("shelf:anything[:2]")) == 2
+    finally:
+        del SOURCES[".shelf"], SOURCES["shelf:"], IN_MEMORY[-1]
