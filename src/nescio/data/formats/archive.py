@@ -1,4 +1,8 @@
-"""A folder of images inside a zip or tar file, read in place."""
+"""A folder of images inside a zip or tar file, read in place.
+
+fsspec's ``zip://`` and ``tar://`` read the same 600 JPEG files in 1.07 and 3.5 times the time (medians of seven, in
+turns), and unpack whatever a member holds, however much that is; so these are read here.
+"""
 
 from __future__ import annotations
 

@@ -69,7 +69,11 @@ def listed(images: Sequence[Any], labels: Any = None) -> Source:
             return of_paths([Path(path).expanduser() for path in images], found, classes)
         return checked(Items(images, labels=found, classes=classes))
     if labels is None:
-        return Concatenated([as_source(item) for item in images])
+        sources = [as_source(item) for item in images]
+        for number, source in enumerate(sources):
+            if type(source) is Items:
+                source.name = f"item {number}, image {{}}".format
+        return Concatenated(sources)
     raise InputError("images that have labels are paths of image files, PIL images, arrays or tensors, one each")
 
 
