@@ -26,7 +26,7 @@ from nescio.data.coerce import pictures
 from nescio.data.decode import decode
 from nescio.data.formats.parquet import write_parquet
 from nescio.data.formats.torch import batches_of, dataset_of, looks_normalised
-from nescio.data.source import IN_MEMORY, SOURCES
+from nescio.data.registry import IN_MEMORY, SOURCES
 
 N = 6
 LABELS = [0, 0, 0, 1, 1, 1]

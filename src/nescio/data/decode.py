@@ -114,13 +114,13 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _to_8_bit(image: Image.Image) -> Image.Image:
     stored = np.asarray(image)
     pixels = np.empty(stored.shape, dtype=np.uint8)
-    parts = [slice(at, at + _ROWS) for at in range(0, len(stored), _ROWS)]  # a large one in doubles takes gigabytes
-    top = max(float(stored[p].max(initial=0, where=np.isfinite(stored[p]))) for p in parts)
+    blocks = [slice(at, at + _ROWS) for at in range(0, len(stored), _ROWS)]  # a large one in doubles takes gigabytes
+    top = max(float(stored[p].max(initial=0, where=np.isfinite(stored[p]))) for p in blocks)
     if image.mode == "F" and top <= 1:
         white = 1.0
     else:
         white = 255.0 if top <= 255 and not image.mode.startswith("I;16") else 65535.0
-    for p in parts:
+    for p in blocks:
         scaled = np.nan_to_num(stored[p].astype(np.float64) / white * 255).clip(0, 255)
         pixels[p] = scaled.round().astype(np.uint8)
     return Image.fromarray(pixels)

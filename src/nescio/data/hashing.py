@@ -40,11 +40,11 @@ def cache_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nescio"
 
 
-def combine(*parts: str | bytes) -> str:
-    """One hash over several parts, unambiguous about where each ends."""
+def combine(*pieces: str | bytes) -> str:
+    """One hash over several pieces, unambiguous about where each ends."""
     digest = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        data = part.encode() if isinstance(part, str) else part
+    for piece in pieces:
+        data = piece.encode() if isinstance(piece, str) else piece
         digest.update(len(data).to_bytes(8, "little"))
         digest.update(data)
     return digest.hexdigest()

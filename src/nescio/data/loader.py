@@ -20,7 +20,7 @@ from nescio.data.workers import MEMORY, in_order
 
 @dataclass
 class Batch:
-    """Consecutive images from ``start``: those decoded (``good``: their places), and the reasons of the others."""
+    """Consecutive images from ``start``: those decoded (``good``: their positions), and the reasons of the others."""
 
     start: int
     size: int

@@ -94,7 +94,7 @@ AnyTransform = Transform | Preprocess
 
 
 def as_transform(
-    given: str | Transform | Preprocess | Function, *, key: str | None = None, crop: int | None = None
+    transform: str | Transform | Preprocess | Function, *, key: str | None = None, crop: int | None = None
 ) -> Transform | Preprocess:
     """A transform of options as text, or of a function.
 
@@ -102,25 +102,25 @@ def as_transform(
     gives the same numbers: it can be written to files and exported. Any other function becomes a ``Preprocess``.
 
     Args:
-        given: what ``Transform.parse`` reads; a transform; or a function from a PIL image to a tensor.
+        transform: what ``Transform.parse`` reads; a transform; or a function from a PIL image to a tensor.
         key: as for ``Preprocess``.
         crop: as for ``Preprocess``.
 
     Raises:
         InputError: as ``Transform.parse`` or ``Preprocess``.
     """
-    if isinstance(given, Transform | Preprocess):
-        return given
-    if isinstance(given, str):
-        return Transform.parse(given)
-    if not callable(given):
-        raise InputError(f"{type(given).__name__} is no transform: give options as text, a Transform or a function")
+    if isinstance(transform, Transform | Preprocess):
+        return transform
+    if isinstance(transform, str):
+        return Transform.parse(transform)
+    if not callable(transform):
+        raise InputError(f"{type(transform).__name__} is no transform: give options as text, a Transform or a function")
     # what a known transform is called matters to nobody
-    made = Preprocess(given, key=key or type(given).__name__, crop=crop)
-    plain = _plain(given, made)
+    made = Preprocess(transform, key=key or type(transform).__name__, crop=crop)
+    plain = _plain(transform, made)
     if plain is not None and all(_alike(plain, made, _noise(size)) for size in (*_TRIALS, (made.crop, made.crop))):
         return plain
-    return Preprocess(given, key=key, crop=crop)
+    return Preprocess(transform, key=key, crop=crop)
 
 
 def _plain(function: Function, made: Preprocess) -> Transform | None:

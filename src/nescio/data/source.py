@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
-import pkgutil
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +16,7 @@ from nescio.core import numerics
 from nescio.core.errors import InputError
 from nescio.data.decode import Raw
 from nescio.data.hashing import combine
+from nescio.data.registry import IN_MEMORY, SOURCES, load_formats
 
 Labels = npt.NDArray[np.int64]
 log = logging.getLogger(__name__)
@@ -164,57 +163,15 @@ class Concatenated:
         return combine(*(s.stamp for s in self.sources))
 
 
-Opener = Callable[[Any], Source]
-Opened = TypeVar("Opened", bound=Opener)
-
-SOURCES: dict[str, Opener] = {}
-"""What opens a name that starts with this word and colon (``"noise:"``, given what follows), or a file whose name ends
-like this (``".zip"``, given a path or ``Remote``). ``"://"`` opens URLs, ``""`` every other name."""
-IN_MEMORY: list[tuple[Callable[[Any], bool], Opener]] = []
-"""What makes a source of an object, and of which objects; the first that fits does it."""
-
-
-def register(*forms: str | type | Callable[[Any], bool]) -> Callable[[Opened], Opened]:
-    """Make a function (or class) known as what opens some forms of images.
-
-    >>> @register(".lmdb")
-    ... class Lmdb:
-    ...     def __init__(self, path): ...
-
-    Args:
-        *forms: a prefix or suffix of names, as in ``SOURCES``; a type of objects; or a function that tells whether an
-            object is of the form.
-    """
-
-    def registered(opener: Opened) -> Opened:
-        for form in forms:
-            if isinstance(form, str):
-                SOURCES[form] = opener
-            elif isinstance(form, type):
-                IN_MEMORY.append((lambda given, form=form: isinstance(given, form), opener))  # type: ignore[misc]
-            else:
-                IN_MEMORY.append((form, opener))
-        return opener
-
-    return registered
-
-
-def _load_formats() -> None:
-    """Import all files of ``formats``, each of which registers what it opens."""
-    package = importlib.import_module("nescio.data.formats")
-    for file in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
-        importlib.import_module(file.name)
-
-
 AnySource = Any
 """A source, what ``open_source`` takes, or images in memory: see ``as_source``."""
 
 
-def as_source(given: AnySource) -> Source:
+def as_source(images: AnySource) -> Source:
     """The source of whatever holds images.
 
     Args:
-        given: a source itself; a name, as ``open_source`` takes it; a PyTorch data set (whose items are an image,
+        images: a source itself; a name, as ``open_source`` takes it; a PyTorch data set (whose items are an image,
             ``(image, label, …)`` or a dict of both) or a DataLoader of one, in order; a Hugging Face data set; a pandas
             DataFrame with a column ``path``, ``file`` or ``image``, and perhaps ``label`` or ``class``; a list of
             paths, encoded bytes, PIL images, arrays or tensors, or of pairs of one and its label; a tensor
@@ -224,19 +181,20 @@ def as_source(given: AnySource) -> Source:
     Raises:
         InputError: it is none of these, or as ``open_source``.
     """
-    if isinstance(given, str | Path):
-        return open_source(given)
-    if callable(getattr(given, "read", None)) and callable(getattr(given, "name", None)):
-        return cast("Source", given)
-    _load_formats()
-    opener = next((opener for fits, opener in IN_MEMORY if fits(given)), None)
+    if isinstance(images, str | Path):
+        return open_source(images)
+    if callable(getattr(images, "read", None)) and callable(getattr(images, "name", None)):
+        return cast("Source", images)
+    load_formats()
+    opener = next((opener for fits, opener in IN_MEMORY if fits(images)), None)
     if opener is None:
         raise InputError(
-            f"{type(given).__name__} is no image and no set of images: give a path (a folder, an archive, parquet, a "
+            f"{type(images).__name__} is no image and no set of images: give a path (a folder, an archive, parquet, a "
             "CSV file, 'torchvision:CIFAR10/test'), a data set, a DataLoader or DataFrame, or a list of paths, PIL "
             "images, arrays or tensors"
         )
-    return opener(given)
+    source: Source = opener(images)
+    return source
 
 
 def by_name(sets: object, what: str) -> dict[str, Any]:
@@ -277,11 +235,13 @@ def open_source(spec: str | Path) -> Source:
 
 
 def _open_name(text: str) -> Source:
-    _load_formats()
+    load_formats()
     word, colon, rest = text.partition(":")
     if word and word + colon in SOURCES:
-        return SOURCES[word + colon](rest)
-    return SOURCES[_URL if _URL in text else ""](text)
+        source: Source = SOURCES[word + colon](rest)
+    else:
+        source = SOURCES[_URL if _URL in text else ""](text)
+    return source
 
 
 def open_sources(specs: Sequence[AnySource]) -> Source:

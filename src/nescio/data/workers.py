@@ -87,8 +87,8 @@ class _Seat:
         self.at = context.RawValue("q", _NOWHERE)
         self.pipe, theirs = context.Pipe()
         fatal = [i for i, deaths in self.deaths.items() if deaths >= _TRIES]
-        given = (self.work, theirs, self.at, fatal, self.memory)
-        self.process = context.Process(target=_serve, args=given, daemon=True)
+        arguments = (self.work, theirs, self.at, fatal, self.memory)
+        self.process = context.Process(target=_serve, args=arguments, daemon=True)
         self.process.start()
         theirs.close()
         self.sent = self.done
@@ -181,5 +181,5 @@ def limit_memory(more: int) -> None:
     status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
     has = next(int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmData:"))
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    given = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
-    resource.setrlimit(resource.RLIMIT_DATA, (min([has + more, *given]), hard))
+    set_limits = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_DATA, (min([has + more, *set_limits]), hard))

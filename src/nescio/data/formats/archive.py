@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 from nescio.core.errors import BadImage, InputError
 from nescio.data.decode import RATIO, check_bytes
 from nescio.data.formats.files import ARCHIVES, Stored, class_folders, is_image_name
-from nescio.data.source import register
+from nescio.data.registry import register
 from nescio.data.storage import AnyFile
 
 _BLOCK = 1 << 22

@@ -12,7 +12,8 @@ import numpy as np
 from nescio.core.errors import InputError, some
 from nescio.data.decode import Raw, check_bytes
 from nescio.data.hashing import combine
-from nescio.data.source import SOURCES, Concatenated, Labels, Source, open_cut, register, unlabelled
+from nescio.data.registry import SOURCES, register
+from nescio.data.source import Concatenated, Labels, Source, open_cut, unlabelled
 from nescio.data.storage import AnyFile, Remote, hash_contents, stamp
 from nescio.data.walk import files_below
 
@@ -173,7 +174,8 @@ def of_file(file: AnyFile) -> Source:
     if suffix is None:
         known = ", ".join(sorted(key for key in SOURCES if key.startswith(".")))
         raise InputError(f"{file} is neither a folder, an image, nor a file of images ({known})")
-    return SOURCES[suffix](file)
+    source: Source = SOURCES[suffix](file)
+    return source
 
 
 def suffix_of(name: str) -> str | None:

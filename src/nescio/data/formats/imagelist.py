@@ -14,7 +14,8 @@ from torch import Tensor
 from nescio.core.errors import InputError
 from nescio.data.coerce import Items, NotPixels, channels_last, check_pixels, checked, labels_of, to_numpy
 from nescio.data.formats.files import is_image_name, of_paths
-from nescio.data.source import Concatenated, Source, as_source, register
+from nescio.data.registry import register
+from nescio.data.source import Concatenated, Source, as_source
 
 _ONE = Image.Image | bytes
 _PIXELS = Tensor | np.ndarray
@@ -48,17 +49,15 @@ def of_pixels(pixels: Any, labels: Any = None) -> Source:
 
 
 @register(list, tuple)
-def of_list(given: Sequence[Any]) -> Source:
+def of_list(images: Sequence[Any]) -> Source:
     """A list of images or of ``(image, label)``; or ``(images, labels)``."""
     # a DataLoader collates its pairs into lists
-    of_two = len(given) == 2 and (isinstance(given, tuple) or getattr(given[0], "ndim", 0) == 4)
-    if of_two and _are_labels(given[1]):
-        images, labels = given
-        return of_pixels(images, labels) if isinstance(images, _PIXELS) else listed(images, labels)
-    if given and all(isinstance(item, tuple | list) and len(item) == 2 and _is_label(item[1]) for item in given):
-        images, labels = zip(*given, strict=True)
-        return listed(images, labels)
-    return listed(given)
+    of_two = len(images) == 2 and (isinstance(images, tuple) or getattr(images[0], "ndim", 0) == 4)
+    if of_two and _are_labels(images[1]):
+        return of_pixels(*images) if isinstance(images[0], _PIXELS) else listed(*images)
+    if images and all(isinstance(item, tuple | list) and len(item) == 2 and _is_label(item[1]) for item in images):
+        return listed(*zip(*images, strict=True))
+    return listed(images)
 
 
 def listed(images: Sequence[Any], labels: Any = None) -> Source:
@@ -78,9 +77,9 @@ def listed(images: Sequence[Any], labels: Any = None) -> Source:
 
 
 @register(Iterator)
-def refuse(given: Any) -> Source:
+def refuse(images: Any) -> Source:
     """What can be read only once is no set of images."""
-    raise InputError(f"a {type(given).__name__} can be read only once: give a list, as list(images)")
+    raise InputError(f"a {type(images).__name__} can be read only once: give a list, as list(images)")
 
 
 def _is_single(item: Any) -> bool:

@@ -21,7 +21,8 @@ from nescio.core.errors import BadImage, InputError, TooLarge, some
 from nescio.core.reading import parse_json
 from nescio.data.decode import RATIO, check_bytes
 from nescio.data.formats.files import Stored
-from nescio.data.source import register, unlabelled
+from nescio.data.registry import register
+from nescio.data.source import unlabelled
 from nescio.data.storage import AnyFile, unreachable
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,8 @@ from typing import Any
 
 from nescio.core.errors import InputError
 from nescio.data.formats.files import is_image_name, of_file, of_files, of_matches, open_local, suffix_of
-from nescio.data.source import Source, register
+from nescio.data.registry import register
+from nescio.data.source import Source
 from nescio.data.storage import Remote
 
 _VERSIONS = ("size", "ETag", "etag", "md5Hash", "mtime", "LastModified", "updated", "created")

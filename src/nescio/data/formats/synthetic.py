@@ -11,7 +11,8 @@ from PIL import Image
 from nescio.core.errors import InputError, check_at_least
 from nescio.core.options import Optioned, parse_named
 from nescio.data.hashing import combine
-from nescio.data.source import Labels, Source, register, unlabelled
+from nescio.data.registry import register
+from nescio.data.source import Labels, Source, unlabelled
 from nescio.data.transform import triple
 
 Array = npt.NDArray[np.float64]

@@ -11,7 +11,8 @@ from nescio.core.errors import InputError, some
 from nescio.data.coerce import labels_of
 from nescio.data.formats.files import of_paths
 from nescio.data.formats.imagelist import listed
-from nescio.data.source import Source, register
+from nescio.data.registry import register
+from nescio.data.source import Source
 from nescio.data.storage import AnyFile
 
 PATHS = ("path", "file", "image", "filename", "filepath", "file_name")
@@ -41,8 +42,8 @@ def of_csv(file: AnyFile) -> Source:
     return of_paths([file.parent / Path(path).expanduser() for path, _ in read], found, classes, hint)
 
 
-def _is_frame(given: Any) -> bool:
-    return hasattr(given, "iloc") and hasattr(given, "columns")
+def _is_frame(table: Any) -> bool:
+    return hasattr(table, "iloc") and hasattr(table, "columns")
 
 
 @register(_is_frame)

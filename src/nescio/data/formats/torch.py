@@ -26,7 +26,8 @@ from nescio.core.errors import InputError, nearest
 from nescio.data.coerce import IMAGE_KEYS, LABEL_KEYS, Items, checked, image_and_label, labels_of
 from nescio.data.formats.files import Files
 from nescio.data.hashing import cache_root, combine
-from nescio.data.source import Concatenated, Labels, Rows, Source, as_source, register
+from nescio.data.registry import register
+from nescio.data.source import Concatenated, Labels, Rows, Source, as_source
 
 
 class DatasetSource(Items):
@@ -143,8 +144,8 @@ def batches_of(loader: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor | None]]:
         yield x, labels
 
 
-def _is_hugging_face(given: Any) -> bool:
-    return all(hasattr(given, name) for name in ("features", "with_format", "cast_column", "__getitem__", "__len__"))
+def _is_hugging_face(data: Any) -> bool:
+    return all(hasattr(data, name) for name in ("features", "with_format", "cast_column", "__getitem__", "__len__"))
 
 
 @register(_is_hugging_face)
