@@ -61,6 +61,13 @@ class Held:
             csv.writer(file).writerows([columns, *rows])
         return self.other / "set.csv"
 
+    def linked(self) -> Path:
+        (self.other / "linked").mkdir(exist_ok=True)
+        for name in NAMES:
+            (self.other / "linked" / name).unlink(missing_ok=True)
+            (self.other / "linked" / name).symlink_to(self.folder / name)
+        return self.other / "linked"
+
     def parquet(self, labels: Any, classes: Any) -> Path:
         write_parquet(self.other / "set.parquet", self.images, labels, classes)
         return self.other / "set.parquet"
@@ -141,6 +148,9 @@ WITH_NAMES: dict[str, Form] = {
     "a URL": lambda h: f"file://{h.folder}",
     "a zip file": lambda h: shutil.make_archive(str(h.other / "s"), "zip", h.folder),
     "a tar file": lambda h: shutil.make_archive(str(h.other / "s"), "tar", h.folder),
+    "a tar.gz file": lambda h: shutil.make_archive(str(h.other / "s"), "gztar", h.folder),
+    "a tgz file": lambda h: shutil.move(WITH_NAMES["a tar.gz file"](h), h.other / "s.tgz"),
+    "links to a folder": lambda h: f"links:{h.linked()}",
     "a parquet file": lambda h: h.parquet(np.array(LABELS), NAMES),
     "a CSV file": lambda h: h.csv("path", "class", rows=named(h)),
     "a DataFrame": lambda h: frame(file=h.paths, label=list("aaabbb")),
@@ -232,6 +242,24 @@ def test_every_form_holds_the_same_images_labels_and_names(
     assert len({source.name(i) for i in range(N)}) == N
     assert as_source(source) is source
     assert pixels(pickle.loads(pickle.dumps(source))) == expected  # as a worker process gets it
+
+
+def test_every_form_of_the_registry_is_in_the_table(held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: set[object] = set()
+
+    def watched(key: object, opener: Callable[[Any], Source]) -> Callable[[Any], Source]:
+        return lambda images: (seen.add(key), opener(images))[1]
+
+    as_source(held.folder)  # the registry is filled when it is first needed
+    known: set[object] = {*SOURCES, *(opener for _, opener in IN_MEMORY)}
+    for key, opener in SOURCES.items():
+        monkeypatch.setitem(SOURCES, key, watched(key, opener))
+    monkeypatch.setattr("nescio.data.source.IN_MEMORY", [(fits, watched(made, made)) for fits, made in IN_MEMORY])
+    for form in (*WITH_NAMES.values(), *WITH_LABELS.values(), *WITHOUT.values(), lambda h: h.images[0]):
+        as_source(form(held))
+    with pytest.raises(InputError):
+        as_source(iter(held.images))
+    assert known - seen == {"noise:", "torchvision:"}  # which hold other images
 
 
 @pytest.mark.parametrize("other", [False, True])

@@ -17,6 +17,7 @@ from torchvision.transforms import InterpolationMode, v2
 from conftest import picture
 from nescio.core.errors import InputError
 from nescio.data import Preprocess, Transform, as_transform
+from nescio.data.corruptions import Corrupted
 from nescio.data.loader import read_batches
 from nescio.data.source import as_source
 
@@ -98,6 +99,8 @@ def test_any_other_function_is_a_transform_that_its_repr_names() -> None:
     assert torch.equal(seen(made, image), composed(image))
     (batch,) = read_batches(as_source([image, picture(2)]), made, 0, 4, 0)
     assert torch.equal(made.normalise(batch.images), torch.stack([composed(image), composed(picture(2))]))
+    corrupted = Corrupted(as_source([image]), "pixels", made)
+    assert made.geometry(corrupted.read(0)).shape == (3, 9, 9)
     assert as_transform(made) is made
     assert as_transform("crop=8,mean=half") == Transform(crop=8, mean=(0.5,) * 3, std=(0.5,) * 3)
 

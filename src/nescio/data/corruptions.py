@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import torch
@@ -12,8 +11,8 @@ from torchvision.transforms.v2 import functional as tvf
 
 from nescio.core.errors import check_choice
 from nescio.data.decode import decode
+from nescio.data.preprocess import AnyTransform
 from nescio.data.source import Derived, Source, unlabelled
-from nescio.data.transform import Transform
 
 GRID = 4
 """Tiles per side that a shuffled image is cut into."""
@@ -79,10 +78,9 @@ class Corrupted(Derived):
         transform: the network's; its resizing and a centre crop to a square come before the corruption.
     """
 
-    def __init__(self, base: Source, corruption: str, transform: Transform) -> None:
+    def __init__(self, base: Source, corruption: str, transform: AnyTransform) -> None:
         self.corruption = check_choice("corruption", corruption, list(CORRUPTIONS))
-        side = transform.resize or transform.crop
-        self.transform = dataclasses.replace(transform, crop=side, resize=side)
+        self.transform = transform.square()
         super().__init__(base, "changed", self.corruption, str(self.transform))
         self.classes, self.labels = None, unlabelled(len(base))
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from nescio.core.errors import BadImage, InputError
 from nescio.data.decode import NO_MEMORY, decode
+from nescio.data.preprocess import AnyTransform
 from nescio.data.source import Source
-from nescio.data.transform import Transform
 from nescio.data.workers import MEMORY, in_order
 
 
@@ -32,7 +32,7 @@ class Batch:
 class _Images:
     """Whole batches by number, so that a process reads its images one after the other."""
 
-    def __init__(self, source: Source, transform: Transform, spans: Sequence[range]) -> None:
+    def __init__(self, source: Source, transform: AnyTransform, spans: Sequence[range]) -> None:
         self.source, self.transform, self.spans = source, transform, spans
 
     def __call__(self, number: int, entering: Callable[[int], None]) -> Batch:
@@ -70,14 +70,14 @@ def spans(start: int, stop: int, size: int) -> list[range]:
 
 
 def read_batches(
-    source: Source, transform: Transform, start: int, batch_size: int, workers: int | None
+    source: Source, transform: AnyTransform, start: int, batch_size: int, workers: int | None
 ) -> Iterator[Batch]:
     """Images from number ``start`` on, in order, ``batch_size`` at a time; all else as for ``read_spans``."""
     return read_spans(source, transform, spans(start, len(source), batch_size), workers)
 
 
 def read_spans(
-    source: Source, transform: Transform, batches: Sequence[range], workers: int | None = None
+    source: Source, transform: AnyTransform, batches: Sequence[range], workers: int | None = None
 ) -> Iterator[Batch]:
     """Batches of images, as the transform's geometry leaves them.
 

@@ -31,11 +31,14 @@ class Preprocess:
 
     Attributes:
         crop, channels: size ``S`` and number ``C``.
+        resize: None: what it does before it crops is not known.
         mean, std: of the ``Normalize`` within it; 0 and 1 where it has none.
 
     Raises:
         InputError: it cannot be told from others, gives no such tensor, another size for each image, or is random.
     """
+
+    resize: int | None = None
 
     def __init__(self, function: Function, *, key: str | None = None, crop: int | None = None) -> None:
         self.function = function
@@ -85,6 +88,10 @@ class Preprocess:
     def nbytes(self) -> int:
         """Bytes of what ``geometry`` gives for one image."""
         return 4 * self.channels * self.crop**2
+
+    def square(self) -> Transform:
+        """A transform that only resizes and crops to what this gives."""
+        return Transform(self.crop, mean=self.mean, std=self.std, channels=self.channels)
 
     def __str__(self) -> str:
         return self._text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
 from collections.abc import Callable
@@ -43,6 +44,7 @@ def register(*forms: str | type | Callable[[Any], bool]) -> Callable[[Opened], O
     return registered
 
 
+@functools.cache
 def load_formats() -> None:
     """Import all files of ``formats``, each of which registers what it opens."""
     package = importlib.import_module("nescio.data.formats")

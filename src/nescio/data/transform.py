@@ -119,6 +119,11 @@ class Transform:
         resize = None if self.resize is None else round(size * self.resize / self.crop)
         return dataclasses.replace(self, crop=size, resize=resize)
 
+    def square(self) -> Self:
+        """The transform that resizes as this one and crops nothing off a square."""
+        side = self.resize or self.crop
+        return dataclasses.replace(self, crop=side, resize=side)
+
     def __str__(self) -> str:
         def numbers(values: Sequence[float]) -> str:
             return "/".join(f"{v:g}" if float(f"{v:g}") == v else repr(v) for v in values)
