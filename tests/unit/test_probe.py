@@ -18,7 +18,6 @@ from nescio.models import fit_probe, probe
 from nescio.models.runs import state_of
 
 linear_model = pytest.importorskip("sklearn.linear_model", reason="needs scikit-learn")
-KIND = {"accept": 0.8, "workers": 0, "progress": False}
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.01])
@@ -108,7 +107,8 @@ def test_an_encoder_with_a_fitted_head_is_a_classifier_like_any_other(encoder: C
 
 def test_it_is_stored_and_opened_again(encoder: Classifier, make_folder: Callable[..., Path], tmp_path: Path) -> None:
     c = encoder.with_head(nescio.core.features.Head(torch.randn(2, 96), torch.randn(2)), ["a", "b"])
-    fitted = nescio.fit(c, "energy", calibrate=make_folder("held", 10), **KIND)
+    session = nescio.Session(c, workers=0, progress=False)
+    fitted = nescio.fit(session, "energy", calibrate=make_folder("held", 10), accept=0.8)
     fitted.save(tmp_path / "my.nescio")
     again = nescio.load(tmp_path / "my.nescio", device="cpu")
     assert again.classifier.fingerprint == c.fingerprint
