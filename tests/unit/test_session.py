@@ -128,7 +128,7 @@ def test_a_fitted_detector_a_sum_of_stages_and_a_function_are_judged_beside_spec
         (nescio.Detector("energy"), "give one of them"),
         (lambda: nescio.Detector("energy").fit(head=nn.ReLU()), "no linear layer"),
         (lambda: Session(tiny_net()).scores("energy", DataLoader(X, 4, shuffle=True)), "shuffles"),
-        (lambda: Session(tiny_net()).features("images/"), "without a transform"),
+        (lambda: Session(tiny_net()).features("images/"), "how large are its images"),
         (lambda: Session(tiny_net()).features(DataLoader((X * 255).byte(), 4)), "normalise"),
         (lambda: Session(tiny_net(), engine="steam"), "unknown engine 'steam'"),
         (lambda: nescio.evaluate("msp", id=X, ood={}), "expected a FeatureSet"),

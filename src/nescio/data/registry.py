@@ -8,6 +8,8 @@ import pkgutil
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from nescio.core.plugins import load_sources
+
 Opener = Callable[..., Any]
 """Takes a name, a file or an object, and gives a ``Source``."""
 Opened = TypeVar("Opened", bound=Opener)
@@ -46,7 +48,8 @@ def register(*forms: str | type | Callable[[Any], bool]) -> Callable[[Opened], O
 
 @functools.cache
 def load_formats() -> None:
-    """Import all files of ``formats``, each of which registers what it opens."""
+    """Import all files of ``formats``, each of which registers what it opens, and those of other packages."""
     package = importlib.import_module("nescio.data.formats")
     for file in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
         importlib.import_module(file.name)
+    load_sources()

@@ -59,8 +59,8 @@ def fit(
     Raises:
         InputError: an input does not fit the others, or the images are too few for the guarantee.
     """
-    session = as_session(session)
     check_shares(accept, confidence)
+    session = as_session(session).ready(train)
     ((name, fitted),) = session.detectors(detector).items()
     if why := fitted.unexportable():
         log.info("nescio export will refuse this detector: %s", why)

@@ -135,7 +135,7 @@ def tune(
     Raises:
         InputError: a spec cannot be read or served, or a proxy cannot be had.
     """
-    session = as_session(session)
+    session = as_session(session).ready(train)
     spaces = [space] if isinstance(space, str) or not isinstance(space, Iterable) else space
     detectors = session.detectors([d for one in spaces for d in (search_space(one) if isinstance(one, str) else [one])])
     for spec, detector in detectors.items():
@@ -165,7 +165,7 @@ def recommend(
         examples: as for ``tune``.
         proxy: as for ``tune``.
     """
-    session = as_session(session)
+    session = as_session(session).ready(train)
     served = servable(all_specs(), session.classifier, trained=train is not None)
     detectors = {spec: d for spec, d in served.items() if d.input_stage is None}
     return _Selection(session, detectors, val, train, chosen=False).judged(examples, proxy)

@@ -171,6 +171,11 @@ class Classifier(nn.Module):
         return self._transform
 
     @property
+    def has_transform(self) -> bool:
+        """Whether it is known how test images are prepared for it."""
+        return self._transform is not None
+
+    @property
     def has_head(self) -> bool:
         """Whether there is a classification head; without, it is an encoder."""
         return self.layer is not None

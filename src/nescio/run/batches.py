@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, RandomSampler
+from torch.utils.data import DataLoader, Dataset
 
 from nescio.core.errors import InputError
+from nescio.data.coerce import image_and_label
+from nescio.data.formats.torch import batches_of as of_loader
+from nescio.data.formats.torch import looks_normalised
 
-_IMAGES = ("image", "images", "pixel_values", "x", "img")
-_LABELS = ("label", "labels", "y", "target", "targets")
 Batches = Iterator[tuple[Tensor, Tensor | None]]
 
 
@@ -26,43 +27,24 @@ def batches_of(images: Any, size: int, *, prepared: bool) -> Batches | None:
 
     Returns:
         None for images that a transform is to prepare.
-
-    Raises:
-        InputError: there are no such batches in it.
     """
-    if isinstance(images, DataLoader):
-        return map(_pair, images)
-    if not prepared:
-        return None
-    if isinstance(images, Tensor):
-        if images.ndim != 4:
-            raise InputError(f"expected normalised images (B, C, H, W), got {tuple(images.shape)}")
+    if isinstance(images, DataLoader) and (prepared or looks_normalised(images)):
+        return _normalised(images)
+    if prepared and isinstance(images, Tensor) and images.ndim == 4:
         return ((x, None) for x in torch.split(images, size))
-    if isinstance(images, Dataset):
-        return map(_pair, DataLoader(images, size))
-    raise InputError(
-        f"a session without a transform takes a DataLoader, a tensor or a Dataset of normalised images, got "
-        f"{type(images).__name__}; give Session(model, transform=nescio.Transform(…)) for images"
-    )
+    if prepared and isinstance(images, Dataset) and isinstance(image_and_label(images[0])[0], Tensor):
+        return _normalised(DataLoader(images, size))
+    return None
 
 
-def shuffles(images: Any) -> bool:
-    """Whether images come in another order each time."""
-    return isinstance(images, DataLoader) and isinstance(images.sampler, RandomSampler)
-
-
-def _pair(batch: Any) -> tuple[Tensor, Tensor | None]:
-    x, labels = batch, None
-    if isinstance(batch, Mapping):
-        x = next((batch[k] for k in _IMAGES if k in batch), None)
-        labels = next((batch[k] for k in _LABELS if k in batch), None)
-    elif isinstance(batch, list | tuple):
-        x, labels = batch[0], batch[1] if len(batch) > 1 else None
-    if not isinstance(x, Tensor) or x.ndim != 4:
-        got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-        raise InputError(
-            f"expected batches of normalised images (B, C, H, W), alone, with labels or in a dict, got {got}"
-        )
-    if not x.is_floating_point():
-        raise InputError(f"expected batches of normalised images, got {x.dtype}: normalise them in the data set")
-    return x, labels if labels is None else torch.as_tensor(labels).to(torch.int64)
+def _normalised(loader: DataLoader[Any]) -> Batches:
+    try:
+        for x, labels in of_loader(loader):
+            if x.ndim != 4 or not x.is_floating_point():
+                raise InputError(
+                    f"expected batches of normalised images (B, C, H, W), got {x.dtype} of shape {tuple(x.shape)}; "
+                    "normalise them in the data set, or give the session a transform"
+                )
+            yield x, labels
+    except TypeError as e:  # of PyTorch's own function, which joins the items of a batch
+        raise InputError(f"this DataLoader makes no batches ({e}); give its data set, loader.dataset") from None

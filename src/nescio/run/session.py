@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nescio.core import numerics
 from nescio.core.detector import AnyDetector, Detector, detectors_of, fit_all, score_all
@@ -26,12 +27,15 @@ from nescio.core.stage import Network
 from nescio.data.hashing import cache_root
 from nescio.data.labels import aligned
 from nescio.data.loader import read_batches
+from nescio.data.preprocess import as_transform
 from nescio.data.source import AnySource, Rows, Source, as_source
+from nescio.data.transform import Transform
 from nescio.models import Classifier
 from nescio.models.coerce import as_classifier
+from nescio.models.probe import fit_probe
 from nescio.run.bank import DTYPES, Bank, BankKey
 from nescio.run.bank_writer import BankWriter
-from nescio.run.batches import batches_of, shuffles
+from nescio.run.batches import Batches, batches_of
 from nescio.run.engine import engine_of
 from nescio.run.extraction import Extraction, check_bad
 from nescio.run.passes import PLAIN, Pass, check_model, pass_of, probes_of, training_pass
@@ -99,17 +103,43 @@ class Session:
         self._engine = engine_of(self.engine)
         self._made: dict[Any, Any] = {}
         self._weights: tuple[int, ...] = ()
-        if isinstance(self.model, Classifier):
-            self.classifier = self.model
         self._banks: dict[str, Bank] = {}
 
     @cached_property
     def classifier(self) -> Classifier:
         """The network, wrapped."""
-        made = as_classifier(
-            self.model, transform=self.transform, head=self.head, output=self.output, classes=self.classes
-        )
+        return self._wrapped(None)
+
+    def _wrapped(self, size: Sequence[int] | None) -> Classifier:
+        transform = self.transform
+        if transform is not None and not isinstance(transform, str | Transform):
+            transform = as_transform(transform)
+        made = as_classifier(self.model, transform, size=size, head=self.head, output=self.output, classes=self.classes)
         return made if self.device is None else made.to(self.device)
+
+    @property
+    def prepared(self) -> bool:
+        """Whether images come as the network takes them, since nobody says how to prepare them."""
+        if isinstance(self.model, Classifier):
+            return not self.model.has_transform
+        return self.transform is None and isinstance(self.model, nn.Module)
+
+    def _batches(self, images: Images) -> Batches | None:
+        """Batches that the network takes as they are; None for images that a transform prepares."""
+        device = self.classifier.device if "classifier" in vars(self) else torch.device("cpu")
+        batches = batches_of(images, self.batch_size or default_batch(device), prepared=self.prepared)
+        if batches is None or "classifier" in vars(self):
+            return batches
+        first = next(batches, None)
+        if first is None:
+            raise InputError("there are no images")
+        self._meet(first[0])
+        return itertools.chain([first], batches)
+
+    def _meet(self, x: Tensor) -> None:
+        """Wrap a network of which nobody has said how large its images are."""
+        if "classifier" not in vars(self):
+            self.classifier = self._wrapped(tuple(x.shape[1:]) if self.prepared else None)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is made on first use: traced networks cannot be pickled."""
@@ -124,8 +154,24 @@ class Session:
         twin.model = twin.classifier = classifier
         return twin
 
+    def ready(self, train: Images | None) -> Session:
+        """This session; where the head is still to be fitted (``head="probe"``), one whose network has it.
+
+        Raises:
+            InputError: there are no training images, or they do not suffice.
+        """
+        if not self.classifier.awaits_probe:
+            return self
+        if train is None:
+            raise InputError("head=probe fits a linear head on labelled training images: give them (--train)")
+        source, features = self.source(train), self.read(train, PLAIN, {}, "train")
+        names = self.classifier.classes or (None if source is None else source.classes)
+        head = fit_probe(features, classes=names or int(features.labels.max()) + 1)
+        return self.of(self.classifier.with_head(head, names))
+
     def __call__(self, x: Tensor) -> Features:
         """Features of normalised images ``(B, 3, H, W)``, on the network's device."""
+        self._meet(x)
         with torch.no_grad():
             f: Features = self.network()(x.to(self.classifier.device))
             return f
@@ -169,6 +215,7 @@ class Session:
         Raises:
             InputError: more than ``max_bad`` of the images are bad, or all of them; the bank and its list stay.
         """
+        self._batches(images)  # a network of which nobody has said how large its images are
         found = list(self.detectors(readers).values())
         passes = {p.key: p for p in (pass_of(d, self.classifier.device) for d in found)} or {PLAIN.key: PLAIN}
         if len(passes) > 1:
@@ -196,8 +243,7 @@ class Session:
         """Features of all images by a pass, with what probes make of the feature maps on the way."""
         if isinstance(images, FeatureSet):
             return images
-        batches = batches_of(images, self.batch, prepared=self.classifier.transform is None)
-        if batches is not None:
+        if (batches := self._batches(images)) is not None:
             return self._in_memory(batches, network_pass, probes)
         return self.bank(as_source(images), network_pass, probes, title=title)
 
@@ -205,14 +251,12 @@ class Session:
         """The named images that ``images`` stand for; None for batches and features, which have no names."""
         if images is None or isinstance(images, FeatureSet):
             return None
-        if batches_of(images, self.batch, prepared=self.classifier.transform is None) is not None:
-            return None
-        return as_source(images)
+        return as_source(images) if self._batches(images) is None else None
 
     @property
     def batch(self) -> int:
         """Images per step."""
-        return self.batch_size or (CPU_BATCH if self.classifier.device.type == "cpu" else GPU_BATCH)
+        return self.batch_size or default_batch(self.classifier.device)
 
     @torch.no_grad()
     def _in_memory(
@@ -327,9 +371,8 @@ class Session:
 
     def _some_batches(self, images: Images) -> Iterator[Tensor]:
         """A thousand images as the network takes them."""
-        device, transform = self.classifier.device, self.classifier.transform
-        batches = batches_of(images, self.batch, prepared=transform is None)
-        if batches is not None:
+        device = self.classifier.device
+        if (batches := self._batches(images)) is not None:
             seen = 0
             for x, _ in batches:
                 yield x.to(device)
@@ -337,7 +380,7 @@ class Session:
                 if seen >= CHOOSING:
                     return
             return
-        source = as_source(images)
+        source, transform = as_source(images), self.classifier.transform
         some = Rows(source, numerics.drawn(len(source), CHOOSING).tolist())
         for batch in read_batches(some, transform, 0, CPU_BATCH, self.workers):
             if batch.images is not None:
@@ -362,10 +405,8 @@ class Session:
         Raises:
             InputError: as ``features``; or a detector is not fitted.
         """
-        if shuffles(images):
-            raise InputError(
-                "this DataLoader shuffles, so nobody knows which score is whose: make it with shuffle=False"
-            )
+        if isinstance(images, DataLoader):
+            dataset_of(images)  # refuses another order: nobody would know which score is whose
         found, made = self.detectors(detectors), Scores({}, {}, {}, {})
         for network_pass, names in grouped(found, lambda d: pass_of(d, self.classifier.device)):
             members = [found[name] for name in names]
@@ -405,6 +446,11 @@ class Scores(Mapping[str, npt.NDArray[np.float64]]):
 
     def __len__(self) -> int:
         return len(self.usable)
+
+
+def default_batch(device: torch.device) -> int:
+    """Images per step."""
+    return CPU_BATCH if device.type == "cpu" else GPU_BATCH
 
 
 def grouped(detectors: Mapping[str, Detector], pass_for: Callable[[Detector], Pass]) -> list[tuple[Pass, list[str]]]:
