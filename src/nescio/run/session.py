@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from nescio.core import numerics
 from nescio.core.detector import AnyDetector, Detector, detectors_of, fit_all, score_all
@@ -24,6 +25,7 @@ from nescio.core.features import Features
 from nescio.core.needs import Probe
 from nescio.core.progress import Clock
 from nescio.core.stage import Network
+from nescio.data.formats.torch import dataset_of
 from nescio.data.hashing import cache_root
 from nescio.data.labels import aligned
 from nescio.data.loader import read_batches
