@@ -15,7 +15,7 @@ from nescio.core.errors import InputError
 from nescio.data.loader import read_batches
 from nescio.data.source import Source
 from nescio.data.transform import Transform
-from nescio.run.session import CPU_BATCH
+from nescio.run.runner import CPU_BATCH
 
 if TYPE_CHECKING:
     from rich.progress import Progress

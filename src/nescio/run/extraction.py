@@ -2,22 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from nescio.core import numerics
 from nescio.core.errors import InputError
-from nescio.core.progress import Clock, progress_bar
+from nescio.core.feature_set import FeatureSet, joined, of_record
+from nescio.core.needs import Probe
+from nescio.core.progress import progress_bar
 from nescio.core.stage import Network
+from nescio.data.hashing import cache_root
+from nescio.data.labels import aligned
 from nescio.data.loader import Batch, read_batches
-from nescio.data.source import Source
-from nescio.data.transform import Transform
-from nescio.run.bank import BAD, DONE, DTYPES, Bank
+from nescio.data.source import Rows, Source, as_source
+from nescio.run.bank import BAD, DONE, DTYPES, Bank, BankKey
 from nescio.run.bank_writer import BankWriter
+from nescio.run.batches import Batches
 from nescio.run.passes import Pass
+from nescio.run.runner import CPU_BATCH, Runner
+
+CHOOSING = 1000
+"""ID images that an input stage chooses on."""
+
+
+@torch.no_grad()
+def in_memory(runner: Runner, batches: Batches, network_pass: Pass, probes: Mapping[str, Probe]) -> FeatureSet:
+    """Features of batches that the network takes as they are."""
+    records = []
+    for x, labels in batches:
+        with runner.clock("network"):
+            f = network_pass.run(runner.network(network_pass, probes), x.to(runner.classifier.device))
+        records.append(f.with_fields(labels=labels).to("cpu"))
+    return of_record(joined(records))
+
+
+def bank_of(runner: Runner, source: Source, network_pass: Pass, probes: Mapping[str, Probe], title: str) -> Bank:
+    """The bank of features of all images of a source by a pass: opened where it is known, else made.
+
+    Raises:
+        InputError: more than the share ``max_bad`` of the images are bad, or all.
+    """
+    classifier = runner.classifier
+    with contextlib.suppress(InputError):  # names of OOD images need not be the model's
+        source = aligned(source, classifier.classes)
+    weights = runner.once("fingerprint", lambda: classifier.fingerprint)
+    names = tuple(sorted(probes))
+    key = BankKey(weights, str(classifier.transform), source.identity, network_pass.key, runner.dtype, names)
+    bank = runner.banks.get(key.digest)
+    if bank is None:
+        bank = runner.banks[key.digest] = _opened_or_made(runner, key, source, network_pass, probes, title)
+    bad = len(bank.skipped)
+    if bad > runner.max_bad * len(source) or len(bank) == 0:
+        _, image, reason = bank.skipped[0]
+        raise InputError(
+            f"{bad:,} of {len(source):,} {title} could not be used, more than the share "
+            f"{runner.max_bad:g} that may be (--max-bad); "
+            f"the first: {image}: {reason}; all of them: {bank.path / 'skipped.csv'}"
+        )
+    return bank
+
+
+def _opened_or_made(
+    runner: Runner, key: BankKey, source: Source, network_pass: Pass, probes: Mapping[str, Probe], title: str
+) -> Bank:
+    writer = BankWriter(Path(runner.cache or cache_root()).expanduser() / "banks", key)
+    classifier, reaction = runner.classifier, runner.once("reaction", runner.classifier.reaction)
+    with writer.alone():
+        if (bank := writer.finished(reaction)) is not None:
+            return bank
+        network = runner.network(network_pass, probes)
+        with torch.no_grad():
+            seen = network_pass.run(network, classifier.noise())
+        widths = {"h": seen.h.shape[1]} | {name: column.shape[1] for name, column in seen.aux.items()}
+        start, size = writer.begin(len(source), classifier.head, reaction, runner.batch, widths)
+        Extraction(runner, network, source, network_pass, title).fill(writer, start, size)
+        return writer.finish()
 
 
 @dataclass(frozen=True)
@@ -25,55 +91,49 @@ class Extraction:
     """One pass of a network over the images of a source.
 
     Attributes:
-        network: the network as this pass runs it, on ``device``.
-        device: where it is.
-        transform: prepares the images.
+        runner: how it is run; its clock counts the time that this process waited for decoded images, ran the network,
+            and wrote.
+        network: the network as this pass runs it.
         source: the images.
         network_pass: how to run the network.
-        workers: decoding processes.
         title: what the progress bar calls the images.
-        progress: show one.
-        clock: counts the time that this process waited for decoded images, ran the network, and wrote.
     """
 
+    runner: Runner
     network: Network
-    device: torch.device
-    transform: Transform
     source: Source
     network_pass: Pass
-    workers: int | None
     title: str
-    progress: bool
-    clock: Clock
 
     @torch.no_grad()
     def fill(self, writer: BankWriter, start: int, batch_size: int) -> None:
         """Write the features of the images from number ``start`` on into a bank."""
-        with progress_bar(show=self.progress) as bar:
+        clock, transform = self.runner.clock, self.runner.classifier.transform
+        with progress_bar(show=self.runner.progress) as bar:
             task = bar.add_task(self.title, total=len(self.source) - start)
-            batches = read_batches(self.source, self.transform, start, batch_size, self.workers)
+            batches = read_batches(self.source, transform, start, batch_size, self.runner.workers)
             while batch := self._next(batches):
                 values = self._rows(batch, writer)
                 named = [(batch.start + i, reason) for i, reason in sorted(batch.bad)]
-                with self.clock("write"):
+                with clock("write"):
                     writer.write(batch.start, values, [(i, self.source.name(i), reason) for i, reason in named])
                 bar.advance(task, batch.size)
 
     def _next(self, batches: Iterator[Batch]) -> Batch | None:
-        with self.clock("decode"):
+        with self.runner.clock("decode"):
             return next(batches, None)
 
     def _rows(self, batch: Batch, writer: BankWriter) -> dict[str, Any]:
         """What a batch leaves in each column; images whose features are not finite become bad ones."""
-        kind = writer.key.dtype
+        kind, classifier = writer.key.dtype, self.runner.classifier
         status = np.full(batch.size, BAD, dtype=np.uint8)
         labels = self.source.labels[batch.start : batch.start + batch.size]
         values: dict[str, Any] = {"status": status, "label": labels, "pred": np.full(batch.size, -1, dtype=np.int64)}
         values |= {name: np.zeros((batch.size, width), DTYPES[kind]) for name, width in writer.widths.items()}
         if batch.images is None:
             return values
-        x = self.transform.normalise(batch.images.to(self.device, non_blocking=True))
-        with self.clock("network"):
+        x = classifier.transform.normalise(batch.images.to(classifier.device, non_blocking=True))
+        with self.runner.clock("network"):
             f = self.network_pass.run(self.network, x.contiguous(memory_format=torch.channels_last))
             floats = {"h": f.h, **f.aux}
             finite = torch.stack([t.isfinite().all(dim=1) for t in floats.values()]).all(dim=0).cpu().numpy()
@@ -86,24 +146,25 @@ class Extraction:
         return values
 
 
-def check_bad(bank: Bank, source: Source, max_bad: float, title: str) -> None:
-    """Refuse a bank of which too many images are bad.
-
-    Raises:
-        InputError: more than the share ``max_bad`` of them are, or all.
-    """
-    bad = len(bank.skipped)
-    if bad > max_bad * len(source) or len(bank) == 0:
-        _, image, reason = bank.skipped[0]
-        raise InputError(
-            f"{bad:,} of {len(source):,} {title} could not be used, more than the share "
-            f"{max_bad:g} that may be (--max-bad); "
-            f"the first: {image}: {reason}; all of them: {bank.path / 'skipped.csv'}"
-        )
-
-
 def _stored(h: Any, dtype: str) -> Any:
     limit = np.finfo(DTYPES[dtype]).max
     if (np.abs(h[np.isfinite(h)]) > limit).any():
         raise InputError(f"features exceed {limit:g}, the largest {dtype}; store them as float32 (--bank-dtype)")
     return h.astype(DTYPES[dtype])
+
+
+def some_batches(runner: Runner, images: Any) -> Iterator[Tensor]:
+    """A thousand images as the network takes them."""
+    device, seen = runner.classifier.device, 0
+    if (batches := runner.batches(images)) is not None:
+        for x, _ in batches:
+            yield x.to(device)
+            seen += len(x)
+            if seen >= CHOOSING:
+                return
+        return
+    source, transform = as_source(images), runner.classifier.transform
+    some = Rows(source, numerics.drawn(len(source), CHOOSING).tolist())
+    for batch in read_batches(some, transform, 0, CPU_BATCH, runner.workers):
+        if batch.images is not None:
+            yield transform.normalise(batch.images.to(device))

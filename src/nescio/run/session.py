@@ -2,58 +2,34 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field
-from functools import cached_property
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from nescio.core import numerics
 from nescio.core.detector import AnyDetector, Detector, detectors_of, fit_all, score_all
-from nescio.core.errors import InputError, check_share, nearest
-from nescio.core.feature_set import FeatureSet, joined, of_record
-from nescio.core.features import Features
+from nescio.core.errors import InputError
+from nescio.core.feature_set import FeatureSet
 from nescio.core.needs import Probe
-from nescio.core.progress import Clock
-from nescio.core.stage import Network
 from nescio.data.formats.torch import dataset_of
-from nescio.data.hashing import cache_root
-from nescio.data.labels import aligned
-from nescio.data.loader import read_batches
-from nescio.data.preprocess import as_transform
-from nescio.data.source import AnySource, Rows, Source, as_source
-from nescio.data.transform import Transform
-from nescio.models import Classifier
-from nescio.models.coerce import as_classifier
+from nescio.data.source import AnySource, Source, as_source
 from nescio.models.probe import fit_probe
-from nescio.run.bank import DTYPES, Bank, BankKey
-from nescio.run.bank_writer import BankWriter
-from nescio.run.batches import Batches, batches_of
-from nescio.run.engine import engine_of
-from nescio.run.extraction import Extraction, check_bad
+from nescio.run.bank import Bank
+from nescio.run.extraction import bank_of, in_memory, some_batches
 from nescio.run.passes import PLAIN, Pass, check_model, pass_of, probes_of, training_pass
-
-CPU_BATCH, GPU_BATCH = 32, 256
-"""Default batch sizes. On a CPU small batches keep the activations in the caches: measured in benchmarks/."""
-CHOOSING = 1000
-"""ID images that an input stage chooses on."""
+from nescio.run.runner import Runner
 
 Images = Any
 """Images in any form that ``nescio.open_source`` takes; batches that the network takes as they are (a ``DataLoader``);
 or a ``FeatureSet``."""
 
 
-@dataclass(eq=False)
-class Session:
+class Session(Runner):
     """A network and how it is run. Features of named sets of images are computed once and kept in banks on disk.
 
     >>> session = Session("torchvision:resnet50", cache="banks", workers=4)
@@ -82,80 +58,6 @@ class Session:
         InputError: the model is none, or an option is no choice.
     """
 
-    model: Any
-    _: KW_ONLY
-    transform: Any = None
-    head: str | None = None
-    output: str | int | None = None
-    classes: list[str] | None = None
-    device: str | torch.device | None = None
-    engine: str = "torch"
-    batch_size: int | None = None
-    workers: int | None = None
-    cache: str | Path | None = None
-    dtype: str = "float32"
-    max_bad: float = 0.01
-    progress: bool = True
-    clock: Clock = field(default_factory=Clock, repr=False)
-
-    def __post_init__(self) -> None:
-        check_share("max_bad", self.max_bad)
-        if self.dtype not in DTYPES:
-            raise InputError(f"unknown bank dtype '{self.dtype}'{nearest(self.dtype, DTYPES)}")
-        self._engine = engine_of(self.engine)
-        self._made: dict[Any, Any] = {}
-        self._weights: tuple[int, ...] = ()
-        self._banks: dict[str, Bank] = {}
-
-    @cached_property
-    def classifier(self) -> Classifier:
-        """The network, wrapped."""
-        return self._wrapped(None)
-
-    def _wrapped(self, size: Sequence[int] | None) -> Classifier:
-        transform = self.transform
-        if transform is not None and not isinstance(transform, str | Transform):
-            transform = as_transform(transform)
-        made = as_classifier(self.model, transform, size=size, head=self.head, output=self.output, classes=self.classes)
-        return made if self.device is None else made.to(self.device)
-
-    @property
-    def prepared(self) -> bool:
-        """Whether images come as the network takes them, since nobody says how to prepare them."""
-        if isinstance(self.model, Classifier):
-            return not self.model.has_transform
-        return self.transform is None and isinstance(self.model, nn.Module)
-
-    def _batches(self, images: Images) -> Batches | None:
-        """Batches that the network takes as they are; None for images that a transform prepares."""
-        device = self.classifier.device if "classifier" in vars(self) else torch.device("cpu")
-        batches = batches_of(images, self.batch_size or default_batch(device), prepared=self.prepared)
-        if batches is None or "classifier" in vars(self):
-            return batches
-        first = next(batches, None)
-        if first is None:
-            raise InputError("there are no images")
-        self._meet(first[0])
-        return itertools.chain([first], batches)
-
-    def _meet(self, x: Tensor) -> None:
-        """Wrap a network of which nobody has said how large its images are."""
-        if "classifier" not in vars(self):
-            self.classifier = self._wrapped(tuple(x.shape[1:]) if self.prepared else None)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without what is made on first use: traced networks cannot be pickled."""
-        return vars(self) | {"_made": {}, "_banks": {}, "_weights": ()}
-
-    def __repr__(self) -> str:
-        return f"Session({self.classifier.name} on {self.classifier.device})"
-
-    def of(self, classifier: Classifier) -> Session:
-        """The same session of the same network under other names of its classes."""
-        twin = copy.copy(self)
-        twin.model = twin.classifier = classifier
-        return twin
-
     def ready(self, train: Images | None) -> Session:
         """This session; where the head is still to be fitted (``head="probe"``), one whose network has it.
 
@@ -170,35 +72,6 @@ class Session:
         names = self.classifier.classes or (None if source is None else source.classes)
         head = fit_probe(features, classes=names or int(features.labels.max()) + 1)
         return self.of(self.classifier.with_head(head, names))
-
-    def __call__(self, x: Tensor) -> Features:
-        """Features of normalised images ``(B, 3, H, W)``, on the network's device."""
-        self._meet(x)
-        with torch.no_grad():
-            f: Features = self.network()(x.to(self.classifier.device))
-            return f
-
-    def network(self, network_pass: Pass = PLAIN, probes: Mapping[str, Probe] | None = None) -> Network:
-        """The network as a pass runs it, with probes in it; made once for these weights."""
-        key = network_pass.key, *sorted(probes or ())
-
-        def made() -> Any:
-            whole = self._once(network_pass.key, lambda: self._engine.prepare(changed(network_pass.prepare)))
-            return whole.probed(probes or {})
-
-        changed = self.classifier.changed
-        network: Network = self._once(key, made)
-        return network
-
-    def _once(self, key: Any, make: Callable[[], Any]) -> Any:
-        """What ``make`` gives, which holds as long as no weight changes."""
-        state = self.classifier.state_dict(keep_vars=True).values()
-        if self._weights != (now := tuple(n for t in state for n in (t.data_ptr(), t._version))):  # noqa: SLF001
-            self._made.clear()
-            self._weights = now
-        if key not in self._made:
-            self._made[key] = make()
-        return self._made[key]
 
     def features(
         self, images: Images, readers: AnyDetector | Iterable[AnyDetector] = (), *, title: str = "images"
@@ -217,7 +90,7 @@ class Session:
         Raises:
             InputError: more than ``max_bad`` of the images are bad, or all of them; the bank and its list stay.
         """
-        self._batches(images)  # a network of which nobody has said how large its images are
+        self.batches(images)  # a network of which nobody has said how large its images are
         found = list(self.detectors(readers).values())
         passes = {p.key: p for p in (pass_of(d, self.classifier.device) for d in found)} or {PLAIN.key: PLAIN}
         if len(passes) > 1:
@@ -245,31 +118,15 @@ class Session:
         """Features of all images by a pass, with what probes make of the feature maps on the way."""
         if isinstance(images, FeatureSet):
             return images
-        if (batches := self._batches(images)) is not None:
-            return self._in_memory(batches, network_pass, probes)
-        return self.bank(as_source(images), network_pass, probes, title=title)
+        if (batches := self.batches(images)) is not None:
+            return in_memory(self, batches, network_pass, probes)
+        return self.bank(images, network_pass, probes, title=title)
 
     def source(self, images: Images | None) -> Source | None:
         """The named images that ``images`` stand for; None for batches and features, which have no names."""
         if images is None or isinstance(images, FeatureSet):
             return None
-        return as_source(images) if self._batches(images) is None else None
-
-    @property
-    def batch(self) -> int:
-        """Images per step."""
-        return self.batch_size or default_batch(self.classifier.device)
-
-    @torch.no_grad()
-    def _in_memory(
-        self, batches: Iterable[tuple[Tensor, Tensor | None]], network_pass: Pass, probes: Mapping[str, Probe]
-    ) -> FeatureSet:
-        parts = []
-        for x, labels in batches:
-            with self.clock("network"):
-                f = network_pass.run(self.network(network_pass, probes), x.to(self.classifier.device))
-            parts.append(f.with_fields(labels=labels).to("cpu"))
-        return of_record(joined(parts))
+        return as_source(images) if self.batches(images) is None else None
 
     def bank(
         self,
@@ -280,38 +137,7 @@ class Session:
         title: str = "images",
     ) -> Bank:
         """The bank of features of all images of a source by a pass: opened where it is known, else made."""
-        probes, source, classifier = probes or {}, as_source(images), self.classifier
-        with contextlib.suppress(InputError):  # names of OOD images need not be the model's
-            source = aligned(source, classifier.classes)
-        weights = self._once("fingerprint", lambda: classifier.fingerprint)
-        names = tuple(sorted(probes))
-        key = BankKey(weights, str(classifier.transform), source.identity, network_pass.key, self.dtype, names)
-        if key.digest not in self._banks:
-            self._banks[key.digest] = self._extracted(key, source, network_pass, probes, title)
-        bank = self._banks[key.digest]
-        check_bad(bank, source, self.max_bad, title)
-        return bank
-
-    def _extracted(
-        self, key: BankKey, source: Source, network_pass: Pass, probes: Mapping[str, Probe], title: str
-    ) -> Bank:
-        classifier = self.classifier
-        writer = BankWriter(Path(self.cache or cache_root()).expanduser() / "banks", key)
-        reaction = self._once("reaction", classifier.reaction)
-        with writer.alone():
-            bank = writer.finished(reaction)
-            if bank is None:
-                network = self.network(network_pass, probes)
-                with torch.no_grad():
-                    seen = network_pass.run(network, classifier.noise())
-                widths = {"h": seen.h.shape[1]} | {name: column.shape[1] for name, column in seen.aux.items()}
-                start, size = writer.begin(len(source), classifier.head, reaction, self.batch, widths)
-                Extraction(
-                    network, classifier.device, classifier.transform, source, network_pass, self.workers, title,
-                    self.progress, self.clock,
-                ).fill(writer, start, size)  # fmt: skip
-                bank = writer.finish()
-        return bank
+        return bank_of(self, as_source(images), network_pass, probes or {}, title)
 
     def fit(
         self,
@@ -369,24 +195,7 @@ class Session:
                 raise InputError(f"detector '{detector}' is fitted on training images; give them (--train)")
             network = self.network(Pass(PLAIN.key, PLAIN.features, stage.prepare), detector.needs.probes)
             fitted = copy.deepcopy(detector).to(self.classifier.device)
-            stage.choose(network, fitted, self._some_batches(images))
-
-    def _some_batches(self, images: Images) -> Iterator[Tensor]:
-        """A thousand images as the network takes them."""
-        device = self.classifier.device
-        if (batches := self._batches(images)) is not None:
-            seen = 0
-            for x, _ in batches:
-                yield x.to(device)
-                seen += len(x)
-                if seen >= CHOOSING:
-                    return
-            return
-        source, transform = as_source(images), self.classifier.transform
-        some = Rows(source, numerics.drawn(len(source), CHOOSING).tolist())
-        for batch in read_batches(some, transform, 0, CPU_BATCH, self.workers):
-            if batch.images is not None:
-                yield transform.normalise(batch.images.to(device))
+            stage.choose(network, fitted, some_batches(self, images))
 
     def scores(
         self,
@@ -448,11 +257,6 @@ class Scores(Mapping[str, npt.NDArray[np.float64]]):
 
     def __len__(self) -> int:
         return len(self.usable)
-
-
-def default_batch(device: torch.device) -> int:
-    """Images per step."""
-    return CPU_BATCH if device.type == "cpu" else GPU_BATCH
 
 
 def grouped(detectors: Mapping[str, Detector], pass_for: Callable[[Detector], Pass]) -> list[tuple[Pass, list[str]]]:

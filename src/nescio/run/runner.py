@@ -1,0 +1,152 @@
+"""A classifier or an encoder as it is run: on which device, by which engine, on which batches."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from nescio.core.errors import InputError, check_share, nearest
+from nescio.core.features import Features
+from nescio.core.needs import Probe
+from nescio.core.progress import Clock
+from nescio.core.stage import Network
+from nescio.data.preprocess import as_transform
+from nescio.data.transform import Transform
+from nescio.models import Classifier
+from nescio.models.coerce import as_classifier
+from nescio.run.bank import DTYPES, Bank
+from nescio.run.batches import Batches, batches_of
+from nescio.run.engine import engine_of
+from nescio.run.passes import PLAIN, Pass
+
+CPU_BATCH, GPU_BATCH = 32, 256
+"""Default batch sizes. On a CPU small batches keep the activations in the caches: measured in benchmarks/."""
+
+
+@dataclass(eq=False)
+class Runner:
+    """A network and how it is run; ``Session`` says what each argument means.
+
+    Raises:
+        InputError: the model is none, or an option is no choice.
+    """
+
+    model: Any
+    _: KW_ONLY
+    transform: Any = None
+    head: str | None = None
+    output: str | int | None = None
+    classes: list[str] | None = None
+    device: str | torch.device | None = None
+    engine: str = "torch"
+    batch_size: int | None = None
+    workers: int | None = None
+    cache: str | Path | None = None
+    dtype: str = "float32"
+    max_bad: float = 0.01
+    progress: bool = True
+    clock: Clock = field(default_factory=Clock, repr=False)
+
+    def __post_init__(self) -> None:
+        check_share("max_bad", self.max_bad)
+        if self.dtype not in DTYPES:
+            raise InputError(f"unknown bank dtype '{self.dtype}'{nearest(self.dtype, DTYPES)}")
+        self._engine = engine_of(self.engine)
+        self._made: dict[Any, Any] = {}
+        self._weights: tuple[int, ...] = ()
+        self.banks: dict[str, Bank] = {}
+
+    @cached_property
+    def classifier(self) -> Classifier:
+        """The network, wrapped."""
+        return self._wrapped(None)
+
+    def _wrapped(self, size: Sequence[int] | None) -> Classifier:
+        transform = self.transform
+        if transform is not None and not isinstance(transform, str | Transform):
+            transform = as_transform(transform)
+        made = as_classifier(self.model, transform, size=size, head=self.head, output=self.output, classes=self.classes)
+        return made if self.device is None else made.to(self.device)
+
+    @property
+    def prepared(self) -> bool:
+        """Whether images come as the network takes them, since nobody says how to prepare them."""
+        if isinstance(self.model, Classifier):
+            return not self.model.has_transform
+        return self.transform is None and isinstance(self.model, nn.Module)
+
+    @property
+    def batch(self) -> int:
+        """Images per step."""
+        return self.batch_size or (CPU_BATCH if self.classifier.device.type == "cpu" else GPU_BATCH)
+
+    @property
+    def _is_wrapped(self) -> bool:
+        return "classifier" in vars(self)
+
+    def batches(self, images: Any) -> Batches | None:
+        """Batches that the network takes as they are; None for images that a transform prepares."""
+        size = self.batch if self._is_wrapped else self.batch_size or CPU_BATCH
+        batches = batches_of(images, size, prepared=self.prepared)
+        if batches is None or self._is_wrapped:
+            return batches
+        first = next(batches, None)
+        if first is None:
+            raise InputError("there are no images")
+        self._meet(first[0])
+        return itertools.chain([first], batches)
+
+    def _meet(self, x: Tensor) -> None:
+        """Wrap a network of which nobody has said how large its images are."""
+        if not self._is_wrapped:
+            self.classifier = self._wrapped(tuple(x.shape[1:]) if self.prepared else None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is made on first use: traced networks cannot be pickled."""
+        return vars(self) | {"_made": {}, "banks": {}, "_weights": ()}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.classifier.name} on {self.classifier.device})"
+
+    def of(self, classifier: Classifier) -> Self:
+        """The same session of the same network under other names of its classes."""
+        twin = copy.copy(self)
+        twin.model = twin.classifier = classifier
+        return twin
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> Features:
+        """Features of normalised images ``(B, 3, H, W)``, on the network's device."""
+        self._meet(x)
+        return self.network()(x.to(self.classifier.device))
+
+    def network(self, network_pass: Pass = PLAIN, probes: Mapping[str, Probe] | None = None) -> Network:
+        """The network as a pass runs it, with probes in it; made once for these weights."""
+
+        def whole() -> Classifier:
+            return self._engine.prepare(self.classifier.changed(network_pass.prepare))
+
+        def probed() -> Network:
+            made: Classifier = self.once(network_pass.key, whole)
+            return made.probed(probes or {})
+
+        network: Network = self.once((network_pass.key, *sorted(probes or ())), probed)
+        return network
+
+    def once(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What ``make`` gives, which holds as long as no weight changes."""
+        state = self.classifier.state_dict(keep_vars=True).values()
+        if self._weights != (now := tuple(n for t in state for n in (t.data_ptr(), t._version))):  # noqa: SLF001
+            self._made.clear()
+            self._weights = now
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
