@@ -170,7 +170,6 @@ class Objective(Optioned, nn.Module):
         Raises:
             InputError: the network cannot serve them.
         """
-        del classifier
         return {}
 
     def after_step(self, classifier: Classifier) -> None:
@@ -181,12 +180,10 @@ class Objective(Optioned, nn.Module):
 
     def warning(self, means: Mapping[str, float]) -> str | None:
         """What a user should be warned of after an epoch, from the means of the numbers that were logged."""
-        del means
         return None
 
     def before_save(self, classifier: Classifier) -> None:
         """Bring the classification head in step with what was trained, before the network is judged and stored."""
-        del classifier
 
     @abstractmethod
     def loss(self, view: View, heads: nn.ModuleDict) -> tuple[Tensor, dict[str, Tensor]]:
@@ -234,14 +231,12 @@ class _Gathering(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
-        del ctx
         parts = [torch.empty_like(rows) for _ in range(processes())]
         torch.distributed.all_gather(parts, rows)
         return torch.cat(parts)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        del ctx
         return summed(gradient).chunk(processes())[torch.distributed.get_rank()]
 
 

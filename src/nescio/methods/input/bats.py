@@ -55,7 +55,6 @@ class BATS(InputStage, name="bats"):
 
     def run(self, network: Network, chain: Chain, x: Tensor) -> Features:
         """Features from the truncated network."""
-        del chain
         return network(x)
 
 

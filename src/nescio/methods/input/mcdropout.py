@@ -64,7 +64,6 @@ class MCDropout(InputStage, name="mcdropout"):
 
     def run(self, network: Network, chain: Chain, x: Tensor) -> Features:
         """Mean features, prediction of the mean softmax, and its logarithm as a column."""
-        del chain
         total = mean_h = torch.zeros((), device=x.device)
         columns: dict[str, Tensor] = {}
         thinned = isinstance(network, nn.Module) and any(isinstance(m, _Thinned) for m in network.modules())

@@ -69,7 +69,6 @@ class PerturbID(InputStage, name="perturbid"):
 
     def fit(self, data: FeatureSet) -> None:
         """Know of no step yet: that takes images."""
-        del data
         self.step = torch.tensor(0.0)
 
     def choose(self, network: Network, chain: Chain, batches: Iterable[Tensor]) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from nescio.core import numerics
-from nescio.core.errors import check_at_least, check_positive
+from nescio.core.bounds import AtLeast, Positive
 from nescio.core.features import Features, Head
 from nescio.core.needs import Needs
 from nescio.core.stage import Score
@@ -68,7 +68,6 @@ class BALHead(FeatureHead, name="bal"):
 
     def forward(self, h: Tensor, head: Head) -> Tensor:
         """The same of features as they are."""
-        del head
         return self.judge(self.standardised(h))
 
 
@@ -98,10 +97,9 @@ class BALObjective(Objective, name="bal"):
     detector = "bal"
     needs = Needs(heads=frozenset({"bal"}))
 
-    def __init__(self, *, weight: float = 0.2, eps: float = 0.1) -> None:
+    def __init__(self, *, weight: Annotated[float, AtLeast(0)] = 0.2, eps: Annotated[float, Positive] = 0.1) -> None:
         super().__init__()
-        self.weight = check_at_least("weight", weight, 0)
-        self.eps = check_positive("eps", eps)
+        self.weight, self.eps = weight, eps
 
     def heads(self, classifier: Classifier) -> dict[str, nn.Module]:
         """A new discriminator; and a generator."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from torch import Tensor, nn
 
-from nescio.core.errors import check_share
+from nescio.core.bounds import Share
 from nescio.methods.objective import Objective, View
 
 
@@ -20,11 +22,10 @@ class CEObjective(Objective, name="ce"):
 
     detector = "energy"
 
-    def __init__(self, *, smoothing: float = 0.0) -> None:
+    def __init__(self, *, smoothing: Annotated[float, Share(below_one=True)] = 0.0) -> None:
         super().__init__()
-        self.smoothing = check_share("smoothing", smoothing, below_one=True)
+        self.smoothing = smoothing
 
     def loss(self, view: View, heads: nn.ModuleDict) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a batch."""
-        del heads
         return nn.functional.cross_entropy(view.logits, view.labels, label_smoothing=self.smoothing), {}

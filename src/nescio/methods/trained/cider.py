@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 from torch import Tensor, nn
 
-from nescio.core.errors import check_at_least, check_positive, check_share
+from nescio.core.bounds import AtLeast, Positive, Share
 from nescio.methods.trained.contrast import WIDTH, Contrastive
 
 if TYPE_CHECKING:
@@ -35,11 +35,15 @@ class CIDERObjective(Contrastive, name="cider"):
 
     prototypes: Tensor
 
-    def __init__(self, *, weight: float = 2.0, m: float = 0.95, T: float = 0.1) -> None:
+    def __init__(
+        self,
+        *,
+        weight: Annotated[float, AtLeast(0)] = 2.0,
+        m: Annotated[float, Share(below_one=True)] = 0.95,
+        T: Annotated[float, Positive] = 0.1,
+    ) -> None:
         super().__init__()
-        self.weight = check_at_least("weight", weight, 0)
-        self.m = check_share("m", m, below_one=True)
-        self.T = check_positive("T", T)
+        self.weight, self.m, self.T = weight, m, T
 
     def heads(self, classifier: Classifier) -> dict[str, nn.Module]:
         """None; and prototypes of the classes, and a projection."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from nescio.core.errors import check_at_least
+from nescio.core.bounds import AtLeast
 from nescio.core.needs import Needs
 from nescio.methods.objective import Objective, View, from_uniform, precise
 
@@ -50,11 +50,15 @@ class ConfObjective(Objective, name="conf"):
 
     detector = "msp"
 
-    def __init__(self, *, weight: float = 0.1, width: int = WIDTH, outliers: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        weight: Annotated[float, AtLeast(0)] = 0.1,
+        width: Annotated[int, AtLeast(1)] = WIDTH,
+        outliers: Annotated[int, AtLeast(0)] = 0,
+    ) -> None:
         super().__init__()
-        self.weight = check_at_least("weight", weight, 0)
-        self.width = check_at_least("width", width, 1)
-        self.outliers = check_at_least("outliers", outliers, 0)
+        self.weight, self.width, self.outliers = weight, width, outliers
 
     @property
     def needs(self) -> Needs:
@@ -71,7 +75,6 @@ class ConfObjective(Objective, name="conf"):
 
     def loss(self, view: View, heads: nn.ModuleDict) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a batch."""
-        del heads
         watched, of_gan = {}, view.x.new_zeros(())
         if not self.outliers:
             images = view.x

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 from torch import Tensor, nn
 
-from nescio.core.errors import check_positive
+from nescio.core.bounds import Positive
 from nescio.core.needs import Needs
 from nescio.methods.objective import Objective, View, exactly, gathered, precise
 
@@ -41,7 +41,6 @@ class Contrastive(Objective):
 
     def loss(self, view: View, heads: nn.ModuleDict) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a batch."""
-        del heads
         h, labels = self.compared(view)
         with exactly(h):
             z = nn.functional.normalize(self.projection(h))
@@ -71,9 +70,9 @@ class SupConObjective(Contrastive, name="supcon"):
     τ / 0.07.
     """
 
-    def __init__(self, *, T: float = 0.1) -> None:
+    def __init__(self, *, T: Annotated[float, Positive] = 0.1) -> None:
         super().__init__()
-        self.T = check_positive("T", T)
+        self.T = T
 
     def contrast(self, z: Tensor, labels: Tensor) -> Tensor:
         """Loss of the projections."""

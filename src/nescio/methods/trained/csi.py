@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
 import torch
 from torch import Tensor, nn
 
 from nescio.core import numerics
+from nescio.core.bounds import Positive
 from nescio.core.features import Columns, Features, Head
 from nescio.core.needs import Needs
 from nescio.core.stage import Chain, InputStage, Network
@@ -38,7 +39,6 @@ class CSIHead(FeatureHead, name="csi"):
 
     def forward(self, h: Tensor, head: Head) -> Tensor:
         """Logits of classes and turns."""
-        del head
         z: Tensor = self.linear(h)
         return z
 
@@ -62,7 +62,7 @@ class CSIObjective(SupConObjective, name="csi"):
     detector = "csi+msp"
     needs = Needs(views=2, heads=frozenset({"csi"}))
 
-    def __init__(self, *, T: float = 0.07) -> None:
+    def __init__(self, *, T: Annotated[float, Positive] = 0.07) -> None:
         super().__init__(T=T)
 
     def heads(self, classifier: Classifier) -> dict[str, nn.Module]:
@@ -107,7 +107,6 @@ class CSI(InputStage, name="csi"):
 
     def run(self, network: Network, chain: Chain, x: Tensor) -> Features:
         """Features at 0°, prediction of the mean logits, and these as the head's column."""
-        del chain
         turned = [network(image) for image in numerics.turned(x)]
         parts = [f.probed(self.name)[0].chunk(numerics.TURNS, dim=1)[turn] for turn, f in enumerate(turned)]
         f, mean = turned[0], torch.stack(parts).mean(dim=0)

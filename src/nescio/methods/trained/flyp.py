@@ -59,7 +59,6 @@ class FLYPObjective(Objective, name="flyp"):
 
     def loss(self, view: View, heads: nn.ModuleDict) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a batch."""
-        del heads
         network: ZeroShot = view.network.body[0]  # type: ignore[assignment]
         own = torch.arange(len(view.labels), device=view.labels.device)
         drawn = torch.randint(self.captions.shape[1], own.shape, device=own.device)

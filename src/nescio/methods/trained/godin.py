@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
-from nescio.core.errors import InputError, check_choice
+from nescio.core.errors import InputError
 from nescio.core.features import Features, Head
 from nescio.core.needs import Needs
 from nescio.core.stage import Score
@@ -89,9 +89,9 @@ class GODINObjective(Objective, name="godin"):
     detector = "godin"
     needs = Needs(heads=frozenset({"godin"}))
 
-    def __init__(self, *, similarity: str = "cosine") -> None:
+    def __init__(self, *, similarity: Literal["cosine", "inner", "euclid"] = "cosine") -> None:
         super().__init__()
-        self.similarity = check_choice("similarity", similarity, SIMILARITIES)
+        self.similarity = similarity
 
     def heads(self, classifier: Classifier) -> dict[str, nn.Module]:
         """A new denominator.
@@ -137,9 +137,9 @@ class GODIN(Score, name="godin"):
 
     needs = Needs(features=False, heads=frozenset({"godin"}))
 
-    def __init__(self, *, read: str = "h") -> None:
+    def __init__(self, *, read: Literal["h", "g"] = "h") -> None:
         super().__init__()
-        self.read = check_choice("read", read, ("h", "g"))
+        self.read = read
 
     def forward(self, f: Features) -> Tensor:
         """Score a batch."""

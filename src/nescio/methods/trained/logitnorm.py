@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from torch import Tensor, nn
 
-from nescio.core.errors import check_positive
+from nescio.core.bounds import Positive
 from nescio.methods.objective import Objective, View
 
 _LEAST = 1e-7
@@ -26,13 +28,12 @@ class LogitNormObjective(Objective, name="logitnorm"):
 
     detector = "msp"
 
-    def __init__(self, *, T: float = 0.04) -> None:
+    def __init__(self, *, T: Annotated[float, Positive] = 0.04) -> None:
         super().__init__()
-        self.T = check_positive("T", T)
+        self.T = T
 
     def loss(self, view: View, heads: nn.ModuleDict) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a batch."""
-        del heads
         norm = view.logits.norm(dim=1, keepdim=True)
         loss = nn.functional.cross_entropy(view.logits / ((norm + _LEAST) * self.T), view.labels)
         return loss, {"norm": norm.detach().mean()}

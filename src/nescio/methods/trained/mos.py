@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
 import torch
 from torch import Tensor, nn
 
 from nescio.core import numerics
-from nescio.core.errors import InputError, check_at_least, some
+from nescio.core.bounds import AtLeast
+from nescio.core.errors import InputError, some
 from nescio.core.features import Features, Head
 from nescio.core.needs import Needs
 from nescio.core.stage import Score
@@ -94,10 +95,9 @@ class MOSObjective(Objective, name="mos"):
     detector = "mos"
     needs = Needs(heads=frozenset({"mos"}))
 
-    def __init__(self, *, groups: str = "kmeans", k: int | None = None) -> None:
+    def __init__(self, *, groups: str = "kmeans", k: Annotated[int, AtLeast(1)] | None = None) -> None:
         super().__init__()
-        self.groups = groups
-        self.k = k if k is None else check_at_least("k", k, 1)
+        self.groups, self.k = groups, k
 
     def heads(self, classifier: Classifier) -> dict[str, nn.Module]:
         """New "others", one for each group.

@@ -110,7 +110,6 @@ class NegLabelHead(FeatureHead, name="neglabel", objective=""):
 
     def forward(self, h: Tensor, head: Head) -> Tensor:
         """How near features are to each group's texts."""
-        del head
         near = h @ self.rows.flatten(0, 1).T
         return near.reshape(-1, *self.rows.shape[:2]).logsumexp(dim=2)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from torch import Tensor, nn
 
-from nescio.core.errors import check_at_least
+from nescio.core.bounds import AtLeast
 from nescio.core.needs import Needs
 from nescio.methods.objective import Objective, View, from_uniform
 
@@ -25,10 +27,9 @@ class OEObjective(Objective, name="oe"):
 
     detector = "msp"
 
-    def __init__(self, *, weight: float = 0.5, outliers: int = 2) -> None:
+    def __init__(self, *, weight: Annotated[float, AtLeast(0)] = 0.5, outliers: Annotated[int, AtLeast(1)] = 2) -> None:
         super().__init__()
-        self.weight = check_at_least("weight", weight, 0)
-        self.outliers = check_at_least("outliers", outliers, 1)
+        self.weight, self.outliers = weight, outliers
 
     @property
     def needs(self) -> Needs:
@@ -37,7 +38,6 @@ class OEObjective(Objective, name="oe"):
 
     def loss(self, view: View, heads: nn.ModuleDict) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a batch."""
-        del heads
         own = nn.functional.cross_entropy(view.logits, view.labels)
         term = from_uniform(view.others(view.outputs))
         return own + self.weight * term, {"cls_loss": own.detach(), "outlier_loss": term.detach()}

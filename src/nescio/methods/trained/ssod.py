@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
-from nescio.core.errors import InputError, check_at_least, check_choice, check_positive
+from nescio.core.bounds import AtLeast, Positive
+from nescio.core.errors import InputError
 from nescio.core.features import Features
 from nescio.core.needs import Maps, Needs
 from nescio.core.stage import Score
@@ -19,7 +20,6 @@ from nescio.models.heads import PositionHead
 if TYPE_CHECKING:
     from nescio.models.classifier import Classifier
 
-BALANCES = ("lwb", "dr", "lw")
 RARE = 1e-3
 """Share of the patches below which a kind is said to hardly occur."""
 TOP = 0.25
@@ -81,19 +81,15 @@ class SSODObjective(Objective, name="ssod"):
         self,
         *,
         gamma: float = 0.95,
-        alpha: float = 1.0,
-        balance: str = "lwb",
-        weight: float = 0.1,
-        start: float = 0.0,
-        outliers: int = 0,
+        alpha: Annotated[float, Positive] = 1.0,
+        balance: Literal["lwb", "dr", "lw"] = "lwb",
+        weight: Annotated[float, Positive] = 0.1,
+        start: Annotated[float, AtLeast(0)] = 0.0,
+        outliers: Annotated[int, AtLeast(0)] = 0,
     ) -> None:
         super().__init__()
-        self.gamma = check_gamma(gamma)
-        self.alpha = check_positive("alpha", alpha)
-        self.balance = check_choice("balance", balance, BALANCES)
-        self.weight = check_positive("weight", weight)
-        self.start = check_at_least("start", start, 0)
-        self.outliers = check_at_least("outliers", outliers, 0)
+        self.gamma, self.alpha, self.balance = check_gamma(gamma), alpha, balance
+        self.weight, self.start, self.outliers = weight, start, outliers
         if outliers and balance == "dr":
             raise InputError("balance=dr draws as many positions of either kind per image, and outliers have one kind")
 
@@ -186,9 +182,9 @@ class SSOD(Score, name="ssod"):
 
     needs = Needs(features=False, probes={"ood": _at_positions}, heads=frozenset({"ood"}))
 
-    def __init__(self, *, pool: str = "image") -> None:
+    def __init__(self, *, pool: Literal["image", "mean", "top"] = "image") -> None:
         super().__init__()
-        self.pool = check_choice("pool", pool, ("image", "mean", "top"))
+        self.pool = pool
 
     def forward(self, f: Features) -> Tensor:
         """Score a batch."""

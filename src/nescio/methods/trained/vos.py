@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
 import torch
 from torch import Tensor, nn
 
-from nescio.core.errors import InputError, check_at_least
+from nescio.core.bounds import AtLeast
+from nescio.core.errors import InputError
 from nescio.core.features import Features, Head
 from nescio.core.needs import Needs
 from nescio.core.stage import Score
@@ -79,14 +80,16 @@ class VOSObjective(Objective, name="vos"):
     counts: Tensor
 
     def __init__(
-        self, *, weight: float = 0.1, start: float = 40.0, queue: int = 1000, draws: int = 10_000, select: int = 1
+        self,
+        *,
+        weight: Annotated[float, AtLeast(0)] = 0.1,
+        start: Annotated[float, AtLeast(0)] = 40.0,
+        queue: Annotated[int, AtLeast(2)] = 1000,
+        draws: Annotated[int, AtLeast(1)] = 10_000,
+        select: Annotated[int, AtLeast(1)] = 1,
     ) -> None:
         super().__init__()
-        self.weight = check_at_least("weight", weight, 0)
-        self.start = check_at_least("start", start, 0)
-        self.queue = check_at_least("queue", queue, 2)
-        self.draws = check_at_least("draws", draws, 1)
-        self.select = check_at_least("select", select, 1)
+        self.weight, self.start, self.queue, self.draws, self.select = weight, start, queue, draws, select
         if select > draws:
             raise InputError(f"select={select} of draws={draws} samples are more than there are")
         self.waiting = False
@@ -100,7 +103,6 @@ class VOSObjective(Objective, name="vos"):
 
     def warning(self, means: Mapping[str, float]) -> str | None:
         """That there are no virtual outliers yet."""
-        del means
         why = f"a class has not had {self.queue} images yet, so there are no virtual outliers; see vos:queue="
         return why if self.waiting else None
 
