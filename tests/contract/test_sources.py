@@ -25,8 +25,9 @@ from nescio.data import Source, as_source, open_source, register
 from nescio.data.coerce import pictures
 from nescio.data.decode import decode
 from nescio.data.formats.parquet import write_parquet
-from nescio.data.formats.torch import batches_of, dataset_of, looks_normalised
+from nescio.data.formats.torch import dataset_of
 from nescio.data.registry import IN_MEMORY, SOURCES
+from nescio.run.batches import loaded, looks_normalised
 
 N = 6
 LABELS = [0, 0, 0, 1, 1, 1]
@@ -372,7 +373,7 @@ def test_a_dataloader_gives_its_batches_to_a_network(held: Held) -> None:
     ):
         loader = DataLoader(items, 4)
         assert looks_normalised(loader)
-        batches = list(batches_of(loader))
+        batches = list(loaded(loader))
         assert torch.equal(torch.cat([b for b, _ in batches]), x)
         assert [None if b is None else b.tolist() for _, b in batches] == [
             [0, 0, 0, 1] * labelled or None,
@@ -381,9 +382,9 @@ def test_a_dataloader_gives_its_batches_to_a_network(held: Held) -> None:
     assert looks_normalised(DataLoader(Stream(), 2))
     assert not looks_normalised(DataLoader(TensorDataset(held.batch)))
     with pytest.raises(InputError, match="a batch holds list"):
-        list(batches_of([[["a.png"], [1]]]))
+        list(loaded([[["a.png"], [1]]]))
     with pytest.raises(InputError, match="expected one class number an image"):
-        list(batches_of([(x, torch.eye(N))]))
+        list(loaded([(x, torch.eye(N))]))
     shuffled = Items(held.images)
     assert dataset_of(DataLoader(shuffled, shuffle=True), ordered=False) is shuffled
 

@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from conftest import TINY_TRANSFORM, coloured, encoded, picture, tiny_net
+from nescio.core.artifact import seal
 from nescio.core.detector import Detector
 from nescio.core.errors import InputError
-from nescio.core.tensors import seal
 from nescio.data import open_source
 from nescio.data.overlap import shared_images
 from nescio.data.source import Rows

@@ -111,7 +111,7 @@ def test_sources_are_imported_once(
     installed(tmp_path, "more_sources", source, "[nescio.sources]\nmore = more_sources\n")
     monkeypatch.syspath_prepend(tmp_path)
     for _ in range(2):
-        plugins.load_sources()
+        plugins.load_group(plugins.SOURCES)
     assert [r.getMessage() for r in caplog.records if r.name == "more"] == ["imported"]
 
 

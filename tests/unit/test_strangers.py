@@ -20,10 +20,10 @@ from safetensors.torch import save_file
 
 from conftest import coloured
 from nescio.cli import main
+from nescio.core.artifact import read_tensors, seal
 from nescio.core.detector import Detector
 from nescio.core.errors import InputError
 from nescio.core.spec import names_preset, search_space
-from nescio.core.tensors import read_tensors, seal
 from nescio.data import Transform
 from nescio.deploy import Deployed, fit, load
 from nescio.deploy.file import describe

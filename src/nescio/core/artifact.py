@@ -7,6 +7,7 @@ everything else. Nothing that a file carries is ever run.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -25,7 +26,6 @@ from torch import Tensor
 from nescio.core.errors import InputError
 from nescio.core.files import WAY_OUT, whole
 from nescio.core.reading import parse_json, plain, read_json
-from nescio.core.tensors import read_tensors, seal
 
 AnyTensor = Tensor | npt.NDArray[Any]
 _ENTRY, _FORMAT, _HASH = "nescio", "format", "hash"
@@ -116,7 +116,11 @@ def read(path: Path, kind: Kind) -> Artifact:
         InputError: the file is missing, damaged, of another kind, or of a later version.
     """
     try:
-        about, tensors = _contents(path, finite=kind.finite)
+        if path.suffix == ".json":
+            about, tensors = read_json(path, finite=kind.finite), dict[str, Tensor]()
+        else:
+            metadata, tensors = read_tensors(path)
+            about = _about(metadata, finite=kind.finite)
         name, version = _format(about, kind)
         if name != kind.name:
             what = f", but a file of nescio of the kind '{name}'" if name else ""
@@ -174,13 +178,6 @@ def _of_its_own(named: Mapping[str, AnyTensor]) -> dict[str, Tensor]:
     return own
 
 
-def _contents(path: Path, *, finite: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    if path.suffix == ".json":
-        return read_json(path, finite=finite), {}
-    metadata, tensors = read_tensors(path)
-    return _about(metadata, finite=finite), tensors
-
-
 def _about(metadata: Mapping[str, str], *, finite: bool) -> Any:
     """The JSON of a file of tensors; the first detectors and samples had theirs entry by entry."""
     return parse_json(metadata[_ENTRY], finite=finite) if _ENTRY in metadata else dict(metadata)
@@ -219,3 +216,38 @@ def _check_hash(about: dict[str, Any], tensors: Mapping[str, Tensor], version: i
     if stored not in (seal(tensors, rest), seal({}, without)):
         mine = "; if the change is yours, take the entry 'hash' out" if by_hand else ""
         raise ValueError(f"its contents do not match its hash: some of it has changed since it was written{mine}")
+
+
+def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """The metadata and the tensors of a safetensors file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OSError: it cannot be read.
+        ValueError: it is no safetensors file, damaged, or no regular file.
+    """
+    if path.exists() and not path.is_file():  # to open a named pipe would wait for ever
+        raise ValueError("it is no regular file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, RuntimeError, TypeError, AttributeError, KeyError) as e:  # the rest: of odd dtypes
+        raise ValueError(str(e)) from None
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Of names, dtypes, shapes and bytes, in whatever order they come."""
+    digest = hashlib.blake2b(digest_size=16)
+    for key, t in sorted(tensors.items()):
+        digest.update(f"{key}{t.dtype}{tuple(t.shape)}".encode())
+        digest.update(t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def seal(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
+    """One hash over tensors and the JSON that goes with them, however it is spaced and ordered.
+
+    It shows damage, not malice: who writes a file can write its hash.
+    """
+    text = json.dumps(about, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(f"{text}{hash_tensors(tensors)}".encode(), digest_size=16).hexdigest()

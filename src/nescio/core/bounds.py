@@ -14,12 +14,10 @@ class Bound(Protocol):
 
     def check(self, name: str, value: Any) -> object:
         """Refuse a value outside, with an ``InputError``."""
-        ...
 
     @property
     def examples(self) -> Sequence[float]:
         """Some values inside."""
-        ...
 
 
 @dataclass(frozen=True)

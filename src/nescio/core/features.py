@@ -230,10 +230,6 @@ class Features:
         columns = Columns.of({name: t.to(device) for name, t in self.aux.items()})
         return self.with_fields(**moved, head=self.head.to(device), aux=columns, _raw=None)
 
-    def of_pass(self, key: str) -> Features:
-        """The record, marked as made by the pass of that key."""
-        return self.with_fields(network_pass=key)
-
     def with_fields(self, **changes: Any) -> Features:
         """The record with other fields; what is missing stays so."""
         fields = {f.name: vars(self).get(f.name) for f in dataclasses.fields(self)}

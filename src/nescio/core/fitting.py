@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nescio.core import numerics
 from nescio.core.errors import InputError, some
-from nescio.core.feature_set import Chunks, FeatureSet
+from nescio.core.feature_set import FeatureSet
 from nescio.core.features import Features
 
 BY_IMAGES = (
@@ -47,48 +47,42 @@ def checked(data: FeatureSet, network_pass: str, columns: Collection[str], wante
         InputError: while the data are read: there are none, another pass made them, or some of them are not finite.
     """
 
-    def watched(rows: FeatureSet, title: str) -> FeatureSet:
-        chunks = _Watched(rows.chunks, title, network_pass, columns, wanted_by) if rows.given else None
-        return FeatureSet.stream(chunks, rows.head)
-
-    held_out = data.held_out
-    return watched(data, "training").with_held_out(None if held_out is None else watched(held_out, "held-out"))
-
-
-class _Watched:
-    """Chunks of features that are checked until all of them have been seen once."""
-
-    def __init__(self, chunks: Chunks, title: str, network_pass: str, columns: Collection[str], wanted_by: str) -> None:
-        self.chunks, self.title, self.network_pass = chunks, title, network_pass
-        self.columns, self.wanted_by, self.seen = columns, wanted_by, False
-
-    def __call__(self) -> Iterator[Features]:
-        stream, start = self.chunks(), 0
-        for f in stream:
-            if not self.seen:
-                self._check(f, start, stream)
-            start += len(f)
-            yield f
-        if start == 0:
-            raise InputError(f"there are no {self.title} features, which detector '{self.wanted_by}' is fitted on")
-        self.seen = True
-
-    def _check(self, f: Features, start: int, rest: Iterator[Features]) -> None:
+    def check(f: Features, title: str, start: int, rest: Iterator[Features]) -> None:
         check_width(f)
-        if f.network_pass != self.network_pass:
+        if f.network_pass != network_pass:
             raise InputError(
-                f"these {self.title} features come from another pass than the one that detector '{self.wanted_by}' is "
-                f"fitted on: {BY_IMAGES}"
+                f"these {title} features come from another pass than the one that detector '{wanted_by}' is fitted on: "
+                f"{BY_IMAGES}"
             )
-        bad = ~f.finite(self.columns)
+        bad = ~f.finite(columns)
         if bad.any():
             first, total, n = start + int(bad.nonzero()[0]), start + len(f), int(bad.sum())
             for other in rest:
-                total, n = total + len(other), n + int((~other.finite(self.columns)).sum())
+                total, n = total + len(other), n + int((~other.finite(columns)).sum())
             raise InputError(
-                f"{n:,} of {total:,} {self.title} features hold NaN or infinity, the first is row {first:,}; leave "
+                f"{n:,} of {total:,} {title} features hold NaN or infinity, the first is row {first:,}; leave "
                 "these rows out (nescio.bench and nescio.fit leave such images out by themselves)"
             )
+
+    def watched(rows: FeatureSet, title: str) -> FeatureSet:
+        seen = False
+
+        def chunks() -> Iterator[Features]:
+            nonlocal seen
+            stream, start = rows.chunks(), 0
+            for f in stream:
+                if not seen:
+                    check(f, title, start, stream)
+                start += len(f)
+                yield f
+            if start == 0:
+                raise InputError(f"there are no {title} features, which detector '{wanted_by}' is fitted on")
+            seen = True
+
+        return FeatureSet.stream(chunks if rows.given else None, rows.head)
+
+    held_out = data.held_out
+    return watched(data, "training").with_held_out(None if held_out is None else watched(held_out, "held-out"))
 
 
 def labelled(data: FeatureSet, wanted_by: str) -> Iterator[tuple[Tensor, Tensor]]:

@@ -109,7 +109,7 @@ def _option(name: str, default: Any, hint: Any) -> Option:
     return Option(name, default, hint)
 
 
-def _checking(cls: type[Optioned], init: Callable[..., None]) -> Callable[..., None]:
+def _checking(init: Callable[..., None]) -> Callable[..., None]:
     """An ``__init__`` that first checks the options that it is given."""
 
     @functools.wraps(init)
@@ -120,7 +120,7 @@ def _checking(cls: type[Optioned], init: Callable[..., None]) -> Callable[..., N
                 try:
                     given[name] = options[name].checked(value)
                 except TypeError:
-                    raise cls.wrong_type(options[name], value) from None
+                    raise self.wrong_type(options[name], value) from None
         init(self, *args, **given)
 
     return checked
@@ -136,7 +136,7 @@ class Optioned:
     def __init_subclass__(cls, **named: Any) -> None:
         super().__init_subclass__(**named)
         if "__init__" in vars(cls):
-            cls.__init__ = _checking(cls, cls.__init__)  # type: ignore[method-assign]
+            cls.__init__ = _checking(cls.__init__)  # type: ignore[method-assign]
 
     @classmethod
     def options(cls) -> dict[str, Option]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from nescio.core.errors import InputError
 from nescio.core.files import make_folder, whole
+from nescio.core.reading import plain
 from nescio.core.text import cells
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def _csv(file: Any, names: list[str]) -> Any:
 
     def write(rows: Iterable[Mapping[str, Any]]) -> None:
         for row in rows:
-            values = [_plain(row.get(name)) for name in names]
+            values = [plain(row.get(name)) for name in names]
             writer.writerow(cells(str(v).lower() if isinstance(v, bool) else v for v in values))
 
     return write
@@ -147,10 +147,6 @@ def _json(file: Any) -> Any:
     def write(rows: Iterable[Mapping[str, Any]]) -> None:
         for row in rows:
             file.write(",\n " if file.tell() else "[\n ")
-            file.write(json.dumps({name: _plain(value) for name, value in row.items()}, ensure_ascii=False))
+            file.write(json.dumps(plain(row), ensure_ascii=False))
 
     return write
-
-
-def _plain(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -28,17 +28,7 @@ _loading = threading.RLock()
 
 def load_methods() -> None:
     """Import every stage and objective: those of ``nescio.methods``, then those of other packages."""
-    _load(METHODS)
-
-
-def load_sources() -> None:
-    """Import the sources of images that other packages add."""
-    _load(SOURCES)
-
-
-def load_engines() -> None:
-    """Import the engines that other packages add."""
-    _load(ENGINES)
+    load_group(METHODS)
 
 
 def load_plugin(name: str) -> ModuleType:
@@ -74,7 +64,8 @@ def search_hint(error: Exception) -> str:
     )
 
 
-def _load(group: str) -> None:
+def load_group(group: str) -> None:
+    """Import what other packages add to one of the groups, once."""
     with _loading:  # the same thread may come here again, from a plugin that looks a name up
         if group in _loaded:
             return

@@ -7,7 +7,7 @@ import inspect
 import itertools
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 from typing import Any
 
@@ -45,15 +45,11 @@ def presets() -> dict[str, dict[str, Any]]:
     for name, preset in _named()["presets"].items():
         named[name] = preset | {"spec": preset["spec"].format(**settings[DEFAULT])}
         for which in (w for w in settings if w != DEFAULT):
-            about, network = f"{name} as published for {which}", _network(settings[which])
-            spec = preset["spec"].format(**settings[which])
+            of = settings[which]
+            network = f"{of.get('model', 'any other network')}, {of['classes']:,} classes"
+            about, spec = f"{name} as published for {which}", preset["spec"].format(**of)
             named[f"{name}@{which}"] = preset | {"about": about, "spec": spec, "network": network}
     return named
-
-
-def _network(settings: Mapping[str, Any]) -> str:
-    """Which networks take these settings, in words."""
-    return f"{settings.get('model', 'any other network')}, {settings['classes']:,} classes"
 
 
 def settings_for(model: str | None, classes: int | None = None) -> str:
@@ -201,8 +197,11 @@ def check_order(stages: Sequence[Stage], spec: str, *, partial: bool = False) ->
 def _parse_stage(text: str, spec: str, model: str | None, classes: int | None) -> Stage:
     ensemble, match = _ENSEMBLE.fullmatch(text), _STAGE.fullmatch(text)
     if ensemble:
-        kind = _ensemble_kind(ensemble["name"], spec)
-        return kind(*(Chain(parse_stages(m, model, classes)) for m in _members(ensemble["members"])))
+        load_methods()  # a user's ensembles, too
+        kinds: dict[str, Callable[..., Stage]] = {n: cls for n, cls in REGISTRY.items() if cls.takes_members}
+        if ensemble["name"] not in kinds:
+            raise InputError(f"no ensemble '{ensemble['name']}' in detector '{spec}'{nearest(ensemble['name'], kinds)}")
+        return kinds[ensemble["name"]](*(Chain(parse_stages(m, model, classes)) for m in _members(ensemble["members"])))
     if "@" in text and not match:
         raise InputError(f"unknown preset '{text}' in detector '{spec}'{nearest(text, presets())}")
     if not match or "(" in text:
@@ -216,14 +215,6 @@ def _parse_stage(text: str, spec: str, model: str | None, classes: int | None) -
     if cls.takes_members:
         raise InputError(f"'{name}' in detector '{spec}' needs members; write e.g. {name}(energy,knn)")
     return cls(**cls.parse_options(options))
-
-
-def _ensemble_kind(name: str, spec: str) -> Callable[..., Stage]:
-    load_methods()  # a user's ensembles, too
-    kinds = {n: cls for n, cls in REGISTRY.items() if cls.takes_members}
-    if name not in kinds:
-        raise InputError(f"no ensemble '{name}' in detector '{spec}'{nearest(name, kinds)}")
-    return kinds[name]
 
 
 def all_specs() -> list[str]:

@@ -234,7 +234,6 @@ class Network(Protocol):
 
     def __call__(self, x: Tensor) -> Features:
         """Features of normalised images ``x (B, 3, H, W)``."""
-        ...
 
 
 class InputStage(Stage, place="input"):
@@ -266,6 +265,10 @@ class InputStage(Stage, place="input"):
             InputError: this network has nothing that the stage could change.
         """
         return body
+
+    def forward(self, f: Features) -> Features:
+        """Change nothing: the pass has done it."""
+        return f
 
     def choose(self, network: Network, chain: Chain, batches: Iterable[Tensor]) -> None:
         """Learn from batches of normalised ID images what only the network can tell; most have nothing to learn."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,27 +30,24 @@ class Batch:
     bad: list[tuple[int, str]]
 
 
-class _Images:
-    """Whole batches by number, so that a process reads its images one after the other."""
-
-    def __init__(self, source: Source, transform: AnyTransform, spans: Sequence[range]) -> None:
-        self.source, self.transform, self.spans = source, transform, spans
-
-    def __call__(self, number: int, entering: Callable[[int], None]) -> Batch:
-        start, size = self.spans[number].start, len(self.spans[number])
-        images: list[Tensor] = []
-        good: list[int] = []
-        bad: list[tuple[int, str]] = []
-        for i in range(size):
-            try:
-                entering(start + i)
-                images.append(self.transform.geometry(decode(self.source.read(start + i))))
-                good.append(i)
-            except InputError:
-                raise  # not this image's fault
-            except Exception as e:  # noqa: BLE001 - whatever one image does, the others go on
-                bad.append((i, why_not(e)))
-        return Batch(start, size, torch.stack(images) if images else None, np.array(good, dtype=np.int64), bad)
+def _batch(
+    source: Source, transform: AnyTransform, spans: Sequence[range], number: int, entering: Callable[[int], None]
+) -> Batch:
+    """A whole batch by its number, so that a process reads its images one after the other."""
+    start, size = spans[number].start, len(spans[number])
+    images: list[Tensor] = []
+    good: list[int] = []
+    bad: list[tuple[int, str]] = []
+    for i in range(size):
+        try:
+            entering(start + i)
+            images.append(transform.geometry(decode(source.read(start + i))))
+            good.append(i)
+        except InputError:
+            raise  # not this image's fault
+        except Exception as e:  # noqa: BLE001 - whatever one image does, the others go on
+            bad.append((i, why_not(e)))
+    return Batch(start, size, torch.stack(images) if images else None, np.array(good, dtype=np.int64), bad)
 
 
 def why_not(e: Exception) -> str:
@@ -96,4 +94,4 @@ def read_spans(
     workers = default_workers() if workers is None else workers
     # twice: each image, then all of them as one tensor
     pixels = 2 * transform.nbytes * max(map(len, batches), default=0)
-    yield from in_order(_Images(source, transform, batches), len(batches), workers, MEMORY + pixels)
+    yield from in_order(functools.partial(_batch, source, transform, batches), len(batches), workers, MEMORY + pixels)

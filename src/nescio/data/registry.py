@@ -8,7 +8,8 @@ import pkgutil
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from nescio.core.plugins import load_sources
+from nescio.core.plugins import SOURCES as PLUGINS
+from nescio.core.plugins import load_group
 
 Opener = Callable[..., Any]
 """Takes a name, a file or an object, and gives a ``Source``."""
@@ -52,4 +53,4 @@ def load_formats() -> None:
     package = importlib.import_module("nescio.data.formats")
     for file in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
         importlib.import_module(file.name)
-    load_sources()
+    load_group(PLUGINS)

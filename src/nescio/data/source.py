@@ -39,32 +39,26 @@ class Source(Protocol):
     @property
     def classes(self) -> list[str] | None:
         """Class names."""
-        ...
 
     @property
     def labels(self) -> Labels:
         """True classes."""
-        ...
 
     def __len__(self) -> int: ...
 
     def name(self, i: int) -> str:
         """What a person would call image ``i``: its path, or the file and row."""
-        ...
 
     def read(self, i: int) -> Raw:
         """Image ``i``, not decoded yet where the source holds encoded bytes. Raises BadImage or OSError."""
-        ...
 
     @property
     def identity(self) -> str:
         """A hash of the contents and labels: equal for equal data, wherever they lie."""
-        ...
 
     @property
     def stamp(self) -> str:
         """A hash of paths, sizes and times: another one where images came, went or changed. Reads none of them."""
-        ...
 
 
 def unlabelled(n: int) -> Labels:

@@ -40,7 +40,6 @@ class Work(Protocol[Result_co]):
 
     def __call__(self, number: int, entering: Callable[[int], None]) -> Result_co:
         """Do piece ``number``. ``entering(i)`` goes before each image, and raises BadImage where ``i`` kills."""
-        ...
 
 
 def in_order(work: Work[Result_co], count: int, workers: int, memory: int = MEMORY) -> Iterator[Result_co]:

@@ -19,10 +19,9 @@ from torch import Tensor, nn
 
 from nescio.calibration.conformal import Calibration, ClassTally, Group
 from nescio.calibration.posterior import ProxyCalibrator
-from nescio.core.artifact import Artifact, Kind, read, write
+from nescio.core.artifact import Artifact, Kind, hash_tensors, read, write
 from nescio.core.detector import Detector
 from nescio.core.errors import InputError
-from nescio.core.tensors import hash_tensors
 from nescio.data.hashing import combine
 from nescio.data.transform import Transform
 from nescio.models import Classifier, load_classifier

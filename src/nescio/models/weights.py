@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nescio.core.artifact import read_tensors
 from nescio.core.errors import InputError, some
-from nescio.core.tensors import read_tensors
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "state_dict_ema", "ema")
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.")

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from nescio.core.errors import InputError
 from nescio.data.coerce import image_and_label
-from nescio.data.formats.torch import batches_of as of_loader
-from nescio.data.formats.torch import looks_normalised
+from nescio.data.formats.torch import integers
 
 Batches = Iterator[tuple[Tensor, Tensor | None]]
 
@@ -29,22 +29,47 @@ def batches_of(images: Any, size: int, *, prepared: bool) -> Batches | None:
         None for images that a transform is to prepare.
     """
     if isinstance(images, DataLoader) and (prepared or looks_normalised(images)):
-        return _normalised(images)
+        return loaded(images)
     if prepared and isinstance(images, Tensor) and images.ndim == 4:
         return ((x, None) for x in torch.split(images, size))
     if prepared and isinstance(images, Dataset) and isinstance(image_and_label(images[0])[0], Tensor):
-        return _normalised(DataLoader(images, size))
+        return loaded(DataLoader(images, size))
     return None
 
 
-def _normalised(loader: DataLoader[Any]) -> Batches:
+def looks_normalised(loader: DataLoader[Any]) -> bool:
+    """Whether a DataLoader's batches are for a network as they are: a stream, or tensors with values outside [0, 1]."""
+    if isinstance(loader.dataset, IterableDataset):
+        return True
+    image = image_and_label(loader.dataset[0])[0]
+    return isinstance(image, Tensor) and image.is_floating_point() and bool(image.min() < 0 or image.max() > 1)
+
+
+def loaded(loader: Iterable[Any]) -> Batches:
+    """Batches that a network takes as they are ``(B, C, H, W)``, each with its class numbers ``(B,)`` where known.
+
+    Args:
+        loader: gives tensors, pairs of images and labels, or dicts of both (as ``{"image": …, "label": …}``).
+
+    Raises:
+        InputError: a batch has no tensor of normalised images, or labels that are not one class number each.
+    """
     try:
-        for x, labels in of_loader(loader):
+        for batch in loader:
+            x, labels = image_and_label(batch)
+            if not isinstance(x, Tensor):
+                raise InputError(
+                    f"a batch holds {type(x).__name__}: give tensors (B, C, H, W), which the network takes"
+                )
             if x.ndim != 4 or not x.is_floating_point():
                 raise InputError(
                     f"expected batches of normalised images (B, C, H, W), got {x.dtype} of shape {tuple(x.shape)}; "
                     "normalise them in the data set, or give the session a transform"
                 )
+            if labels is not None:
+                labels = torch.as_tensor(integers(np.asarray(torch.as_tensor(labels).cpu()), "a batch"))
+                if len(labels) != len(x):
+                    raise InputError(f"a batch holds {len(x)} images and {len(labels)} labels")
             yield x, labels
     except TypeError as e:  # of PyTorch's own function, which joins the items of a batch
         raise InputError(f"this DataLoader makes no batches ({e}); give its data set, loader.dataset") from None

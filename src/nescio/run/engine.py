@@ -6,7 +6,8 @@ from abc import ABC, abstractmethod
 from typing import ClassVar
 
 from nescio.core.errors import InputError, nearest
-from nescio.core.plugins import load_engines
+from nescio.core.plugins import ENGINES as PLUGINS
+from nescio.core.plugins import load_group
 from nescio.models import Classifier
 
 ENGINES: dict[str, type[Engine]] = {}
@@ -38,7 +39,7 @@ def engine_of(name: str) -> Engine:
     Raises:
         InputError: there is none.
     """
-    load_engines()
+    load_group(PLUGINS)
     if name not in ENGINES:
         raise InputError(f"unknown engine '{name}'{nearest(name, ENGINES)}")
     return ENGINES[name]()

@@ -37,7 +37,7 @@ class Pass:
 
     def run(self, network: Network, x: Tensor) -> Features:
         """Features of normalised images ``x (B, 3, H, W)``, marked as this pass's."""
-        return self.features(network, x).of_pass(self.key)
+        return self.features(network, x).with_fields(network_pass=self.key)
 
 
 PLAIN = Pass(PLAIN_PASS, lambda network, x: network(x))

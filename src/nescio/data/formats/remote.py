@@ -65,8 +65,5 @@ def _files(system: Any, found: Mapping[str, Mapping[str, Any]]) -> list[Remote]:
 
 def _remote(url: str, info: Mapping[str, Any]) -> Remote:
     size = info.get("size")
-    return Remote(url, _version(info), size if isinstance(size, int) else None)
-
-
-def _version(info: Mapping[str, Any]) -> str:
-    return ",".join(f"{key}={info[key]}" for key in _VERSIONS if info.get(key) is not None)
+    version = ",".join(f"{key}={info[key]}" for key in _VERSIONS if info.get(key) is not None)
+    return Remote(url, version, size if isinstance(size, int) else None)

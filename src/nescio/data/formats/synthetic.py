@@ -12,7 +12,7 @@ from nescio.core.errors import InputError, check_at_least
 from nescio.core.options import Optioned, parse_named
 from nescio.data.hashing import combine
 from nescio.data.registry import register
-from nescio.data.source import Labels, Source, unlabelled
+from nescio.data.source import Labels, unlabelled
 from nescio.data.transform import triple
 
 Array = npt.NDArray[np.float64]
@@ -124,7 +124,4 @@ class NoiseSource:
         return self.identity
 
 
-@register("noise:")
-def open_noise(text: str) -> Source:
-    """Images of noise by its name and options."""
-    return NoiseSource.parse(text)
+register("noise:")(NoiseSource.parse)

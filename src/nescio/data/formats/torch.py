@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
     ConcatDataset,
@@ -23,7 +21,7 @@ from torch.utils.data import (
 )
 
 from nescio.core.errors import InputError, nearest
-from nescio.data.coerce import IMAGE_KEYS, LABEL_KEYS, Items, checked, image_and_label, labels_of
+from nescio.data.coerce import IMAGE_KEYS, LABEL_KEYS, Items, checked, labels_of
 from nescio.data.formats.files import Files
 from nescio.data.hashing import cache_root, combine
 from nescio.data.registry import register
@@ -55,7 +53,7 @@ class DatasetSource(Items):
         for attribute in ("targets", "labels", "_labels"):
             values = getattr(self.items, attribute, None)
             if values is not None and len(values) == len(self):
-                return _integers(np.asarray(values), f"{type(self.items).__name__}.{attribute}"), self._classes
+                return integers(np.asarray(values), f"{type(self.items).__name__}.{attribute}"), self._classes
         return super()._numbered
 
     @cached_property
@@ -116,34 +114,6 @@ def dataset_of(loader: DataLoader[Any], *, ordered: bool = True) -> Any:
     )
 
 
-def looks_normalised(loader: DataLoader[Any]) -> bool:
-    """Whether a DataLoader's batches are for a network as they are: a stream, or tensors with values outside [0, 1]."""
-    if isinstance(loader.dataset, IterableDataset):
-        return True
-    image = image_and_label(loader.dataset[0])[0]
-    return isinstance(image, Tensor) and image.is_floating_point() and bool(image.min() < 0 or image.max() > 1)
-
-
-def batches_of(loader: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Batches that a network takes as they are ``(B, C, H, W)``, each with its class numbers ``(B,)`` where known.
-
-    Args:
-        loader: gives tensors, pairs of images and labels, or dicts of both (as ``{"image": …, "label": …}``).
-
-    Raises:
-        InputError: a batch has no tensor of images, or labels that are not one class number each.
-    """
-    for batch in loader:
-        x, labels = image_and_label(batch)
-        if not isinstance(x, Tensor):
-            raise InputError(f"a batch holds {type(x).__name__}: give tensors (B, C, H, W), which the network takes")
-        if labels is not None:
-            labels = torch.as_tensor(_integers(np.asarray(torch.as_tensor(labels).cpu()), "a batch"))
-            if len(labels) != len(x):
-                raise InputError(f"a batch holds {len(x)} images and {len(labels)} labels")
-        yield x, labels
-
-
 def _is_hugging_face(data: Any) -> bool:
     return all(hasattr(data, name) for name in ("features", "with_format", "cast_column", "__getitem__", "__len__"))
 
@@ -185,7 +155,8 @@ class _Column:
         return self.table[i][self.name]
 
 
-def _integers(values: np.ndarray[Any, Any], where: str) -> Labels:
+def integers(values: np.ndarray[Any, Any], where: str) -> Labels:
+    """Class numbers ``(N,)``, one for each image; it is said where they stand if they are none."""
     if values.dtype.kind not in "iub" or values.ndim != 1:
         raise InputError(f"{where} holds {values.dtype} of shape {values.shape}; expected one class number an image")
     return values.astype(np.int64)

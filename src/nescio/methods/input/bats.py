@@ -49,10 +49,6 @@ class BATS(InputStage, name="bats"):
             setattr(body.get_submodule(owner), attribute, _Truncated(norm, self.lam))
         return body
 
-    def forward(self, f: Features) -> Features:
-        """Change nothing: the pass has done it."""
-        return f
-
     def run(self, network: Network, chain: Chain, x: Tensor) -> Features:
         """Features from the truncated network."""
         return network(x)

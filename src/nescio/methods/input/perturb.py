@@ -40,15 +40,9 @@ class Perturb(InputStage, name="perturb"):
         super().__init__()
         self.eps = eps
 
-    def forward(self, f: Features) -> Features:
-        """Change nothing: the pass has done it."""
-        return f
-
     def run(self, network: Network, chain: Chain, x: Tensor) -> Features:
         """Features of the perturbed images."""
-        gradient = _gradient(network, chain, x)
-        with torch.no_grad():
-            return network(x.detach() + numerics.sign_step(gradient, self.eps))
+        return _moved(network, chain, x, self.eps)
 
 
 class PerturbID(InputStage, name="perturbid"):
@@ -82,17 +76,18 @@ class PerturbID(InputStage, name="perturbid"):
             totals += scores[:, scores.isfinite().all(dim=0)].sum(dim=1)  # an image that is not finite has no say
         self.step = torch.tensor(STEPS[int(totals.argmax())])
 
-    def forward(self, f: Features) -> Features:
-        """Change nothing: the pass has done it."""
-        return f
-
     def run(self, network: Network, chain: Chain, x: Tensor) -> Features:
         """Features of the perturbed images."""
         if self.step == 0:
             raise NotFitted(f"stage '{self.name}' has no step yet: call choose with ID images first")
-        gradient = _gradient(network, chain, x)
-        with torch.no_grad():
-            return network(x.detach() + numerics.sign_step(gradient, float(self.step)))
+        return _moved(network, chain, x, float(self.step))
+
+
+def _moved(network: Network, chain: Chain, x: Tensor, eps: float) -> Features:
+    """Features of images after a step of that size."""
+    gradient = _gradient(network, chain, x)
+    with torch.no_grad():
+        return network(x.detach() + numerics.sign_step(gradient, eps))
 
 
 def _gradient(network: Network, chain: Chain, x: Tensor) -> Tensor:
