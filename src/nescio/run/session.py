@@ -138,6 +138,13 @@ class Session:
         self._meet(first[0])
         return itertools.chain([first], batches)
 
+    def meet(self, *images: Images | None) -> Session:
+        """This session, its network wrapped: the first batch of these says how large its images are, if nobody has."""
+        for given in images:
+            if given is not None and "classifier" not in vars(self):
+                self._batches(given)
+        return self
+
     def _meet(self, x: Tensor) -> None:
         """Wrap a network of which nobody has said how large its images are."""
         if "classifier" not in vars(self):
@@ -217,8 +224,7 @@ class Session:
         Raises:
             InputError: more than ``max_bad`` of the images are bad, or all of them; the bank and its list stay.
         """
-        self._batches(images)  # a network of which nobody has said how large its images are
-        found = list(self.detectors(readers).values())
+        found = list(self.meet(images).detectors(readers).values())
         passes = {p.key: p for p in (pass_of(d, self.classifier.device) for d in found)} or {PLAIN.key: PLAIN}
         if len(passes) > 1:
             raise InputError(f"these detectors read different passes over the images: {found}; ask for each alone")
@@ -335,7 +341,7 @@ class Session:
         Returns:
             the seconds that each took.
         """
-        found = self.detectors(detectors)
+        found = self.meet(train, held_out).detectors(detectors)
         head, seconds = self.classifier.head.to("cpu"), dict[str, float]()
         for network_pass, names in grouped(found, training_pass):
             members = [found[name] for name in names]
@@ -409,7 +415,7 @@ class Session:
         """
         if isinstance(images, DataLoader):
             dataset_of(images)  # refuses another order: nobody would know which score is whose
-        found, made = self.detectors(detectors), Scores({}, {}, {}, {})
+        found, made = self.meet(images).detectors(detectors), Scores({}, {}, {}, {})
         for network_pass, names in grouped(found, lambda d: pass_of(d, self.classifier.device)):
             members = [found[name] for name in names]
             rows = (known or {}).get(network_pass.key) or self.read(images, network_pass, probes_of(members), title)
