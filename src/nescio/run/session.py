@@ -56,9 +56,11 @@ or a ``FeatureSet``."""
 class Session:
     """A network and how it is run. Features of named sets of images are computed once and kept in banks on disk.
 
-    >>> session = Session("torchvision:resnet50", cache="banks", workers=4)
-    >>> train = session.features("imagenet/train")
-    >>> scores = session.scores(["fmls", "knn"], "unknown/")["knn"]
+    >>> session = Session(net)  # or a name: Session("torchvision:resnet50", cache="banks", workers=4)
+    >>> detectors = [Detector("knn"), Detector("odin+msp")]
+    >>> seconds = session.fit(detectors, train_loader)  # or images by name, "imagenet/train"
+    >>> session.scores(detectors, test_loader)["knn"].shape
+    (60,)
 
     Args:
         model: a name as ``load_classifier`` takes it, a ``Classifier``, or any ``nn.Module`` from normalised batches
