@@ -1,4 +1,33 @@
-"""nescio: tell whether an image is something a classifier was trained for."""
+"""nescio: tell whether an image is something a classifier was trained for.
+
+Three types do the work. A ``Detector`` is stages in order; it learns from features and scores them:
+
+>>> detector = nescio.Detector("knn:k=5").fit(h_train)  # arrays (N, L), or tensors
+>>> scores = detector(h_test)  # (N,), higher for images more like the training images
+
+Stages are classes, joined with ``+``; the text that a detector prints makes it again:
+
+>>> from nescio.methods import Energy, ReAct
+>>> ReAct(q=0.9) + Energy()
+react:q=0.9+energy
+
+A ``Session`` runs a network over images. A ``FeatureSet`` is what comes out: rows of features with their labels:
+
+>>> session = nescio.Session(net)
+>>> train, test = session.features(train_loader), session.features(test_loader)
+>>> train
+FeatureSet(200 rows of 16 features, labelled)
+
+``evaluate`` judges detectors on features, ``bench`` on images:
+
+>>> ood = {"svhn": session.features(svhn_loader)}
+>>> results = nescio.evaluate(["fmls", "knn", "energy"], train=train, id=test, ood=ood)
+>>> results.row("knn", "svhn").auroc  # results.frame() has all of it
+1.0
+
+``fit`` adds a calibrated threshold and gives verdicts, ``load`` reads back whatever was written, ``tune`` and
+``recommend`` choose without OOD images, ``train`` trains, ``explain`` draws. What cannot be used is an ``InputError``.
+"""
 
 from __future__ import annotations
 

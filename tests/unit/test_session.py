@@ -17,6 +17,7 @@ from nescio.core.errors import InputError
 from nescio.core.features import NO_HEAD
 from nescio.core.stage import Score
 from nescio.models import Classifier
+from nescio.report import write_report
 from nescio.run.session import Session
 
 X = torch.randn(30, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -54,6 +55,25 @@ def test_normalised_batches_need_no_transform(form: str) -> None:
     scores = session.scores(["energy", "msp"], FORMS[form]())
     np.testing.assert_allclose(scores["energy"], expected.double().logsumexp(1), rtol=1e-4)
     torch.testing.assert_close(session(X).logits, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_first_call_may_be_any(form: str, tmp_path: Path) -> None:
+    """Whichever is given images first, a network of which nobody has said how large they are is wrapped then."""
+    x, far = FORMS[form](), DataLoader(X + 3, 7)
+    session = Session(tiny_net())
+    train, test, other = (session.features(images) for images in (x, X, far))
+    np.testing.assert_array_equal(
+        Session(tiny_net()).scores("energy", x)["energy"], session.scores("energy", x)["energy"]
+    )
+    detector = nescio.Detector("knn:k=3")
+    Session(tiny_net()).fit(detector, x)
+    table = nescio.bench(tiny_net(), train=x, id=X, ood={"far": far}, detectors=["knn:k=3", "energy"])
+    own = nescio.evaluate([detector, "energy"], train=train, id=test, ood={"far": other})
+    assert [row.auroc for row in table.rows] == [row.auroc for row in own.rows]
+    table.save(tmp_path / "results")
+    write_report(nescio.load(tmp_path / "results"), tmp_path / "report.html")
+    assert "far" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_detector_of_arrays_scores_what_the_session_gives() -> None:

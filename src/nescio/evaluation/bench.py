@@ -67,7 +67,7 @@ def bench(
     Raises:
         InputError: an input does not fit the others; the message names it and the way out.
     """
-    session, ood = as_session(session).ready(train), by_name(ood, "ood")
+    session, ood = as_session(session).meet(id).ready(train), by_name(ood, "ood")
     found = _servable(detectors, session)
     given = {"train": train, "calibrate": held_out, "id": id, **ood}
     check_sets(given, list(ood), found)

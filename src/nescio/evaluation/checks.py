@@ -149,7 +149,7 @@ def manifest_of(
             "head_fingerprint": classifier.head.fingerprint,
             "classes": classifier.classes or _named_by(sources["id"], sources["train"]),
         },
-        "transform": str(classifier.transform),
+        "transform": str(classifier.transform) if classifier.has_transform else "",
         "data": {
             name: _set_of(sources[name], read.get(name), images)
             for name, images in opened.items()

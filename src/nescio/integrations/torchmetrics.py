@@ -29,10 +29,11 @@ _WRONG, _RIGHT, _UNKNOWN, _OOD = range(4)
 class OODMetrics(Metric):
     """All OOD metrics of scores that come in batches.
 
-    >>> metrics = nescio.OODMetrics()
-    >>> for x, is_id in loader:
-    ...     metrics.update(detector(session(x)), is_id)
-    >>> metrics.compute()["auroc"]
+    >>> metrics = OODMetrics()
+    >>> metrics.update([2.0, 3.0], is_id=True)  # in a loop: metrics.update(detector(session(x)), is_id)
+    >>> metrics.update([1.0, 2.5], is_id=False)
+    >>> float(metrics.compute()["auroc"])
+    0.75
 
     ``compute`` gives a dict of float64 numbers, all shares in [0, 1]; ID is the positive class and a higher score means
     more in-distribution. They are those of the functions of ``nescio.evaluation.metrics``:

@@ -46,7 +46,7 @@ class PatchMap:
 def patch_maps(results: Results) -> dict[str, list[PatchMap]]:
     """Maps of the first few sampled images of each set that is at hand; none without a square map of an OOD head."""
     sample, transform = results.sample, results.manifest.get("transform")
-    if sample is None or transform is None:
+    if sample is None or not transform:
         return {}
     geometry = Transform.parse(transform).geometry
     found = {}

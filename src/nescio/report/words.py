@@ -132,7 +132,7 @@ def command(manifest: dict[str, Any]) -> str:
         *([["--suite", manifest.get("suite_file") or manifest["suite"]]] if "suite" in manifest else []),
         [word for option, value in opened.items() for word in (f"--{option}", value)],
         *([["--untrained"]] if manifest["model"].get("untrained") else []),
-        ["--transform", manifest["transform"]],
+        *([["--transform", manifest["transform"]]] if manifest["transform"] else []),
         *([option, data[r].get("opened") or "IMAGES"] for r, option in SETS.items() if r in data),
         *(["--ood", f"{name}={data[name].get('opened') or 'IMAGES'}"] for name in oods),
         *(["--detector", given] for given in dict.fromkeys(ranges.get(d, d) for d in detectors)),

@@ -104,6 +104,13 @@ class Runner:
         self._meet(first[0])
         return itertools.chain([first], batches)
 
+    def meet(self, *images: Any) -> Self:
+        """The same, its network wrapped: the first batch of these says how large its images are, if nobody has."""
+        for some in images:
+            if some is not None and not self._is_wrapped:
+                self.batches(some)
+        return self
+
     def _meet(self, x: Tensor) -> None:
         """Wrap a network of which nobody has said how large its images are."""
         if not self._is_wrapped:

@@ -32,9 +32,11 @@ or a ``FeatureSet``."""
 class Session(Runner):
     """A network and how it is run. Features of named sets of images are computed once and kept in banks on disk.
 
-    >>> session = Session("torchvision:resnet50", cache="banks", workers=4)
-    >>> train = session.features("imagenet/train")
-    >>> scores = session.scores(["fmls", "knn"], "unknown/")["knn"]
+    >>> session = Session(net)  # or a name: Session("torchvision:resnet50", cache="banks", workers=4)
+    >>> detectors = [Detector("knn"), Detector("odin+msp")]
+    >>> seconds = session.fit(detectors, train_loader)  # or images by name, "imagenet/train"
+    >>> session.scores(detectors, test_loader)["knn"].shape
+    (60,)
 
     Args:
         model: a name as ``load_classifier`` takes it, a ``Classifier``, or any ``nn.Module`` from normalised batches
@@ -90,8 +92,7 @@ class Session(Runner):
         Raises:
             InputError: more than ``max_bad`` of the images are bad, or all of them; the bank and its list stay.
         """
-        self.batches(images)  # a network of which nobody has said how large its images are
-        found = list(self.detectors(readers).values())
+        found = list(self.meet(images).detectors(readers).values())
         passes = {p.key: p for p in (pass_of(d, self.classifier.device) for d in found)} or {PLAIN.key: PLAIN}
         if len(passes) > 1:
             raise InputError(f"these detectors read different passes over the images: {found}; ask for each alone")
@@ -161,7 +162,7 @@ class Session(Runner):
         Returns:
             the seconds that each took.
         """
-        found = self.detectors(detectors)
+        found = self.meet(train, held_out).detectors(detectors)
         head, seconds = self.classifier.head.to("cpu"), dict[str, float]()
         for network_pass, names in grouped(found, training_pass):
             members = [found[name] for name in names]
@@ -218,7 +219,7 @@ class Session(Runner):
         """
         if isinstance(images, DataLoader):
             dataset_of(images)  # refuses another order: nobody would know which score is whose
-        found, made = self.detectors(detectors), Scores({}, {}, {}, {})
+        found, made = self.meet(images).detectors(detectors), Scores({}, {}, {}, {})
         for network_pass, names in grouped(found, lambda d: pass_of(d, self.classifier.device)):
             members = [found[name] for name in names]
             rows = (known or {}).get(network_pass.key) or self.read(images, network_pass, probes_of(members), title)
