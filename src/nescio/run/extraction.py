@@ -13,8 +13,8 @@ from nescio.core.errors import InputError
 from nescio.core.progress import Clock, progress_bar
 from nescio.core.stage import Network
 from nescio.data.loader import Batch, read_batches
+from nescio.data.preprocess import AnyTransform
 from nescio.data.source import Source
-from nescio.data.transform import Transform
 from nescio.run.bank import BAD, DONE, DTYPES, Bank
 from nescio.run.bank_writer import BankWriter
 from nescio.run.passes import Pass
@@ -38,7 +38,7 @@ class Extraction:
 
     network: Network
     device: torch.device
-    transform: Transform
+    transform: AnyTransform
     source: Source
     network_pass: Pass
     workers: int | None

@@ -29,9 +29,7 @@ from nescio.data.formats.torch import dataset_of
 from nescio.data.hashing import cache_root
 from nescio.data.labels import aligned
 from nescio.data.loader import read_batches
-from nescio.data.preprocess import as_transform
 from nescio.data.source import AnySource, Rows, Source, as_source
-from nescio.data.transform import Transform
 from nescio.models import Classifier
 from nescio.models.coerce import as_classifier
 from nescio.models.probe import fit_probe
@@ -106,6 +104,8 @@ class Session:
         self._made: dict[Any, Any] = {}
         self._weights: tuple[int, ...] = ()
         self._banks: dict[str, Bank] = {}
+        self._encoder: Session | None = None
+        """The same network without the head that ``ready`` fitted: its banks serve whatever head is fitted."""
 
     @cached_property
     def classifier(self) -> Classifier:
@@ -113,10 +113,8 @@ class Session:
         return self._wrapped(None)
 
     def _wrapped(self, size: Sequence[int] | None) -> Classifier:
-        transform = self.transform
-        if transform is not None and not isinstance(transform, str | Transform):
-            transform = as_transform(transform)
-        made = as_classifier(self.model, transform, size=size, head=self.head, output=self.output, classes=self.classes)
+        options: dict[str, Any] = {"head": self.head, "output": self.output, "classes": self.classes}
+        made = as_classifier(self.model, self.transform, size=size, **options)
         return made if self.device is None else made.to(self.device)
 
     @property
@@ -169,7 +167,9 @@ class Session:
         source, features = self.source(train), self.read(train, PLAIN, {}, "train")
         names = self.classifier.classes or (None if source is None else source.classes)
         head = fit_probe(features, classes=names or int(features.labels.max()) + 1)
-        return self.of(self.classifier.with_head(head, names))
+        made = self.of(self.classifier.with_head(head, names))
+        vars(made)["_encoder"] = self
+        return made
 
     def __call__(self, x: Tensor) -> Features:
         """Features of normalised images ``(B, 3, H, W)``, on the network's device."""
@@ -230,10 +230,9 @@ class Session:
         Raises:
             InputError: one is no detector, or this network cannot serve it.
         """
-        n = self.classifier.head.n_classes if self.classifier.has_head else None
         if isinstance(given, Mapping):
             return dict(given)
-        found = detectors_of(given, self.classifier.name, n)
+        found = detectors_of(given, *self.classifier.published)
         for name, detector in found.items():
             try:
                 check_model(detector, self.classifier)
@@ -283,6 +282,8 @@ class Session:
         probes, source, classifier = probes or {}, as_source(images), self.classifier
         with contextlib.suppress(InputError):  # names of OOD images need not be the model's
             source = aligned(source, classifier.classes)
+        if self._encoder is not None and network_pass is PLAIN and not probes and not classifier.heads:
+            return self._encoder.bank(source, title=title).with_head(classifier.head)
         weights = self._once("fingerprint", lambda: classifier.fingerprint)
         names = tuple(sorted(probes))
         key = BankKey(weights, str(classifier.transform), source.identity, network_pass.key, self.dtype, names)
