@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import timm
 import torch
+from click.testing import CliRunner, Result
+from fastapi.testclient import TestClient
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
 
 import nescio
-from conftest import random_features, training
-from nescio import Classifier, Detector, InputError, load_classifier
+from conftest import TINY_TRANSFORM, coloured, random_features, tiny_net, training
+from nescio import Classifier, Detector, InputError, Session, load_classifier
+from nescio.cli import main
 from nescio.core.feature_set import FeatureSet
+from nescio.data.source import Rows, open_source
+from nescio.deploy import Deployed, export
 from nescio.models import fit_probe, probe
 from nescio.models.runs import state_of
+from nescio.serving import create_app
 
 linear_model = pytest.importorskip("sklearn.linear_model", reason="needs scikit-learn")
 
@@ -115,3 +126,170 @@ def test_it_is_stored_and_opened_again(encoder: Classifier, make_folder: Callabl
     assert again.classifier.classes == ["a", "b"]
     with pytest.raises(InputError, match="save it with the weights"):
         fitted.save(tmp_path / "hash.nescio", weights=False)
+
+
+CLASSES = ["class0", "class1", "class2"]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders of coloured squares, and weights of an encoder."""
+    root = tmp_path_factory.mktemp("images")
+    for seed, (name, per_class) in enumerate({"train": 15, "held": 12, "test": 10, "held2": 12}.items()):
+        coloured(root, name, per_class, seed=seed)
+    noise = np.random.default_rng(9).integers(0, 256, (30, 16, 16, 3), dtype=np.uint8)
+    (root / "noise").mkdir()
+    for i, pixels in enumerate(noise):
+        Image.fromarray(pixels).save(root / "noise" / f"{i}.png")
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_resnet", num_classes=0).state_dict(), root / "w.safetensors")
+    return root
+
+
+def opened(images: Path, head: str, cache: Path | None = None) -> Session:
+    name, weights = "timm:test_resnet:num_classes=0", images / "w.safetensors"
+    network = load_classifier(name, weights=weights, head=head, transform="resize=32,crop=32", device="cpu")
+    return Session(network, workers=0, progress=False, cache=cache)
+
+
+@pytest.fixture(scope="module")
+def deployed(images: Path) -> Deployed:
+    session = opened(images, "probe")
+    return nescio.fit(session, "knn:k=3", train=images / "train", calibrate=images / "held", accept=0.9)
+
+
+def test_a_folder_of_images_becomes_a_classifier_that_knows_its_classes(deployed: Deployed, images: Path) -> None:
+    assert deployed.classifier.classes == CLASSES
+    found = open_source(images / "test")
+    verdicts = deployed(images / "test")
+    assert np.mean([v.index == label for v, label in zip(verdicts, found.labels, strict=True)]) > 0.9
+    assert {v.label for v in verdicts} == set(CLASSES)
+    assert np.mean([v.accepted for v in verdicts]) > 0.6
+    assert not any(v.accepted for v in deployed(images / "noise"))
+
+
+def test_its_file_says_the_same_and_so_does_the_service(deployed: Deployed, images: Path, tmp_path: Path) -> None:
+    deployed.save(tmp_path / "my.nescio")
+    again = nescio.load(tmp_path / "my.nescio", device="cpu")
+    assert again(images / "test") == deployed(images / "test")
+    source = open_source(images / "test")
+    picture = (images / "test" / source.name(0)).read_bytes()
+    with TestClient(create_app(again, decoders=1)) as client:
+        answer = client.post("/predict", files=[("images", ("0.png", picture))]).json()
+    (expected,) = deployed(Rows(source, [0]))
+    said = answer["verdicts"][0]
+    assert (said["label"], said["accepted"]) == (expected.label, expected.accepted)
+    assert said["score"] == pytest.approx(expected.score, rel=1e-5)
+
+
+def test_its_graph_gives_the_same_numbers(deployed: Deployed, images: Path, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra nescio[onnx]")
+    export(deployed, tmp_path / "my.onnx", preprocess="nchw")
+    source = open_source(images / "test")
+    pictures = [Image.open(images / "test" / source.name(i)).convert("RGB") for i in range(6)]
+    x = torch.stack([deployed.classifier.transform.geometry(p) for p in pictures])
+    graph = onnxruntime.InferenceSession(tmp_path / "my.onnx")
+    logits, score, p_value, accepted = graph.run(None, {"image": x.numpy()})
+    judged = deployed.judge(x)
+    np.testing.assert_array_equal(logits.argmax(1), judged.pred)
+    np.testing.assert_allclose(score, judged.score, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(p_value, judged.p_value)
+    np.testing.assert_array_equal(accepted, judged.accepted)
+
+
+def test_a_table_of_a_fitted_head_reads_each_image_once(images: Path, tmp_path: Path) -> None:
+    session = opened(images, "probe", tmp_path)
+    sets = {"id": images / "test", "ood": {"noise": images / "noise"}}
+    results = nescio.bench(session, train=images / "train", detectors=["energy", "knn:k=3"], **sets)
+    assert results.row("energy", "noise").id_accuracy > 0.9
+    assert results.row("knn:k=3", "noise").auroc > 0.9
+    assert len([p for p in (tmp_path / "banks").iterdir() if p.is_dir()]) == 3
+    other = nescio.bench(session, train=images / "held", detectors=["energy"], **sets)
+    assert len([p for p in (tmp_path / "banks").iterdir() if p.is_dir()]) == 4  # another head, the same features
+    assert other.row("energy", "noise").auroc != results.row("energy", "noise").auroc
+    again = session.ready(images / "train")
+    alone = Session(again.classifier, workers=0, progress=False, cache=tmp_path / "apart")
+    scores = [s.scores(Detector("energy"), images / "test")["energy"] for s in (again, alone)]
+    np.testing.assert_allclose(*scores, rtol=1e-6)
+
+
+def test_an_encoder_serves_what_reads_features_alone(
+    images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "nescio")
+    session = opened(images, "none", tmp_path)
+    sets: dict[str, Any] = {"train": images / "train", "id": images / "test", "ood": {"noise": images / "noise"}}
+    with pytest.raises(InputError, match=r"detector 'fmls': .*is an encoder, without the .* head .*--head probe"):
+        nescio.bench(session, detectors=["knn", "fmls"], **sets)
+    assert not (tmp_path / "banks").exists()
+    results = nescio.bench(session, detectors=["knn:k=3", "mahalanobis", "all"], **sets)
+    assert "energy" not in results.detectors
+    assert {"gmm", "rmd"} < set(results.detectors)
+    (told,) = [line for line in caplog.messages if "leaving out" in line and ", energy, " in line]
+    assert "is an encoder, without the classification head that it reads; fit one" in told
+    assert results.row("knn:k=3", "noise").auroc > 0.9
+    assert np.isnan(results.row("mahalanobis", "noise").id_accuracy)
+    results.save(tmp_path / "results")
+    assert nescio.load(tmp_path / "results").row("knn:k=3", "noise").auroc == results.row("knn:k=3", "noise").auroc
+    choice = nescio.recommend(session, val=images / "test", train=images / "train", proxy="noise")
+    assert choice.accuracy is None
+    with pytest.raises(InputError, match=r"is an encoder, and a verdict names a class: fit a head .*--head probe"):
+        nescio.fit(session, "knn", train=images / "train", calibrate=images / "held")
+
+
+def test_a_fitted_head_needs_its_training_images(images: Path, tmp_path: Path) -> None:
+    session = opened(images, "probe", tmp_path)
+    with pytest.raises(InputError, match=r"fits a linear head on labelled training images: give them \(--train\)"):
+        nescio.fit(session, "energy", calibrate=images / "held")
+    with pytest.raises(InputError, match="calibration images are training images"):
+        nescio.fit(session, "energy", train=images / "train", calibrate=images / "train")
+    assert not (tmp_path / "banks").exists()
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, list(map(str, arguments)), catch_exceptions=False)
+
+
+def test_the_command_line_goes_from_folders_to_verdicts(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(images)
+    monkeypatch.setenv("NESCIO_CACHE", str(tmp_path / "cache"))
+    network = ("--model", "timm:test_resnet", "--weights", "w.safetensors", "--transform", "crop=32", "--workers", "0")
+    head = ("--head", "probe", "--train", "train")
+    told = run("fit", *network, *head, "--calibrate", "held", "--detector", "knn:k=3", "-o", tmp_path / "my.nescio")
+    assert told.exit_code == 0, told.output
+    assert "timm:test_resnet, 3 classes" in " ".join(told.output.split())
+    assert "right for" in told.output
+    scored = run("score", tmp_path / "my.nescio", "test", "-o", tmp_path / "out.csv", "--workers", "0")
+    assert scored.exit_code == 0, scored.output
+    assert "class2" in (tmp_path / "out.csv").read_text()
+    judge = ("--id", "test", "--ood", "noise=noise", "--detector")
+    results = run("bench", *network, *head, *judge, "energy", "-o", tmp_path / "r", "--report")
+    assert results.exit_code == 0, results.output
+    results = run(
+        "bench", *network, "--head", "none", "--train", "train", *judge, "knn", "-o", tmp_path / "e", "--report"
+    )
+    assert results.exit_code == 0, results.output
+    chosen = run("recommend", *network, *head, "--val", "held", "--proxy", "noise")
+    assert chosen.exit_code == 0, chosen.output
+    hashed = run("fit", *network, *head, "--calibrate", "held", "--no-weights", "-o", tmp_path / "h.nescio")
+    assert hashed.exit_code == 2
+    assert "drop --no-weights" in " ".join(hashed.output.split())
+
+
+def mine(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.asarray(image.resize((8, 8)), dtype=np.float32)).permute(2, 0, 1) / 300
+
+
+def test_images_that_code_prepares_are_judged_but_stand_in_no_file(images: Path, tmp_path: Path) -> None:
+    own = nescio.data.as_transform(mine, key="mine-1")
+    session = Session(tiny_net(3), transform=own, workers=0, progress=False)
+    assert session.classifier.size == (3, 8, 8)
+    session.classifier.untrained = True
+    fitted = nescio.fit(session, "energy", calibrate=images / "held", accept=0.9)
+    assert len(fitted(images / "test")) == 30
+    for write in (fitted.save, lambda path: export(fitted, path)):
+        with pytest.raises(InputError, match=r"prepared by code \(mine-1\), which no file can hold: give a nescio"):
+            write(tmp_path / "no.nescio")
+    assert nescio.Classifier(tiny_net(), TINY_TRANSFORM).transform is TINY_TRANSFORM

@@ -122,7 +122,7 @@ def _expanded(
     """The detectors that ranges and a sweep stand for, and which range stood for which."""
     from nescio.core.spec import search_space, sweep
 
-    study = sweep(options["sweep"], classifier.name, classifier.head.n_classes) if options["sweep"] else ()
+    study = sweep(options["sweep"], *classifier.published) if options["sweep"] else ()
     spaces = {spec: search_space(spec) for spec in (*study, *specs)}
     detectors = list(dict.fromkeys(spec for space in spaces.values() for spec in space))
     return detectors, {spec: space for spec, space in spaces.items() if len(space) > 1}

@@ -21,6 +21,7 @@ from nescio.cli.options import (
     use_cache,
     workers_option,
 )
+from nescio.core.errors import InputError
 from nescio.core.files import make_folder
 from nescio.core.outputs import check_file
 
@@ -62,6 +63,8 @@ def fit(obj: dict[str, Any], /, out: Path, *, no_weights: bool, **options: Any) 
     from nescio.deploy import fit as run
 
     classifier = open_classifier(options["model"], options, (options["calibrate"], options["train"]))
+    if no_weights and classifier.awaits_probe:
+        raise InputError("a head that is fitted here stands in no file of weights: drop --no-weights")
     deployed = run(
         session_of(classifier, options | obj),
         options["detector"],

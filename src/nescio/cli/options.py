@@ -113,7 +113,10 @@ model_options = taking(
         metavar="N|FILE",
         help="Number of classes, or a file of their names, one a line.  [default: that of the weights]",
     ),
-    click.option("--head", help="Name of the last linear layer, where it cannot be found."),
+    click.option(
+        "--head",
+        help="Name of the last linear layer, where it cannot be found; none: features alone; probe: fitted on --train.",
+    ),
     transform_option,
     device_option,
 )

@@ -101,8 +101,12 @@ AnyTransform = Transform | Preprocess
 
 
 def as_transform(
-    transform: str | Transform | Preprocess | Function, *, key: str | None = None, crop: int | None = None
-) -> Transform | Preprocess:
+    transform: str | AnyTransform | Function,
+    own: Transform | None = None,
+    *,
+    key: str | None = None,
+    crop: int | None = None,
+) -> AnyTransform:
     """A transform of options as text, or of a function.
 
     A torchvision ``Compose`` (or preset) of Resize, CenterCrop, ToTensor and Normalize becomes a ``Transform`` that
@@ -110,6 +114,7 @@ def as_transform(
 
     Args:
         transform: what ``Transform.parse`` reads; a transform; or a function from a PIL image to a tensor.
+        own: what options replace parts of.
         key: as for ``Preprocess``.
         crop: as for ``Preprocess``.
 
@@ -119,7 +124,7 @@ def as_transform(
     if isinstance(transform, Transform | Preprocess):
         return transform
     if isinstance(transform, str):
-        return Transform.parse(transform)
+        return Transform.parse(transform, own)
     if not callable(transform):
         raise InputError(f"{type(transform).__name__} is no transform: give options as text, a Transform or a function")
     # what a known transform is called matters to nobody

@@ -60,7 +60,12 @@ def fit(
         InputError: an input does not fit the others, or the images are too few for the guarantee.
     """
     check_shares(accept, confidence)
-    session = as_session(session).ready(train)
+    session = as_session(session)
+    if not (session.classifier.has_head or session.classifier.awaits_probe):
+        raise InputError(
+            f"{session.classifier.name} is an encoder, and a verdict names a class: fit a head on labelled training "
+            "images (head='probe'; --head probe --train SET), or score without verdicts (Session.scores)"
+        )
     ((name, fitted),) = session.detectors(detector).items()
     if why := fitted.unexportable():
         log.info("nescio export will refuse this detector: %s", why)
@@ -73,6 +78,7 @@ def fit(
             "(--detector energy)"
         )
     held = _unseen(held, training, session.classifier)
+    session = session.ready(training)
     session = session.of(with_classes(session.classifier, {"training": training, "calibration": held}))
     classifier, accuracies = session.classifier, list[Accuracy | None]()
     session.fit({name: fitted}, training, seen=lambda _, rows: accuracies.append(measure(classifier, rows, "training")))

@@ -41,6 +41,7 @@ _MODEL, _DETECTOR, _CALIBRATION = "model.", "detector.", "calibration."
 def save(deployed: Deployed, path: str | Path, *, weights: bool = True) -> None:
     """As ``Deployed.save``. Raises InputError for a calibration that ``load`` would refuse: one of infinite scores."""
     deployed.detector.check_storable()
+    check_transform(deployed.classifier)
     deployed.calibration.check(deployed.classifier.head.n_classes)
     if not weights and deployed.classifier.head_name == FITTED:
         raise InputError("its head was fitted here and stands in no file of weights: save it with the weights")
@@ -48,6 +49,19 @@ def save(deployed: Deployed, path: str | Path, *, weights: bool = True) -> None:
     about = record(deployed, embedded=weights)
     del about["calibration"]["promise"]  # it follows from the rest
     write(Path(path), KIND, about, tensors)
+
+
+def check_transform(classifier: Classifier) -> None:
+    """Refuse images that are prepared by code: a file cannot say which code is run.
+
+    Raises:
+        InputError: they are.
+    """
+    if not isinstance(classifier.transform, Transform):
+        raise InputError(
+            f"the images of {classifier.name} are prepared by code ({classifier.transform!s:.60}), which no file can "
+            "hold: give a nescio.Transform, or a torchvision Compose of Resize, CenterCrop, ToTensor and Normalize"
+        )
 
 
 def record(deployed: Deployed, *, embedded: bool) -> dict[str, Any]:

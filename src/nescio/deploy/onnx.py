@@ -14,7 +14,7 @@ from nescio.core.errors import InputError, check_choice
 from nescio.core.files import whole
 from nescio.data.source import AnySource
 from nescio.deploy.deployed import Deployed
-from nescio.deploy.file import record
+from nescio.deploy.file import check_transform, record
 from nescio.deploy.graph import LAYOUTS, OUTPUTS, Judge, Marked
 from nescio.deploy.lower import FP32, PRECISIONS
 from nescio.deploy.recalibration import Images, Lowered, lower
@@ -67,8 +67,9 @@ def export(
         what ``fp16`` or ``int8`` lost.
 
     Raises:
-        InputError: a stage cannot be part of a graph, the detector or the file would be too large, the network cannot
-            be traced, the packages that this needs are not there, or images do not fit the precision or the guarantee.
+        InputError: a stage cannot be part of a graph, images are prepared by code, the detector or the file would be
+            too large, the network cannot be traced, the packages that this needs are not there, or images do not fit
+            the precision or the guarantee.
     """
     check_choice("precision", precision, PRECISIONS)
     if preprocess is not None:
@@ -141,6 +142,7 @@ def metadata(
 
 
 def _refuse(deployed: Deployed) -> None:
+    check_transform(deployed.classifier)
     detector = deployed.detector
     why = detector.unexportable()
     if why is not None:

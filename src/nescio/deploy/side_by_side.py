@@ -13,8 +13,8 @@ from torch import Tensor
 
 from nescio.core.errors import InputError
 from nescio.data.loader import read_batches
+from nescio.data.preprocess import AnyTransform
 from nescio.data.source import Source
-from nescio.data.transform import Transform
 from nescio.run.runner import CPU_BATCH
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Reader:
         workers: decoding processes.
     """
 
-    transform: Transform
+    transform: AnyTransform
     layout: str | None
     workers: int | None
 

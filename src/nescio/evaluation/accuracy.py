@@ -171,6 +171,8 @@ def moved_classes(labels: Labels, pred: Labels) -> dict[int, int]:
 def with_classes(classifier: Classifier, sources: Mapping[str, Source | None]) -> Classifier:
     """The classifier, with the class names of the images where it has none of its own: labels are matched by them.
 
+    An encoder has no classes, and stays as it is.
+
     ``extract`` gives images the model's class numbers by name. Here that is said, and refused where it cannot be.
 
     Args:
@@ -180,6 +182,8 @@ def with_classes(classifier: Classifier, sources: Mapping[str, Source | None]) -
     Raises:
         InputError: the classes of a set are not the model's, or those of two sets differ, or a label has no class.
     """
+    if not classifier.has_head:
+        return classifier
     n, given = classifier.head.n_classes, {title: s for title, s in sources.items() if s is not None}
     named = {title: s.classes for title, s in given.items() if s.classes}
     names, whose = classifier.classes, "the model"

@@ -67,10 +67,11 @@ def bench(
     Raises:
         InputError: an input does not fit the others; the message names it and the way out.
     """
-    session, ood = as_session(session).meet(id).ready(train), by_name(ood, "ood")
+    session, ood = as_session(session).meet(id), by_name(ood, "ood")
     found = _servable(detectors, session)
     given = {"train": train, "calibrate": held_out, "id": id, **ood}
     check_sets(given, list(ood), found)
+    session = session.ready(train)
     sets = _Sets(session, given)
     sets.check_sources(list(ood))
     for name, detector in found.items():
@@ -209,7 +210,7 @@ def _by_row(rows: FeatureSet, values: npt.NDArray[Any]) -> npt.NDArray[np.int64]
 
 def _right(rows: FeatureSet) -> npt.NDArray[np.int64]:
     """Whether the classifier is right (1) or wrong (0) about each image, or nobody knows (-1), by position."""
-    return _by_row(rows, np.where(rows.labels >= 0, rows.pred == rows.labels, -1))
+    return _by_row(rows, np.where((rows.labels >= 0) & (rows.pred >= 0), rows.pred == rows.labels, -1))
 
 
 def _labelled(right: npt.NDArray[np.int64]) -> npt.NDArray[np.int8] | None:

@@ -135,7 +135,7 @@ def tune(
     Raises:
         InputError: a spec cannot be read or served, or a proxy cannot be had.
     """
-    session = as_session(session).ready(train)
+    session = as_session(session)
     spaces = [space] if isinstance(space, str) or not isinstance(space, Iterable) else space
     detectors = session.detectors([d for one in spaces for d in (search_space(one) if isinstance(one, str) else [one])])
     for spec, detector in detectors.items():
@@ -145,7 +145,7 @@ def tune(
             )
         if train is None and detector.needs.fitting:
             raise InputError(f"detector '{spec}' is fitted on training images; give them (--train) or leave it out")
-    return _Selection(session, detectors, val, train, chosen=True).judged(examples, proxy)
+    return _Selection(session.ready(train), detectors, val, train, chosen=True).judged(examples, proxy)
 
 
 def recommend(
@@ -165,10 +165,10 @@ def recommend(
         examples: as for ``tune``.
         proxy: as for ``tune``.
     """
-    session = as_session(session).ready(train)
+    session = as_session(session)
     served = servable(all_specs(), session.classifier, trained=train is not None)
     detectors = {spec: d for spec, d in served.items() if d.input_stage is None}
-    return _Selection(session, detectors, val, train, chosen=False).judged(examples, proxy)
+    return _Selection(session.ready(train), detectors, val, train, chosen=False).judged(examples, proxy)
 
 
 class _Selection:

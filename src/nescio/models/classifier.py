@@ -15,7 +15,7 @@ from nescio.core.errors import InputError, Missing, some
 from nescio.core.features import NO_HEAD, Features, Head
 from nescio.core.needs import Probe
 from nescio.core.stage import Network
-from nescio.data.transform import Transform
+from nescio.data.preprocess import AnyTransform
 from nescio.models import last_layer
 from nescio.models.inputs import input_size, spread
 from nescio.models.last_layer import shallow_copy
@@ -72,7 +72,7 @@ class Classifier(nn.Module):
     def __init__(
         self,
         model: nn.Module,
-        transform: Transform | None = None,
+        transform: AnyTransform | None = None,
         *,
         size: Sequence[int] | None = None,
         head: str | None = None,
@@ -157,7 +157,7 @@ class Classifier(nn.Module):
         return max(tolerance, 8 * torch.finfo(self.std.dtype).eps)
 
     @property
-    def transform(self) -> Transform:
+    def transform(self) -> AnyTransform:
         """How test images are prepared for it.
 
         Raises:
@@ -188,6 +188,13 @@ class Classifier(nn.Module):
         weight: Tensor = self.layer.weight.detach().flatten(1)  # type: ignore[operator]
         bias = self.layer.bias
         return Head(weight, weight.new_zeros(len(weight)) if bias is None else bias.detach())  # type: ignore[operator]
+
+    @property
+    def published(self) -> tuple[str | None, int | None]:
+        """Name and number of classes that published settings are found by; none for a head that was fitted here."""
+        if self.head_name == FITTED or not self.has_head:
+            return None, None
+        return self.name, self.head.n_classes
 
     def noise(self) -> Tensor:
         """Two images of noise, always the same, of the size and type that the network sees."""

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from nescio.core.errors import InputError
-from nescio.data.transform import Transform
+from nescio.data.preprocess import AnyTransform, Function, as_transform
 from nescio.models.classifier import Classifier
 from nescio.models.load import load_classifier
 from nescio.models.outputs import Key, unwrapped
@@ -19,7 +19,7 @@ from nescio.models.zoo.own import made_by
 
 def as_classifier(
     model: Any,
-    transform: str | Transform | None = None,
+    transform: str | AnyTransform | Function | None = None,
     *,
     size: Sequence[int] | None = None,
     head: str | None = None,
@@ -57,10 +57,8 @@ def as_classifier(
             "'torchvision:resnet50', or what nescio.load_classifier(…) gives"
         )
     network = unwrapped(model)
-    if not isinstance(transform, Transform | None):
-        transform = Transform.parse(transform, made_by(network).transform(network))
-    elif transform is None:
-        transform = made_by(network).transform(network)
+    own = made_by(network).transform(network)
+    transform = own if transform is None else as_transform(transform, own)
     names = None if isinstance(classes, int) else classes
     made = Classifier(network, transform, size=size, head=head, output=output, classes=names)
     n = classes if isinstance(classes, int) or classes is None else len(classes)

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from torch import nn
 
 from nescio.core.errors import InputError
-from nescio.data.transform import Transform
+from nescio.data.preprocess import AnyTransform
 
 
 def input_size(
-    model: nn.Module, transform: Transform | None, size: Sequence[int] | None, name: str
+    model: nn.Module, transform: AnyTransform | None, size: Sequence[int] | None, name: str
 ) -> tuple[int, int, int]:
     """``(C, H, W)`` of the images that the network sees."""
     if transform is not None and not hasattr(transform, "normalise"):
@@ -30,7 +30,7 @@ def input_size(
     return getattr(transform, "channels", 1 if grey else 3), transform.crop, transform.crop
 
 
-def spread(transform: Transform | None, channels: int) -> Sequence[float]:
+def spread(transform: AnyTransform | None, channels: int) -> Sequence[float]:
     """Standard deviation of each channel before it was normalised, as far as it is known."""
     std = (1.0,) if transform is None else transform.std
     return std if len(std) == channels else std[:1] * channels

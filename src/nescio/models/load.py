@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from nescio.core.errors import InputError
 from nescio.core.features import Head
+from nescio.data.preprocess import AnyTransform, Function, as_transform
 from nescio.data.transform import Transform
 from nescio.models import last_layer
 from nescio.models.classifier import FITTED, NONE, PROBE, Classifier
@@ -38,7 +39,7 @@ def load_classifier(
     classes: int | Sequence[str] | None = None,
     head: str | None = None,
     output: Key | None = None,
-    transform: str | Transform | None = None,
+    transform: str | AnyTransform | Function | None = None,
     device: str | torch.device = "auto",
     untrained: bool = False,
 ) -> Classifier:
@@ -64,7 +65,8 @@ def load_classifier(
             network's output, or what the head reads that is not wanted; ``probe`` for one that ``fit_probe`` gives a
             head. Weights with such a head bring it.
         output: as for ``Classifier``.
-        transform: options that replace the model's own, e.g. ``resize=256,crop=224,mean=half`` (``Transform.parse``).
+        transform: options that replace the model's own, e.g. ``resize=256,crop=224,mean=half`` (``Transform.parse``);
+            a ``Transform``; or a preprocessing function from a PIL image to a tensor.
         device: ``auto`` takes a GPU where there is one.
         untrained: random weights are meant, which are refused otherwise.
 
@@ -218,12 +220,12 @@ def _resolved(
     return architecture_of(model, names), weights
 
 
-def _chosen_transform(network: nn.Module, architecture: Architecture, given: str | Transform | None) -> Transform:
-    if isinstance(given, Transform):
-        return given
+def _chosen_transform(
+    network: nn.Module, architecture: Architecture, given: str | AnyTransform | Function | None
+) -> AnyTransform:
     own = architecture.transform(network)
     if given is not None:
-        return Transform.parse(given, own)
+        return as_transform(given, own)
     if own is None:
         raise InputError(
             f"model '{architecture.name}' brings no test transform; "
@@ -256,7 +258,7 @@ def _load_weights(
     stored: _Stored,
     classes: int | None,
     head: str | None,
-    transform: Transform,
+    transform: AnyTransform,
 ) -> nn.Module:
     """The network with these weights; of one whose head is not wanted, all but that head's."""
     own = network.state_dict()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import json
@@ -19,7 +20,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from nescio.core.feature_set import FeatureSet
-from nescio.core.features import NO_HEAD, Columns, Features, Head, NoHead
+from nescio.core.features import NO_HEAD, Columns, Features, Head
 from nescio.core.reading import read_json
 from nescio.core.text import as_written
 from nescio.data.hashing import combine
@@ -96,6 +97,7 @@ class Bank(FeatureSet):
         self.head, self.reaction = NO_HEAD, tensors["reaction"]
         if "weight" in tensors:
             self.head = Head(tensors["weight"], tensors["bias"])
+        self._knows_pred = "weight" in tensors
         unread = set(self.manifest["key"]["probes"]) - set(self.manifest["key"]["probes"] if probes is None else probes)
         self._aux = [name for name in self.manifest["aux"] if name.rpartition(".")[0] not in unread]
         self._arrays = {}
@@ -125,8 +127,18 @@ class Bank(FeatureSet):
 
     @cached_property
     def pred(self) -> npt.NDArray[np.int64]:
-        """Raw predictions ``(N,)``."""
+        """Raw predictions ``(N,)``, -1 where there is no head."""
+        if not self._knows_pred:
+            return self._numbers(lambda f: f.pred if f.has_logits else None)
         return np.asarray(self._arrays["pred"][self.positions])
+
+    def with_head(self, head: Head) -> Bank:
+        """The features of an encoder, read by a head ``(C, L)`` that was fitted since. The original is unchanged."""
+        twin = copy.copy(self)
+        for cached in ("pred", "n_classes", "device", "dtype"):
+            twin.__dict__.pop(cached, None)
+        twin.head = head.to("cpu")
+        return twin
 
     @property
     def skipped(self) -> list[tuple[int, str, str]]:
@@ -164,7 +176,7 @@ class Bank(FeatureSet):
         return Features(
             _floats(self._arrays["h"][at], keep),
             self.head,
-            None if isinstance(self.head, NoHead) else pred,  # type: ignore[arg-type]
+            pred if self._knows_pred else None,  # type: ignore[arg-type]
             torch.from_numpy(self._arrays["label"][at][keep]),
             Columns({name: self._reader(name, at, keep) for name in self._aux}),
             self.network_pass,

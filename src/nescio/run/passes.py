@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -49,6 +50,11 @@ def check_model(detector: Detector, classifier: Classifier) -> None:
     Raises:
         InputError: the network lacks what they need: batch norms, dropout, feature maps, a head.
     """
+    if (detector.needs.head or detector.needs.logits) and not (classifier.has_head or classifier.awaits_probe):
+        raise InputError(
+            f"{classifier.name} is an encoder, without the classification head that it reads; fit one on labelled "
+            "training images (head='probe'; --head probe)"
+        )
     for head in sorted(detector.needs.heads - set(classifier.heads)):
         hint = known_heads()[head].hint()
         raise InputError(f"{classifier.name} was not trained with the head '{head}' that it reads; {hint}")
@@ -71,17 +77,19 @@ def servable(specs: Iterable[str], classifier: Classifier, *, trained: bool = Tr
         classifier: the network.
         trained: whether there are training images to fit on.
     """
-    found = {}
+    found, left = {}, defaultdict[str, list[str]](list)
     for spec in specs:
-        detector = Detector(spec, classifier.name, classifier.head.n_classes if classifier.has_head else None)
+        detector = Detector(spec, *classifier.published)
         try:
             check_model(detector, classifier)
             if not trained and detector.needs.fitting:
                 raise InputError("there are no training images")
         except InputError as e:
-            log.info("leaving out %s: %s", spec, e)
+            left[str(e)].append(spec)
         else:
             found[spec] = detector
+    for why, several in left.items():
+        log.info("leaving out %s: %s", ", ".join(several), why)
     return found
 
 

@@ -18,8 +18,6 @@ from nescio.core.features import Features
 from nescio.core.needs import Probe
 from nescio.core.progress import Clock
 from nescio.core.stage import Network
-from nescio.data.preprocess import as_transform
-from nescio.data.transform import Transform
 from nescio.models import Classifier
 from nescio.models.coerce import as_classifier
 from nescio.run.bank import DTYPES, Bank
@@ -63,6 +61,8 @@ class Runner:
         self._made: dict[Any, Any] = {}
         self._weights: tuple[int, ...] = ()
         self.banks: dict[str, Bank] = {}
+        self.encoder: Any = None
+        """The same session without the head that ``ready`` fitted: its banks serve whatever head is fitted."""
 
     @cached_property
     def classifier(self) -> Classifier:
@@ -70,10 +70,8 @@ class Runner:
         return self._wrapped(None)
 
     def _wrapped(self, size: Sequence[int] | None) -> Classifier:
-        transform = self.transform
-        if transform is not None and not isinstance(transform, str | Transform):
-            transform = as_transform(transform)
-        made = as_classifier(self.model, transform, size=size, head=self.head, output=self.output, classes=self.classes)
+        options: dict[str, Any] = {"head": self.head, "output": self.output, "classes": self.classes}
+        made = as_classifier(self.model, self.transform, size=size, **options)
         return made if self.device is None else made.to(self.device)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from nescio.core.errors import InputError
 from nescio.core.feature_set import FeatureSet
 from nescio.core.needs import Probe
 from nescio.data.formats.torch import dataset_of
+from nescio.data.labels import aligned
 from nescio.data.source import AnySource, Source, as_source
 from nescio.models.probe import fit_probe
 from nescio.run.bank import Bank
@@ -73,7 +75,9 @@ class Session(Runner):
         source, features = self.source(train), self.read(train, PLAIN, {}, "train")
         names = self.classifier.classes or (None if source is None else source.classes)
         head = fit_probe(features, classes=names or int(features.labels.max()) + 1)
-        return self.of(self.classifier.with_head(head, names))
+        made = self.of(self.classifier.with_head(head, names))
+        made.encoder = self
+        return made
 
     def features(
         self, images: Images, readers: AnyDetector | Iterable[AnyDetector] = (), *, title: str = "images"
@@ -104,10 +108,9 @@ class Session(Runner):
         Raises:
             InputError: one is no detector, or this network cannot serve it.
         """
-        n = self.classifier.head.n_classes if self.classifier.has_head else None
         if isinstance(given, Mapping):
             return dict(given)
-        found = detectors_of(given, self.classifier.name, n)
+        found = detectors_of(given, *self.classifier.published)
         for name, detector in found.items():
             try:
                 check_model(detector, self.classifier)
@@ -138,7 +141,12 @@ class Session(Runner):
         title: str = "images",
     ) -> Bank:
         """The bank of features of all images of a source by a pass: opened where it is known, else made."""
-        return bank_of(self, as_source(images), network_pass, probes or {}, title)
+        source, head = as_source(images), self.classifier.head
+        if self.encoder is not None and network_pass is PLAIN and not probes and not self.classifier.heads:
+            with contextlib.suppress(InputError):  # names of OOD images need not be the model's
+                source = aligned(source, self.classifier.classes)
+            return self.encoder.bank(source, title=title).with_head(head)
+        return bank_of(self, source, network_pass, probes or {}, title)
 
     def fit(
         self,

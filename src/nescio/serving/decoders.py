@@ -23,7 +23,7 @@ from torch import Tensor
 
 from nescio.core.errors import BadImage, TooLarge, UnknownFormat
 from nescio.data.decode import decode
-from nescio.data.transform import Transform
+from nescio.data.preprocess import AnyTransform
 from nescio.data.workers import MEMORY, limit_memory
 from nescio.serving.fair import FairQueue
 from nescio.serving.seldom import Seldom
@@ -56,7 +56,7 @@ class Decoders:
         seconds: for one image.
     """
 
-    def __init__(self, transform: Transform, *, processes: int | None = None, most: int, seconds: float) -> None:
+    def __init__(self, transform: AnyTransform, *, processes: int | None = None, most: int, seconds: float) -> None:
         self.transform, self.most, self.seconds = transform, most, seconds
         self.processes = processes or min(os.cpu_count() or 1, MOST)
         self.waiting: FairQueue[_Job] = FairQueue()
@@ -212,7 +212,7 @@ class _Decoder(asyncio.Protocol):
             self.transport.abort()
 
 
-async def _started(transform: Transform, most: int) -> _Decoder:
+async def _started(transform: AnyTransform, most: int) -> _Decoder:
     """A process that has decoded its first image.
 
     Raises:
@@ -246,7 +246,7 @@ def _white(side: int) -> bytes:
 # --- in the process
 
 
-def _serve(link: socket.socket, transform: Transform, most: int) -> None:
+def _serve(link: socket.socket, transform: AnyTransform, most: int) -> None:
     """Answer until the service hangs up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the service, which finishes what it has begun
     limit_memory(MEMORY)
@@ -259,7 +259,7 @@ def _serve(link: socket.socket, transform: Transform, most: int) -> None:
                 return
 
 
-def _answer(raw: bytes, transform: Transform, most: int) -> bytes:
+def _answer(raw: bytes, transform: AnyTransform, most: int) -> bytes:
     """The pixels that the network will see, uint8 ``(3, crop, crop)``, or why there are none."""
     try:
         return bytes([_PIXELS]) + transform.geometry(decode(raw, max_pixels=most)).numpy().tobytes()
