@@ -28,9 +28,8 @@ from nescio.models import Classifier, load_classifier
 from nescio.run.passes import pass_of
 from nescio.training import Interrupted, Recipe
 from nescio.training.augment import AUGMENTS
-from nescio.training.images import Images
+from nescio.training.images import Images, Stream
 from nescio.training.loop import Loop
-from nescio.training.stream import Stream
 from small_runs import CPU, train
 from tiny_networks import batch_norm_net, reopened
 

@@ -83,4 +83,4 @@ def make_on_ray(job: Job, parts: Sequence[int], seen: Callable[[int], object]) -
     for row in done.iter_rows():
         if row["error"]:
             raise InputError(row["error"])
-        seen(len(job.folder.plan.rows(row["item"])))
+        seen(len(job.folder.rows(row["item"])))

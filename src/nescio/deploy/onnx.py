@@ -15,7 +15,7 @@ from nescio.core.files import whole
 from nescio.data.source import AnySource
 from nescio.deploy.deployed import Deployed
 from nescio.deploy.file import record
-from nescio.deploy.graph import LAYOUTS, OUTPUTS, Judge, Marked
+from nescio.deploy.graph import LAYOUTS, OUTPUTS, Judge
 from nescio.deploy.lower import FP32, PRECISIONS
 from nescio.deploy.recalibration import Images, Lowered, lower
 
@@ -110,8 +110,8 @@ def _graph(judge: Judge, runtime: Any, *, marked: bool = False) -> Any:
     if size > LARGEST:
         raise InputError(f"network and detector take {size / 1e9:.1f} GB, and an ONNX file holds 2 GB")
     example = _noise(judge.transform.crop, judge.layout)
-    traced = Marked(judge) if marked else judge
-    model = _converted(traced.eval(), traced.outputs, example, judge.name)
+    judge.marked = marked
+    model = _converted(judge.eval(), judge.outputs, example, judge.name)
     _check(runtime.InferenceSession(model.SerializeToString()), judge, example, judge.name)
     return model
 

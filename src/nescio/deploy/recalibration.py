@@ -135,7 +135,7 @@ def lower(
     Args:
         deployed: says the form of the guarantee, too: accept, confidence, by class or not.
         images: what to do it with.
-        trace: makes a graph with marks (``Marked``).
+        trace: makes a graph with marks (``Judge.marks``).
         precision: ``fp16`` or ``int8``.
         layout: of the pixels that the graph takes; None for normalised images.
         workers: decoding processes.

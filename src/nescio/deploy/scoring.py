@@ -68,7 +68,7 @@ class Job:
             parts: their numbers.
             seen: told the number of images after each batch.
         """
-        batches = {part: self.folder.plan.batches(part, self.batch_size) for part in parts}
+        batches = {part: self.folder.batches(part, self.batch_size) for part in parts}
         # one stream through all parts: the decoders don't wait for a part to be written
         flat = list(itertools.chain.from_iterable(batches.values()))
         stream = verdict_rows(self.deployed, self.source, flat, self.workers, seen)
@@ -132,7 +132,7 @@ def score_images(
     }
     with ScoreFolder.opened(Path(out), manifest, part_size) as folder:
         missing = folder.missing()
-        todo = sum(len(folder.plan.rows(part)) for part in missing)
+        todo = sum(len(folder.rows(part)) for part in missing)
         if todo < len(source):
             log.info("%s of %s images are scored already", f"{len(source) - todo:,}", f"{len(source):,}")
         job = Job(deployed, source, folder, batch_size or deployed.session.batch, workers)
@@ -166,16 +166,13 @@ def _to_one_file(
             f"{MOST_IN_ONE_FILE:,} at most; name a folder (-o scores/)"
         )
     batches = spans(0, len(source), batch_size or deployed.session.batch)
-    accepted = unreadable = lost = 0
+    tally = Tally(parts=1)
     with progress_bar(show=progress) as bar, table_writer(out, schema(deployed)) as write:
         task = bar.add_task("scoring", total=len(source))
         for batch in verdict_rows(deployed, source, batches, workers, lambda n: bar.advance(task, n)):
             rows = batch.to_pylist()
             write(rows)
-            accepted += sum(row["accepted"] or 0 for row in rows)
-            unreadable += sum(row["error"] is not None for row in rows)
-            lost += sum(row["error"] is not None and row["path"] in named for row in rows)
-    tally = Tally(len(source), accepted, len(source) - accepted - unreadable, unreadable, 1, lost)
+            tally.count(rows, named)
     return ScoringDone(tally, len(source), time.perf_counter() - begin)
 
 

@@ -123,11 +123,6 @@ def skipped_of(sets: Sequence[tuple[str, FeatureSet]]) -> list[tuple[str, int, s
     return skipped
 
 
-def _named_by(*sources: Source | None) -> list[str] | None:
-    """Names of the classes, from the first set of ID images that has any."""
-    return next((s.classes for s in sources if s is not None and s.classes), None)
-
-
 def manifest_of(
     session: Session,
     detectors: Mapping[str, Detector],
@@ -138,6 +133,7 @@ def manifest_of(
     """All that the numbers follow from, as JSON can say it."""
     classifier = session.classifier
     read = dict(reversed(sets))
+    named = (s.classes for s in (sources["id"], sources["train"]) if s is not None and s.classes)
     return {
         "model": {
             "name": classifier.name,
@@ -147,7 +143,7 @@ def manifest_of(
             "head": classifier.head_name,
             "head_shape": list(classifier.head.weight.shape) if classifier.has_head else None,
             "head_fingerprint": classifier.head.fingerprint,
-            "classes": classifier.classes or _named_by(sources["id"], sources["train"]),
+            "classes": classifier.classes or next(named, None),
         },
         "transform": str(classifier.transform),
         "data": {
@@ -155,9 +151,7 @@ def manifest_of(
             for name, images in opened.items()
             if images is not None
         },
-        "detectors": _settings(detectors),
-        "versions": versions(),
-        "machine": platform.machine(),
+        **_made_with(detectors),
         "device": str(classifier.device),
     }
 
@@ -172,8 +166,9 @@ def _set_of(source: Source | None, rows: FeatureSet | None, opened: Any) -> dict
     return about | {"first": source.name(0), "opened": name}
 
 
-def _settings(detectors: Mapping[str, Detector]) -> dict[str, Any]:
-    return {name: {"spec": repr(d), "bytes": d.size, "settings": d.settings()} for name, d in detectors.items()}
+def _made_with(detectors: Mapping[str, Detector]) -> dict[str, Any]:
+    settings = {name: {"spec": repr(d), "bytes": d.size, "settings": d.settings()} for name, d in detectors.items()}
+    return {"detectors": settings, "versions": versions(), "machine": platform.machine()}
 
 
 def versions() -> dict[str, str]:
@@ -184,11 +179,5 @@ def versions() -> dict[str, str]:
 
 def features_manifest(detectors: Mapping[str, Detector], sets: Mapping[str, FeatureSet]) -> dict[str, Any]:
     """The same of a table that was made of features alone."""
-    return {
-        "model": {"name": "features", "classes": None},
-        "transform": "",
-        "data": {name: _set_of(None, rows, None) for name, rows in sets.items()},
-        "detectors": _settings(detectors),
-        "versions": versions(),
-        "machine": platform.machine(),
-    }
+    data = {name: _set_of(None, rows, None) for name, rows in sets.items()}
+    return {"model": {"name": "features", "classes": None}, "transform": "", "data": data, **_made_with(detectors)}

@@ -94,7 +94,7 @@ class Choice:
             f"of accepting or rejecting all, whichever is less: {point.trivial_cost:.4g}"
         )
 
-    def table(self, most: int = 10) -> Iterator[Table]:
+    def table(self, most: int = 10) -> Table:
         """The best candidates for a terminal."""
         table = Table(title=f"FPR95 ↓ / AUROC ↑ in % against {', '.join(self.proxies)}", title_justify="left")
         table.add_column("detector", overflow="fold")
@@ -105,7 +105,7 @@ class Choice:
             if len(self.proxies) > 1:
                 cells.append(f"{c.mean('fpr95', self.proxies) * 100:.2f} / {c.mean('auroc', self.proxies) * 100:.2f}")
             table.add_row(c.detector, *cells)
-        yield table
+        return table
 
 
 def tune(
@@ -178,13 +178,7 @@ class _Selection:
     """
 
     def __init__(
-        self,
-        session: Session,
-        detectors: dict[str, Detector],
-        val: AnySource,
-        train: AnySource | None,
-        *,
-        chosen: bool,
+        self, session: Session, detectors: dict[str, Detector], val: AnySource, train: AnySource | None, *, chosen: bool
     ) -> None:
         self.detectors, self.chosen = detectors, chosen
         self.val, self.train = as_source(val), None if train is None else as_source(train)

@@ -43,7 +43,7 @@ def write_report(results: Results, path: Path) -> None:
         "published": words.published(results),
         "accuracies": tables.published_accuracies(results),
         "columns": columns,
-        "rows": sorted(table.rows(results), key=lambda row: ranked.index(row.detector)),
+        "rows": sorted(table.rows(results), key=lambda row: ranked.index(row["detector"])),
         "plates": {name: (plate, plate.inline()) for name, plate in plates.items()},
         "curves": ranked[: curves.MOST_CURVES],
         "along": list(along),

@@ -2,48 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from typing import Any
 
 from nescio.core.spec import names_preset
 from nescio.evaluation import tables
 from nescio.evaluation.results import Results
 from nescio.evaluation.suites.suite import AVERAGE
 
-METRICS = ("fpr95", "auroc")
-
-
-@dataclass(frozen=True)
-class Number:
-    """A number in percent as text, whether it is the best of its column, and what stands below it."""
-
-    text: str
-    best: bool
-    interval: str = ""
-    published: str = ""
-    difference: str = ""
-
-
-@dataclass
-class TableRow:
-    """A detector's line.
-
-    Attributes:
-        detector: as it was given.
-        spec: what the name of a preset stands for.
-        numbers: by OOD set or average, FPR95 and AUROC.
-        seconds: of fitting and scoring, on average over the OOD sets.
-        own_pass: the stage that makes a pass of its own, which these leave out.
-        size: bytes of what it learned; None where the manifest does not say.
-        beside: where the published values come from.
-    """
-
-    detector: str
-    spec: str
-    seconds: float
-    size: int | None
-    numbers: dict[str, tuple[Number, Number]] = field(default_factory=dict)
-    beside: str = ""
-    own_pass: str = ""
+_BESIDE = {tables.INTERVAL: "interval", tables.DIFFERENCE: "difference"}
 
 
 def columns(results: Results) -> list[str]:
@@ -51,34 +17,39 @@ def columns(results: Results) -> list[str]:
     return [AVERAGE, *(g for g in results.groups if g != AVERAGE), *(s.name for s in results.ood_sets)]
 
 
-def rows(results: Results) -> list[TableRow]:
-    """The rows in the order of the detectors."""
-    found: dict[str, TableRow] = {}
+def rows(results: Results) -> list[dict[str, Any]]:
+    """The rows in the order of the detectors.
+
+    ``numbers`` are FPR95 and AUROC by column: ``text`` in percent, whether it is the ``best``, and what stands below
+    it: ``interval``, ``published``, ``difference``. ``spec`` is what the name of a preset stands for, ``size`` the
+    bytes of what was learned, ``seconds`` those of fitting and scoring without ``own_pass``, the stage that makes a
+    pass of its own; ``beside`` says where the published values come from.
+    """
+    found: dict[str, dict[str, Any]] = {}
     for line in tables.lines(results):
         if line.kind == tables.OURS:
             found[line.detector] = _row(results, line)
             continue
-        row = found[line.detector]
-        if line.kind not in (tables.INTERVAL, tables.DIFFERENCE):
-            row.beside = line.kind
+        row, what = found[line.detector], _BESIDE.get(line.kind, "published")
+        if what == "published":
+            row["beside"] = line.kind
         for ood, cell in line.cells.items():
-            fpr95, auroc = row.numbers[ood]
-            row.numbers[ood] = (_with(fpr95, line.kind, cell.fpr95), _with(auroc, line.kind, cell.auroc))
+            for number, text in zip(row["numbers"][ood], (cell.fpr95, cell.auroc), strict=True):
+                number[what] = text
     return list(found.values())
 
 
-def _with(number: Number, kind: str, text: str) -> Number:
-    if kind == tables.INTERVAL:
-        return replace(number, interval=text)
-    return replace(number, difference=text) if kind == tables.DIFFERENCE else replace(number, published=text)
-
-
-def _row(results: Results, line: tables.Line) -> TableRow:
+def _row(results: Results, line: tables.Line) -> dict[str, Any]:
     about = results.manifest.get("detectors", {}).get(line.detector, {})
-    spec = about.get("spec", "") if names_preset(line.detector) else ""
     numbers = {
-        ood: (Number(cell.fpr95, cell.best[0]), Number(cell.auroc, cell.best[1])) for ood, cell in line.cells.items()
+        ood: [{"text": t, "best": b} for t, b in zip((cell.fpr95, cell.auroc), cell.best, strict=True)]
+        for ood, cell in line.cells.items()
     }
-    seconds = results.average(line.detector, "seconds")
-    own_pass = results.row(line.detector, results.ood_sets[0].name).own_pass
-    return TableRow(line.detector, spec, seconds, about.get("bytes"), numbers, own_pass=own_pass)
+    return {
+        "detector": line.detector,
+        "spec": about.get("spec", "") if names_preset(line.detector) else "",
+        "size": about.get("bytes"),
+        "seconds": results.average(line.detector, "seconds"),
+        "own_pass": results.row(line.detector, results.ood_sets[0].name).own_pass,
+        "numbers": numbers,
+    }

@@ -40,18 +40,8 @@ class Said(BaseModel):
     @classmethod
     def of(cls, name: str, v: Verdict, explanation: Explanation | None = None) -> Said:
         """A verdict, in this form."""
-        return cls(
-            image=name,
-            label=v.label,
-            index=v.index,
-            probability=v.probability,
-            score=v.score if math.isfinite(v.score) else None,
-            p_value=v.p_value,
-            accepted=v.accepted,
-            p_id=v.p_id,
-            posterior=v.posterior,
-            explanation=explanation,
-        )
+        shown = vars(v) | {"score": v.score if math.isfinite(v.score) else None}
+        return cls(image=name, posterior=v.posterior, explanation=explanation, **shown)
 
 
 class Answer(BaseModel):

@@ -22,11 +22,10 @@ from nescio.methods.objective import Objective
 from nescio.models.runs import STATE, WEIGHTS, Run
 from nescio.training.augment import AUGMENTS
 from nescio.training.hardware import Interrupted, stop_on_signal
-from nescio.training.images import RunImages
+from nescio.training.images import RunImages, Stream
 from nescio.training.log import Log
 from nescio.training.recipe import OPTIMIZERS, SCHEDULES, Recipe
 from nescio.training.state import WAY_OUT, State, save_tensors
-from nescio.training.stream import Stream
 from nescio.training.trainee import Trainee, try_step
 from nescio.training.validation import Judgement, is_better, judge
 

@@ -135,29 +135,24 @@ class Schedule(Optioned):
     """The learning rate as a share of its start, a function of the epoch alone: nothing of it need be stored."""
 
     kind = "schedule"
-    warmup: float
+
+    def __init__(self, *, warmup: float = 0.0) -> None:
+        self.warmup = check_at_least("warmup", warmup, 0)
 
     def at(self, epoch: float, epochs: int) -> float:
         """The share at ``epoch``, which has a fraction; it rises linearly during ``warmup`` epochs."""
         return self.after(epoch, epochs) * min(1.0, epoch / self.warmup if self.warmup else 1.0)
 
-    @abstractmethod
     def after(self, epoch: float, epochs: int) -> float:
         """The share, warm-up apart."""
+        del epoch, epochs
+        return 1.0
 
 
 class Constant(Schedule):
     """Always the same."""
 
     name = "constant"
-
-    def __init__(self, *, warmup: float = 0.0) -> None:
-        self.warmup = check_at_least("warmup", warmup, 0)
-
-    def after(self, epoch: float, epochs: int) -> float:
-        """One."""
-        del epoch, epochs
-        return 1.0
 
 
 class Step(Schedule):
@@ -166,9 +161,9 @@ class Step(Schedule):
     name = "step"
 
     def __init__(self, *, every: int = 30, factor: float = 0.5, warmup: float = 0.0) -> None:
+        super().__init__(warmup=warmup)
         self.every = check_at_least("every", every, 1)
         self.factor = check_share("factor", factor)
-        self.warmup = check_at_least("warmup", warmup, 0)
 
     def after(self, epoch: float, epochs: int) -> float:
         """A staircase."""
@@ -182,17 +177,17 @@ class Milestones(Schedule):
     name = "milestones"
 
     def __init__(self, *, at: str, factor: float = 0.1, warmup: float = 0.0) -> None:
+        super().__init__(warmup=warmup)
         self.at_ = at
         try:
             self.epochs = [int(text) for text in at.split("/")]
         except ValueError:
             raise InputError(f"milestones at={at} are not epochs; write at=50/75/90") from None
         self.factor = check_share("factor", factor)
-        self.warmup = check_at_least("warmup", warmup, 0)
 
     def settings(self) -> dict[str, Any]:
         """The options."""
-        return {"at": self.at_, "factor": self.factor, "warmup": self.warmup}
+        return super().settings() | {"at": self.at_}
 
     def after(self, epoch: float, epochs: int) -> float:
         """A staircase."""
@@ -204,9 +199,6 @@ class Cosine(Schedule):
     """Half a cosine from one to zero over what follows the warm-up."""
 
     name = "cosine"
-
-    def __init__(self, *, warmup: float = 0.0) -> None:
-        self.warmup = check_at_least("warmup", warmup, 0)
 
     def after(self, epoch: float, epochs: int) -> float:
         """Half a cosine."""
