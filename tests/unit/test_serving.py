@@ -352,9 +352,9 @@ def test_the_description_says_every_endpoint_and_field(client: TestClient) -> No
     for path, operations in described["paths"].items():
         for method in operations:
             assert f"{method.upper()} {path}" in page
-    for field in ("images", "explain", "count", *described["components"]["schemas"]["Said"]["properties"]):
+    for field in ("images", "explain", "count", *described["components"]["schemas"]["ImageVerdict"]["properties"]):
         assert f"<code>{field}</code>" in page
-    assert "list of Said" in page
+    assert "list of ImageVerdict" in page
     assert "boolean = true" in page
 
 

@@ -181,7 +181,7 @@ def test_a_stream_gives_the_same_parts_to_any_number_of_processes(sets: dict[str
 
     def batches(done: int, rank: int, world: int, parts: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         stream = Stream(images, torch.Generator().manual_seed(0), 5, 20, views)  # 100 of 30 images
-        return list(stream.parts(done, rank, world, parts, augment, transform))
+        return list(stream.micro_batches(done, rank, world, parts, augment, transform))
 
     whole = batches(0, 0, 1, 1)
     assert [len(numbers) for _, numbers in whole] == [20] * 5

@@ -59,7 +59,7 @@ def score(ctx: click.Context, /, file: Path, images: tuple[str, ...], out: Path 
     console().print(
         f"{tally.images:,} images: {tally.accepted:,} accepted, {tally.rejected:,} rejected, "
         f"{tally.unreadable:,} unreadable{listed}{rate}\n"
-        + (f"wrote {out}" if one else f"wrote {tally.parts:,} parts to {out}/")
+        + (f"wrote {out}" if one else f"wrote {tally.shards:,} parts to {out}/")
     )
     if tally.named:
         ctx.exit(1)

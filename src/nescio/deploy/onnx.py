@@ -75,7 +75,7 @@ def export(
         check_choice("preprocess", preprocess, LAYOUTS)
     _refuse(deployed)
     runtime = _imported()
-    said = None
+    lowered = None
     if precision == FP32:
         if calibrate is not None or ood:
             raise InputError("a graph in fp32 keeps its calibration and loses nothing: give images with fp16 or int8")
@@ -87,7 +87,7 @@ def export(
                 "give held-out ID images (--calibrate)"
             )
         images = Images.of(deployed, precision, calibrate, ood)
-        model, deployed, said = lower(
+        model, deployed, lowered = lower(
             deployed,
             images,
             lambda d: _graph(Judge(d, preprocess), runtime, marked=True),
@@ -96,12 +96,12 @@ def export(
             workers=workers,
             progress=progress,
         )
-    told = {output.name: OUTPUTS[output.name] for output in model.graph.output}
-    for key, value in metadata(deployed, told, preprocess, precision).items():
+    descriptions = {output.name: OUTPUTS[output.name] for output in model.graph.output}
+    for key, value in metadata(deployed, descriptions, preprocess, precision).items():
         model.metadata_props.add(key=key, value=value)
     with whole(Path(path)) as partial:
         partial.write_bytes(model.SerializeToString())
-    return said
+    return lowered
 
 
 def _graph(judge: Judge, runtime: Any, *, marked: bool = False) -> Any:

@@ -81,9 +81,9 @@ def _column(
     """The values of the images that could be read, in their places."""
     if values is None:
         return pa.nulls(batch.size, kind)
-    places = np.zeros(batch.size, values.dtype)
-    places[batch.good] = values
-    return pa.array(places, kind, mask=failed)
+    column = np.zeros(batch.size, values.dtype)
+    column[batch.good] = values
+    return pa.array(column, kind, mask=failed)
 
 
 def text(name: str) -> str:

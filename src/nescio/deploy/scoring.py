@@ -61,19 +61,19 @@ class Job:
     batch_size: int
     workers: int | None
 
-    def make(self, parts: Sequence[int], seen: Callable[[int], object] = lambda _: None) -> None:
+    def make(self, shards: Sequence[int], seen: Callable[[int], object] = lambda _: None) -> None:
         """Score parts and write them, one after the other.
 
         Args:
-            parts: their numbers.
+            shards: their numbers.
             seen: told the number of images after each batch.
         """
-        batches = {part: self.folder.batches(part, self.batch_size) for part in parts}
+        batches = {shard: self.folder.batches(shard, self.batch_size) for shard in shards}
         # one stream through all parts: the decoders don't wait for a part to be written
         flat = list(itertools.chain.from_iterable(batches.values()))
         stream = verdict_rows(self.deployed, self.source, flat, self.workers, seen)
-        for part in parts:
-            self.folder.write(part, itertools.islice(stream, len(batches[part])))
+        for shard in shards:
+            self.folder.write(shard, itertools.islice(stream, len(batches[shard])))
 
 
 def score_images(
@@ -116,23 +116,23 @@ def score_images(
         if value is not None:
             check_at_least(name, value, 1)
     check_out(out)
-    given = list(images) if isinstance(images, list | tuple) else [images]
+    sources = list(images) if isinstance(images, list | tuple) else [images]
     if is_table(out):
         if engine != "local" or part_size is not None:
             raise InputError(f"{out} is one file, without parts: name a folder (-o), or drop --engine and --part-size")
-        return _to_one_file(deployed, given, Path(out), batch_size, workers, progress=progress)
-    source, begin = open_sources(given), time.perf_counter()
+        return _to_one_file(deployed, sources, Path(out), batch_size, workers, progress=progress)
+    source, begin = open_sources(sources), time.perf_counter()
     manifest = {
         "detector": fingerprint(deployed),
         "spec": repr(deployed.detector),
-        "inputs": [str(g) if isinstance(g, str | Path) else type(g).__name__ for g in given],
+        "inputs": [str(g) if isinstance(g, str | Path) else type(g).__name__ for g in sources],
         "images": len(source),
         "stamp": source.stamp,
         "version": nescio.__version__,
     }
     with ScoreFolder.opened(Path(out), manifest, part_size) as folder:
         missing = folder.missing()
-        todo = sum(len(folder.rows(part)) for part in missing)
+        todo = sum(len(folder.rows(shard)) for shard in missing)
         if todo < len(source):
             log.info("%s of %s images are scored already", f"{len(source) - todo:,}", f"{len(source):,}")
         job = Job(deployed, source, folder, batch_size or deployed.session.batch, workers)
@@ -140,33 +140,33 @@ def score_images(
             task = bar.add_task("scoring", total=todo)
             if missing:
                 _ENGINES[engine](job, missing, lambda n: bar.advance(task, n))
-        return ScoringDone(folder.finish(named_files(given)), todo, time.perf_counter() - begin)
+        return ScoringDone(folder.finish(named_files(sources)), todo, time.perf_counter() - begin)
 
 
-def named_files(given: Sequence[AnySource]) -> set[str]:
+def named_files(sources: Sequence[AnySource]) -> set[str]:
     """What was given by name, as rows have it: that of an image says which file was meant, others match none."""
-    names = [str(g) for g in given if isinstance(g, str | Path)]
+    names = [str(g) for g in sources if isinstance(g, str | Path)]
     here = [(local_path(name) or name) if "://" in name else Path(name).expanduser() for name in names]
     return {text(str(name)) for name in here}
 
 
 def _to_one_file(
     deployed: Deployed,
-    given: Sequence[AnySource],
+    sources: Sequence[AnySource],
     out: Path,
     batch_size: int | None,
     workers: int | None,
     *,
     progress: bool,
 ) -> ScoringDone:
-    source, named, begin = open_sources(given), named_files(given), time.perf_counter()
+    source, named, begin = open_sources(sources), named_files(sources), time.perf_counter()
     if len(source) > MOST_IN_ONE_FILE:
         raise InputError(
             f"{len(source):,} images are too many for one file, which a job that is killed would begin anew: "
             f"{MOST_IN_ONE_FILE:,} at most; name a folder (-o scores/)"
         )
     batches = spans(0, len(source), batch_size or deployed.session.batch)
-    tally = Tally(parts=1)
+    tally = Tally(shards=1)
     with progress_bar(show=progress) as bar, table_writer(out, schema(deployed)) as write:
         task = bar.add_task("scoring", total=len(source))
         for batch in verdict_rows(deployed, source, batches, workers, lambda n: bar.advance(task, n)):
@@ -176,10 +176,10 @@ def _to_one_file(
     return ScoringDone(tally, len(source), time.perf_counter() - begin)
 
 
-def _on_ray(job: Job, parts: Sequence[int], seen: Callable[[int], object]) -> None:
+def _on_ray(job: Job, shards: Sequence[int], seen: Callable[[int], object]) -> None:
     from nescio.deploy.on_ray import make_on_ray
 
-    make_on_ray(dataclasses.replace(job, workers=job.workers or 0), parts, seen)
+    make_on_ray(dataclasses.replace(job, workers=job.workers or 0), shards, seen)
 
 
 _ENGINES: dict[str, Callable[[Job, Sequence[int], Callable[[int], object]], None]] = {"local": Job.make, "ray": _on_ray}

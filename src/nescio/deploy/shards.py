@@ -48,7 +48,7 @@ class Tally:
     Attributes:
         images: rows that are counted.
         accepted, rejected, unreadable: how many are which; the last have a reason instead of a verdict.
-        parts: number of parquet files.
+        shards: number of parquet files.
         named: how many of the unreadable ones the user named one by one.
     """
 
@@ -56,7 +56,7 @@ class Tally:
     accepted: int = 0
     rejected: int = 0
     unreadable: int = 0
-    parts: int = 0
+    shards: int = 0
     named: int = 0
 
     def count(self, rows: Sequence[Mapping[str, Any]], named: Collection[str]) -> list[tuple[str, str]]:
@@ -85,17 +85,17 @@ class ScoreFolder:
     def __len__(self) -> int:
         return math.ceil(self.images / self.part_size)
 
-    def rows(self, part: int) -> range:
+    def rows(self, shard: int) -> range:
         """Positions of a part's images."""
-        return range(part * self.part_size, min((part + 1) * self.part_size, self.images))
+        return range(shard * self.part_size, min((shard + 1) * self.part_size, self.images))
 
-    def batches(self, part: int, size: int) -> list[range]:
+    def batches(self, shard: int, size: int) -> list[range]:
         """A part cut into batches: its rows don't depend on which other parts are done in the same run."""
-        return spans(self.rows(part).start, self.rows(part).stop, size)
+        return spans(self.rows(shard).start, self.rows(shard).stop, size)
 
-    def file(self, part: int) -> Path:
+    def file(self, shard: int) -> Path:
         """A part's file."""
-        return self.path / f"part-{part:05}-of-{len(self):05}.parquet"
+        return self.path / f"part-{shard:05}-of-{len(self):05}.parquet"
 
     @classmethod
     @contextmanager
@@ -133,28 +133,28 @@ class ScoreFolder:
 
     def missing(self) -> list[int]:
         """The parts that are still to be written."""
-        return [part for part in range(len(self)) if not self.has(part)]
+        return [shard for shard in range(len(self)) if not self.has(shard)]
 
-    def has(self, part: int) -> bool:
+    def has(self, shard: int) -> bool:
         """Whether a part is there, with all of its rows."""
-        path = self.file(part)
+        path = self.file(shard)
         if not path.exists():
             return False
         try:
-            if pq.read_metadata(path).num_rows == len(self.rows(part)):
+            if pq.read_metadata(path).num_rows == len(self.rows(shard)):
                 return True
         except (pa.ArrowException, OSError):
             pass
         log.warning("%s is damaged: making it again", path)
         return False
 
-    def write(self, part: int, rows: Iterable[pa.RecordBatch]) -> None:
+    def write(self, shard: int, rows: Iterable[pa.RecordBatch]) -> None:
         """Write a part.
 
         Raises:
             InputError: it cannot be written.
         """
-        table, path = pa.Table.from_batches(list(rows)), self.file(part)
+        table, path = pa.Table.from_batches(list(rows)), self.file(shard)
         with whole(path, _GOES_ON) as partial:
             pq.write_table(table, partial)
 
@@ -171,12 +171,12 @@ class ScoreFolder:
             raise InputError(
                 f"{len(missing)} of {len(self)} parts are not in {self.path}: all machines must share that folder"
             )
-        tally = Tally(parts=len(self))
+        tally = Tally(shards=len(self))
         with whole(self.path / ERRORS, _GOES_ON) as partial, partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["path", "error"])
-            for part in range(len(self)):
-                table = pq.read_table(self.file(part), columns=["path", "accepted", "error"])
+            for shard in range(len(self)):
+                table = pq.read_table(self.file(shard), columns=["path", "accepted", "error"])
                 writer.writerows(map(cells, tally.count(table.to_pylist(), named)))
         return tally
 
@@ -199,5 +199,5 @@ def _read(path: Path) -> dict[str, Any]:
 def _check_same(path: Path, begun: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     for key, what in _WHAT.items():
         if begun.get(key) != wanted[key]:
-            told = f" ({', '.join(begun.get('inputs', []))})" if key == "stamp" else ""
-            raise InputError(f"{path} {what}{told}; name a new folder (-o)")
+            reason = f" ({', '.join(begun.get('inputs', []))})" if key == "stamp" else ""
+            raise InputError(f"{path} {what}{reason}; name a new folder (-o)")

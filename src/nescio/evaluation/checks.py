@@ -63,11 +63,11 @@ def check_apart(id_set: Source | None, ood: Mapping[str, Source | None], seen: M
             log.warning("the classifier was trained with the images of '%s' as outliers: it knows them", name)
 
 
-def _without_training(needy: Sequence[str], given: Sequence[str]) -> str:
+def _without_training(needy: Sequence[str], names: Sequence[str]) -> str:
     """What to do about detectors that cannot be fitted, whether a user named them or nobody did."""
-    if list(given) != list(DEFAULT_DETECTORS):
+    if list(names) != list(DEFAULT_DETECTORS):
         return f"detector '{needy[0]}' is fitted on training images; give them (--train) or drop it"
-    others = " ".join(f"--detector {d}" for d in given if d not in needy)
+    others = " ".join(f"--detector {d}" for d in names if d not in needy)
     return (
         f"no detector was named, and some of the default ones ({', '.join(needy)}) are fitted on training images; give "
         f"them (--train), or name detectors that need none: {others}"
@@ -80,7 +80,7 @@ def shared_between(train: Source | None, held: Source | None, id_source: Source 
     Raises:
         InputError: most ID test images are training images.
     """
-    said = []
+    warnings = []
     pairs = (
         ("id", id_source, "training", train),
         ("id", id_source, "calibration", held),
@@ -92,18 +92,18 @@ def shared_between(train: Source | None, held: Source | None, id_source: Source 
         shared = shared_images(one, other)
         if not shared:
             continue
-        told = (
+        message = (
             f"{len(shared):,} of {len(one):,} {title} images are {other_title} images (by content), the first is "
             f"{one.name(shared[0])}"
         )
         if len(shared) > MOST_SHARED * len(one) and (title, other_title) == ("id", "training"):
-            raise InputError(f"{told}; detectors look better on images that they were fitted on: give others (--id)")
-        said.append(f"{told}: the results look better than they are")
-        log.warning("%s", said[-1])
-    return said
+            raise InputError(f"{message}; detectors look better on images that they were fitted on: give others (--id)")
+        warnings.append(f"{message}: the results look better than they are")
+        log.warning("%s", warnings[-1])
+    return warnings
 
 
-def said_of(measured: Mapping[str, Accuracy | None], warnings: Sequence[str], session: Session) -> dict[str, Any]:
+def quality_of(measured: Mapping[str, Accuracy | None], warnings: Sequence[str], session: Session) -> dict[str, Any]:
     """Accuracy by set, all that was warned of, and options of the extraction that change the numbers."""
     known = {name: accuracy for name, accuracy in measured.items() if accuracy is not None}
     return {

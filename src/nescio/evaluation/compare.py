@@ -67,8 +67,8 @@ def compare(
             "one of the two runs judged equal numbers of ID and OOD images, the other did not: run one again"
         )
     pairs = {d: d for d in old.detectors if d in new.detectors} if pairs is None else pairs
-    for given, results in ((pairs, old), (pairs.values(), new)):
-        unknown = [d for d in given if d not in results.detectors]
+    for detectors, results in ((pairs, old), (pairs.values(), new)):
+        unknown = [d for d in detectors if d not in results.detectors]
         if unknown:
             raise InputError(f"the results have no detector '{unknown[0]}'{nearest(unknown[0], results.detectors)}")
     theirs = {s.name: s for s in new.ood_sets}

@@ -254,8 +254,8 @@ class _Selection:
 
 
 def _named_examples(examples: Examples | None, val: Source) -> dict[str, Source]:
-    given = examples if isinstance(examples, Mapping) else {} if examples is None else {"examples": examples}
-    others = {name: as_source(source) for name, source in given.items()}
+    sets = examples if isinstance(examples, Mapping) else {} if examples is None else {"examples": examples}
+    others = {name: as_source(source) for name, source in sets.items()}
     for name, source in others.items():
         if name in (*PROXIES, MIXED):
             raise InputError(f"OOD examples cannot be called '{name}', as a proxy is; give them another name")
@@ -270,10 +270,10 @@ def _leaving_out(name: str, asked: str | None) -> Iterator[None]:
     try:
         yield
     except Exception as e:
-        told = str(e) if isinstance(e, InputError) else f"{type(e).__name__}: {str(e).strip().partition(chr(10))[0]}"
+        reason = str(e) if isinstance(e, InputError) else f"{type(e).__name__}: {str(e).strip().partition(chr(10))[0]}"
         if asked not in (None, MIXED):
-            raise InputError(f"the proxy '{name}' cannot be had: {told}") from e
-        log.info("leaving out the proxy %s: %s", name, told)
+            raise InputError(f"the proxy '{name}' cannot be had: {reason}") from e
+        log.info("leaving out the proxy %s: %s", name, reason)
 
 
 def _leave_out(failed: Mapping[Detector, InputError], detectors: dict[str, Detector]) -> None:

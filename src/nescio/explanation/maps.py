@@ -138,14 +138,14 @@ def explain(
     """
     out = Path(out).expanduser()
     classifiers = classifiers_by_name(classifiers)
-    given: Sequence[Any] = images if isinstance(images, list | tuple) else [images]
-    sources = [as_source(one) for one in given]
-    places = [(source, i) for source in sources for i in range(len(source))]
-    _check(out, len(places))
+    several: Sequence[Any] = images if isinstance(images, list | tuple) else [images]
+    sources = [as_source(one) for one in several]
+    positions = [(source, i) for source in sources for i in range(len(source))]
+    _check(out, len(positions))
     arrays: dict[str, Any] = {}
-    rows: list[list[Seen]] = [[] for _ in places]
+    rows: list[list[Seen]] = [[] for _ in positions]
     for name, classifier in classifiers.items():
-        pixels = torch.stack([_pixels(classifier, source, i) for source, i in places])
+        pixels = torch.stack([_pixels(classifier, source, i) for source, i in positions])
         wanted = [_labels(classifier, source, label) for source in sources]
         known = torch.cat([torch.from_numpy(w) for w in wanted])
         maps = patch_maps(classifier, pixels, known)
@@ -156,7 +156,7 @@ def explain(
         found: dict[str, Tensor | None] = {"confidence": maps.confidence, "sampled": sampled, "label": maps.labels}
         found |= {"probability": maps.probability, "ood": maps.ood, "p_id": maps.p_id}
         arrays |= {f"{name}/{k}": t.cpu().numpy() for k, t in found.items() if t is not None}
-    names = [Path(source.name(i)).name for source, i in places]
+    names = [Path(source.name(i)).name for source, i in positions]
     make_folder(out.parent)
     with whole(out.with_suffix(".npz")) as partial:  # takes its place right after the picture's, or neither does
         with partial.open("wb") as file:

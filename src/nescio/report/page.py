@@ -56,13 +56,13 @@ def write_report(results: Results, path: Path) -> None:
         "sample": results.sample,
         "per_set": PER_SET,
         "class_name": _class(results),
-        "told": pictures.told,
+        "with_scores": pictures.with_scores,
         "folder": FOLDER,
     }
     room = LIMIT - len(_rendered(context | {"album": pictures.Album(0), "wrong": {}, "data": numbers}))
     album = pictures.gather(results, wrong, room)
     shown = {d: found for d, found in wrong.items() if d not in album.left_out}
-    page = _rendered(context | {"album": album, "wrong": shown, "data": numbers | _places(album, shown, ranked[0])})
+    page = _rendered(context | {"album": album, "wrong": shown, "data": numbers | _numbered(album, shown, ranked[0])})
     if maps:
         plates["patches"] = patches.plate(maps)
     with whole(path) as partial:
@@ -111,7 +111,7 @@ def _rendered(context: Mapping[str, Any]) -> str:
     return environment.get_template("page.html.j2").render(context)
 
 
-def _places(album: pictures.Album, wrong: Mapping[str, Any], best: str) -> dict[str, Any]:
+def _numbered(album: pictures.Album, wrong: Mapping[str, Any], best: str) -> dict[str, Any]:
     """Which pictures each detector's mistakes are; the best detector's pictures stand in the page itself."""
     number = album.numbers()
     there = {m.place for found in wrong.get(best, {}).values() for m in found}
@@ -123,7 +123,7 @@ def _places(album: pictures.Album, wrong: Mapping[str, Any], best: str) -> dict[
         ],
         "wrong": {
             d: {
-                name: [[number[m.place], told] for m, told in pictures.told(found) if m.place in number]
+                name: [[number[m.place], score] for m, score in pictures.with_scores(found) if m.place in number]
                 for name, found in by_set.items()
             }
             for d, by_set in wrong.items()

@@ -105,7 +105,7 @@ def command(manifest: dict[str, Any]) -> str:
     data, detectors = manifest.get("data", {}), manifest.get("detectors", {})
     oods = [name for name in data if name not in SETS]
     opened = manifest["model"].get("opened") or {"model": "MODEL", "weights": "WEIGHTS"}
-    ranges = {spec: given for given, specs in manifest.get("ranges", {}).items() for spec in specs}
+    ranges = {spec: written for written, specs in manifest.get("ranges", {}).items() for spec in specs}
     options = manifest.get("options", {})
     lines = [
         ["nescio", "bench"],
@@ -115,7 +115,7 @@ def command(manifest: dict[str, Any]) -> str:
         ["--transform", manifest["transform"]],
         *([option, data[r].get("opened") or "IMAGES"] for r, option in SETS.items() if r in data),
         *(["--ood", f"{name}={data[name].get('opened') or 'IMAGES'}"] for name in oods),
-        *(["--detector", given] for given in dict.fromkeys(ranges.get(d, d) for d in detectors)),
+        *(["--detector", written] for written in dict.fromkeys(ranges.get(d, d) for d in detectors)),
     ]
     if manifest.get("equal"):
         lines.append(["--equal"])

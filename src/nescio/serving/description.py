@@ -56,7 +56,7 @@ def _fields(schema: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _kind(schema: dict[str, Any]) -> str:
-    """A type in words: ``list of Said``, ``number or null``."""
+    """A type in words: ``list of ImageVerdict``, ``number or null``."""
     if "$ref" in schema:
         return _name(schema)
     if "anyOf" in schema:

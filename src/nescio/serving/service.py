@@ -25,7 +25,7 @@ from nescio.calibration.drift import Drift
 from nescio.core.errors import BadImage, InputError
 from nescio.deploy.deployed import Deployed, Judged, Verdict
 from nescio.deploy.file import record
-from nescio.serving.answers import Answer, Explanation, Said, Status, problems
+from nescio.serving.answers import Answer, Explanation, ImageVerdict, Status, problems
 from nescio.serving.batcher import Batcher
 from nescio.serving.connections import CONNECTIONS, Connection, possible_connections
 from nescio.serving.decoders import STATUS, Decoders
@@ -120,7 +120,9 @@ class Service:
         self.drift = Drift(self.deployed.calibration)
         log.warning("the test for a change of the input was begun anew, as a client asked")
 
-    async def verdicts(self, uploads: list[UploadFile], *, explain: bool, count: bool, client: str) -> list[Said]:
+    async def verdicts(
+        self, uploads: list[UploadFile], *, explain: bool, count: bool, client: str
+    ) -> list[ImageVerdict]:
         """Verdicts on images.
 
         Args:
@@ -145,8 +147,8 @@ class Service:
         answers = await asyncio.gather(*(asyncio.wrap_future(batcher.submit(image, client)) for image in images))
         if count:
             self._count([judged for judged, _ in answers])
-        verdicts = [self._said(judged) for judged, _ in answers]
-        return [Said.of(name, v, e) for name, v, (_, e) in zip(names, verdicts, answers, strict=True)]
+        verdicts = [self._verdict(judged) for judged, _ in answers]
+        return [ImageVerdict.of(name, v, e) for name, v, (_, e) in zip(names, verdicts, answers, strict=True)]
 
     async def _decoded(self, upload: UploadFile, client: str) -> Tensor | BadImage:
         try:
@@ -170,7 +172,7 @@ class Service:
             for alarm in self.drift.update(one.score, one.pred):
                 log.warning("the input has changed since image %d (noticed at %d)", alarm.began, alarm.image)
 
-    def _said(self, judged: Judged) -> Verdict:
+    def _verdict(self, judged: Judged) -> Verdict:
         try:
             verdict = self.deployed.verdict(judged, 0)
         except InputError as e:

@@ -85,7 +85,7 @@ class Images:
                 f"{self.max_bad:g} that may be (--max-bad)"
             )
 
-    def batches(self, parts: Sequence[Sequence[int]]) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, groups: Sequence[Sequence[int]]) -> Iterator[tuple[Tensor, Tensor]]:
         """Images ``(B, 3, S, S)`` uint8 and their numbers ``(B,)`` for each list of numbers, on the device.
 
         Of an image that cannot be read neither comes.
@@ -94,16 +94,16 @@ class Images:
             InputError: no image of a list can be read.
         """
         if self.held is not None:
-            for numbers in parts:
+            for numbers in groups:
                 where = torch.as_tensor(numbers, dtype=torch.int64, device=self.device)
                 yield self.held[where], where
             return
         # one that ended its process would do it again in every epoch
-        chosen = [[i for i in numbers if i not in self.bad] for numbers in parts]
+        chosen = [[i for i in numbers if i not in self.bad] for numbers in groups]
         ends = itertools.accumulate(map(len, chosen))
         spans = [range(end - len(numbers), end) for end, numbers in zip(ends, chosen, strict=True)]
         read = read_spans(Rows(self.source, list(itertools.chain(*chosen))), self.transform, spans, self.workers)
-        for asked, numbers, batch in zip(parts, chosen, read, strict=True):
+        for asked, numbers, batch in zip(groups, chosen, read, strict=True):
             self._report([(numbers[i], reason) for i, reason in batch.bad])
             if batch.images is None:
                 raise InputError(
@@ -188,8 +188,8 @@ class Stream:
         self.windows = [torch.rand(n, DRAWS, generator=draws).to(images.device) for _ in range(views)]
         self.images = images
 
-    def parts(
-        self, done: int, rank: int, world: int, parts: int, augment: Augment, transform: Transform
+    def micro_batches(
+        self, done: int, rank: int, world: int, accumulate: int, augment: Augment, transform: Transform
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Normalised images ``(views · B, 3, H, W)`` and their numbers ``(B,)``, a part of a process's share at a time.
 
@@ -197,11 +197,11 @@ class Stream:
             done: steps of the epoch that are behind.
             rank: number of this process.
             world: how many there are.
-            parts: that each share is computed in.
+            accumulate: that each share is computed in.
             augment: what is done to an image.
             transform: of test images.
         """
-        pieces = [part.tolist() for batch in self.batches[done:] for part in batch[rank::world].chunk(parts)]
+        pieces = [part.tolist() for batch in self.batches[done:] for part in batch[rank::world].chunk(accumulate)]
         for pixels, numbers in self.images.batches(pieces):
             shown = torch.cat([augment(pixels, windows[numbers], transform) for windows in self.windows])
             yield transform.normalise(shown).contiguous(memory_format=torch.channels_last), numbers

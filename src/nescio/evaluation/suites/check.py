@@ -116,21 +116,21 @@ def _describe(checked: Checked, good: list[Facts]) -> None:
 
 def warnings(found: list[Checked]) -> list[str]:
     """What a reader of a table over these sets should know, a sentence each."""
-    told = []
+    sentences = []
     for c in found:
         if c.expected is not None and c.images != c.expected:
-            told.append(f"{c.name} has {c.images:,} images where {c.expected:,} are expected")
+            sentences.append(f"{c.name} has {c.images:,} images where {c.expected:,} are expected")
         if c.bad:
             image, reason = c.bad[0]
-            told.append(f"{c.name}: {len(c.bad):,} images cannot be read, the first is {image}: {reason}")
+            sentences.append(f"{c.name}: {len(c.bad):,} images cannot be read, the first is {image}: {reason}")
         if c.repeats:
-            told.append(f"{c.name} holds {c.repeats:,} images that stand in it already")
-        told += [f"{n:,} images of {c.name} are in {other}, too, pixel by pixel" for other, n in c.shared.items()]
+            sentences.append(f"{c.name} holds {c.repeats:,} images that stand in it already")
+        sentences += [f"{n:,} images of {c.name} are in {other}, too, pixel by pixel" for other, n in c.shared.items()]
     reference = next((c for c in found if c.name == "id"), None)
     if reference is not None and reference.formats:
         for c in (c for c in found if c.formats and c.name not in ("id", "train")):
-            told += _differences(reference, c)
-    return told
+            sentences += _differences(reference, c)
+    return sentences
 
 
 def _differences(one: Checked, other: Checked) -> Iterator[str]:
