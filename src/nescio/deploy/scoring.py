@@ -6,24 +6,29 @@ import dataclasses
 import itertools
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 
 import nescio
 from nescio.core.errors import InputError, check_at_least, check_choice
 from nescio.core.outputs import check_out, is_table, table_writer
 from nescio.core.progress import progress_bar
 from nescio.data.formats.remote import local_path
-from nescio.data.loader import spans
+from nescio.data.loader import Batch, read_spans, spans
 from nescio.data.source import AnySource, Source, open_sources
 from nescio.deploy.deployed import Deployed
 from nescio.deploy.file import fingerprint
-from nescio.deploy.rows import schema, text, verdict_rows
 from nescio.deploy.shards import ScoreFolder, Tally
 
 log = logging.getLogger(__name__)
 
+NOT_FINITE = "the network's features of it are not finite"
 MOST_IN_ONE_FILE = 100_000
 """Images: minutes of work, which a kill would lose."""
 
@@ -87,7 +92,7 @@ def score_images(
     engine: str = "local",
     progress: bool = True,
 ) -> ScoringDone:
-    """A row for each image, in parquet files below ``out``, with the columns of ``nescio.deploy.rows.schema``.
+    """A row for each image, in parquet files below ``out``, with the columns of ``schema``.
 
     Where ``out`` ends in ``.csv``, ``.json`` or ``.parquet`` it is one file of up to 100,000 rows. It is there at the
     end, whole; a job that was killed leaves nothing and begins anew.
@@ -183,3 +188,78 @@ def _on_ray(job: Job, shards: Sequence[int], seen: Callable[[int], object]) -> N
 
 
 _ENGINES: dict[str, Callable[[Job, Sequence[int], Callable[[int], object]], None]] = {"local": Job.make, "ray": _on_ray}
+
+
+def schema(deployed: Deployed) -> pa.Schema:
+    """The columns, as in ``Verdict`` (``p_id`` if there is one), and ``error``, which is null where they are not."""
+    columns = [
+        ("path", pa.string()),
+        ("label", pa.string()),
+        ("probability", pa.float64()),
+        ("score", pa.float64()),
+        ("p_value", pa.float64()),
+        ("accepted", pa.bool_()),
+        ("error", pa.string()),
+    ]
+    if deployed.gives_p_id:
+        columns.insert(5, ("p_id", pa.float64()))
+    return pa.schema(columns)
+
+
+def verdict_rows(
+    deployed: Deployed,
+    source: Source,
+    batches: Sequence[range],
+    workers: int | None,
+    seen: Callable[[int], object] = lambda _: None,
+) -> Iterator[pa.RecordBatch]:
+    """The rows of each batch of images.
+
+    Args:
+        deployed: judges them.
+        source: the images.
+        batches: the positions of each.
+        workers: decoding processes, as for ``read_spans``.
+        seen: told the number of images after each batch.
+    """
+    for batch in read_spans(source, deployed.classifier.transform, batches, workers):
+        yield _rows(deployed, source, batch)
+        seen(batch.size)
+
+
+def _rows(deployed: Deployed, source: Source, batch: Batch) -> pa.RecordBatch:
+    columns: dict[str, npt.NDArray[Any]] = {}
+    errors = dict(batch.bad)
+    if batch.images is not None:
+        judged = deployed.judge(batch.images)
+        errors |= {int(i): NOT_FINITE for i in batch.good[np.isnan(judged.score)]}
+        names = deployed.classifier.classes
+        label = np.array([names[i] if names else str(i) for i in judged.pred.tolist()], dtype=object)
+        columns = vars(judged) | {"label": label}
+    failed = np.array([i in errors for i in range(batch.size)])
+    known: dict[str, Any] = {
+        "path": pa.array([text(source.name(batch.start + i)) for i in range(batch.size)]),
+        "error": pa.array([text(errors[i]) if i in errors else None for i in range(batch.size)], pa.string()),
+    }
+    form = schema(deployed)
+    arrays = [
+        known[field.name] if field.name in known else _column(columns.get(field.name), batch, failed, field.type)
+        for field in form
+    ]
+    return pa.record_batch(arrays, schema=form)
+
+
+def _column(
+    values: npt.NDArray[Any] | None, batch: Batch, failed: npt.NDArray[np.bool_], kind: pa.DataType
+) -> pa.Array:
+    """The values of the images that could be read, in their places."""
+    if values is None:
+        return pa.nulls(batch.size, kind)
+    column = np.zeros(batch.size, values.dtype)
+    column[batch.good] = values
+    return pa.array(column, kind, mask=failed)
+
+
+def text(name: str) -> str:
+    """With what a file's name holds beside Unicode written out: parquet knows nothing else."""
+    return name.encode("utf-8", "backslashreplace").decode()

@@ -6,11 +6,10 @@ import dataclasses
 import functools
 import math
 import tomllib
-from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -89,31 +88,30 @@ class Optimizer(Optioned):
     """An optimiser of the library, with its options."""
 
     kind = "optimizer"
+    library: ClassVar[Callable[..., torch.optim.Optimizer]]
     lr: float
 
-    @abstractmethod
     def over(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """The library's optimiser of these parameters."""
+        return type(self).library(parameters, **self.settings())
 
 
 class AdamW(Optimizer):
     """Adam with decoupled weight decay; the library's defaults but for lr."""
 
     name = "adamw"
+    library = torch.optim.AdamW
 
     def __init__(self, *, lr: float = 1e-4, weight_decay: float = 0.01) -> None:
         self.lr = check_positive("lr", lr)
         self.weight_decay = check_at_least("weight_decay", weight_decay, 0)
-
-    def over(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """AdamW."""
-        return torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay)
 
 
 class SGD(Optimizer):
     """Stochastic gradient descent with momentum."""
 
     name = "sgd"
+    library = torch.optim.SGD
 
     def __init__(
         self, *, lr: float = 0.1, momentum: float = 0.9, weight_decay: float = 0.0, nesterov: bool = False
@@ -124,11 +122,6 @@ class SGD(Optimizer):
         self.nesterov = nesterov
         if nesterov and momentum == 0:
             raise InputError("nesterov=true needs a momentum above 0")
-
-    def over(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """SGD."""
-        options = {"momentum": self.momentum, "weight_decay": self.weight_decay, "nesterov": self.nesterov}
-        return torch.optim.SGD(parameters, lr=self.lr, **options)  # type: ignore[arg-type]
 
 
 class Schedule(Optioned):
