@@ -465,7 +465,7 @@ def test_scores_have_as_many_digits_as_tell_them_apart(values: tuple[float, ...]
 
 def test_scores_that_are_close_are_told_apart() -> None:
     found = [pictures.Mistake(("far", i), score) for i, score in enumerate((0.100123, 0.100234, 0.100345))]
-    assert [told for _, told in pictures.told(found)] == ["0.10012", "0.10023", "0.10035"]
+    assert [score for _, score in pictures.with_scores(found)] == ["0.10012", "0.10023", "0.10035"]
 
 
 def _source(results: Results, name: str) -> Any:

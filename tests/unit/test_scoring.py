@@ -29,7 +29,7 @@ from nescio.data.decode import decode
 from nescio.data.workers import KILLED
 from nescio.deploy import Deployed, fit, load, score_images
 from nescio.deploy.file import fingerprint
-from nescio.deploy.rows import NOT_FINITE
+from nescio.deploy.scoring import NOT_FINITE
 from nescio.deploy.shards import Tally
 from nescio.models import Classifier
 from nescio.run.session import Session

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import io
 import json
 import logging
@@ -27,6 +28,7 @@ from starlette.testclient import TestClient
 from torch import Tensor
 
 from conftest import TINY_TRANSFORM, coloured, encoded, picture, tiny_net
+from nescio.calibration.conformal import Calibration
 from nescio.cli import main
 from nescio.core.errors import BadImage, InputError
 from nescio.data import Transform
@@ -37,6 +39,7 @@ from nescio.serving import Limits, create_app, serve
 from nescio.serving.batcher import Batcher
 from nescio.serving.connections import possible_connections
 from nescio.serving.decoders import Decoders
+from nescio.serving.explain import Explainer
 from nescio.serving.fair import FairQueue
 from nescio.serving.seldom import Seldom
 
@@ -92,6 +95,53 @@ def test_an_explanation_names_the_nearest_prototype_and_maps_the_patches(
     confidence = np.array(explanation["patch_map"])
     assert confidence.ndim == 2
     assert ((confidence >= 0) & (confidence <= 1)).all()
+
+
+def test_an_explained_verdict_is_the_same_and_takes_one_forward(client: TestClient, tiny_deployed: Deployed) -> None:
+    """A forward of the backbone is counted where its first convolution sees an image; few images are at the edge."""
+    seen = Counter[int]()
+
+    def count(module: torch.nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> None:
+        if isinstance(module, torch.nn.Conv2d) and module.in_channels == 3:
+            seen["images"] += len(inputs[0])
+
+    uploads = [upload(*(encoded(picture(i)) for i in range(first, first + 3))) for first in range(0, 30, 3)]
+    verdicts, forwards = {}, {}
+    hook = torch.nn.modules.module.register_module_forward_hook(count)
+    try:
+        for path in ("/predict", "/predict?explain=true"):
+            seen.clear()
+            verdicts[path] = [v for files in uploads for v in client.post(path, files=files).json()["verdicts"]]
+            forwards[path] = seen["images"]
+    finally:
+        hook.remove()
+    plain, explained = verdicts.values()
+    assert [v.pop("explanation") for v in plain] == [None] * 30
+    assert all(v.pop("explanation")["patch_map"] for v in explained)
+    for one, other in zip(plain, explained, strict=True):
+        assert one == {k: pytest.approx(v, rel=1e-6) if isinstance(v, float) else v for k, v in other.items()}
+    assert forwards["/predict?explain=true"] == forwards["/predict"] == 30
+
+
+def test_an_image_at_the_edge_is_judged_once_more_alone_also_when_explained(tiny_deployed: Deployed) -> None:
+    crop = tiny_deployed.classifier.transform.crop
+    images = torch.randint(0, 256, (4, 3, crop, crop), generator=torch.manual_seed(0), dtype=torch.uint8)
+    score = tiny_deployed.judge(images).score[1]
+    at_the_edge = copy.copy(tiny_deployed)
+    # equal scores have a tolerance of 1e-6 of them, and the least accepted score is that much less
+    at_the_edge.calibration = Calibration.fit(np.full(9, score + 1e-6 * abs(score)), accept=0.5)
+    explainer, seen = Explainer(at_the_edge), []
+    hook = torch.nn.modules.module.register_module_forward_hook(
+        lambda m, x, _: seen.append(len(x[0])) if isinstance(m, torch.nn.Conv2d) and m.in_channels == 3 else None
+    )
+    try:
+        judged, explanations = explainer(images)
+    finally:
+        hook.remove()
+    assert seen == [4, 1]
+    assert len(explanations) == 4
+    for column, other in zip(vars(judged).values(), vars(at_the_edge.judge(images)).values(), strict=True):
+        np.testing.assert_array_equal(column, other)
 
 
 REFUSED: dict[str, tuple[list[bytes], int, str]] = {
@@ -302,9 +352,9 @@ def test_the_description_says_every_endpoint_and_field(client: TestClient) -> No
     for path, operations in described["paths"].items():
         for method in operations:
             assert f"{method.upper()} {path}" in page
-    for field in ("images", "explain", "count", *described["components"]["schemas"]["Said"]["properties"]):
+    for field in ("images", "explain", "count", *described["components"]["schemas"]["ImageVerdict"]["properties"]):
         assert f"<code>{field}</code>" in page
-    assert "list of Said" in page
+    assert "list of ImageVerdict" in page
     assert "boolean = true" in page
 
 

@@ -28,9 +28,8 @@ from nescio.models import Classifier, load_classifier
 from nescio.run.passes import pass_of
 from nescio.training import Interrupted, Recipe
 from nescio.training.augment import AUGMENTS
-from nescio.training.images import Images
+from nescio.training.images import Images, Stream
 from nescio.training.loop import Loop
-from nescio.training.stream import Stream
 from small_runs import CPU, train
 from tiny_networks import batch_norm_net, reopened
 
@@ -182,7 +181,7 @@ def test_a_stream_gives_the_same_parts_to_any_number_of_processes(sets: dict[str
 
     def batches(done: int, rank: int, world: int, parts: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         stream = Stream(images, torch.Generator().manual_seed(0), 5, 20, views)  # 100 of 30 images
-        return list(stream.parts(done, rank, world, parts, augment, transform))
+        return list(stream.micro_batches(done, rank, world, parts, augment, transform))
 
     whole = batches(0, 0, 1, 1)
     assert [len(numbers) for _, numbers in whole] == [20] * 5

@@ -143,13 +143,13 @@ class Calibration:
                 f"{len(values):,} calibration images are too few to accept {accept:g}"
                 f"{f' with confidence {confidence:g}' if confidence else ''}: {least:,} or more are needed"
             )
-        parts: list[tuple[tuple[int, ...] | None, Scores]] = [(None, values)]
+        split: list[tuple[tuple[int, ...] | None, Scores]] = [(None, values)]
         if n_classes is not None:
             if pred is None:
                 raise InputError("thresholds by predicted class need the predictions of the calibration images")
             predicted = np.asarray(pred, dtype=np.int64)
-            parts = [(c, values[np.isin(predicted, c)]) for c in _classes(predicted, n_classes, least)]
-        groups = (Group(c, np.sort(s), threshold_rank(len(s), accept, confidence)) for c, s in parts)
+            split = [(c, values[np.isin(predicted, c)]) for c in _classes(predicted, n_classes, least)]
+        groups = (Group(c, np.sort(s), threshold_rank(len(s), accept, confidence)) for c, s in split)
         made = cls(accept, confidence, tuple(groups))
         return made if pred is None else replace(made, by_class=made.tally(values, np.asarray(pred, dtype=np.int64)))
 

@@ -159,11 +159,7 @@ class Drift:
             "alarmed": self.alarmed,
             "alarms": [vars(a) for a in self.alarms],
             "p_values": np.histogram(p, bins=BINS, range=(0, 1))[0].tolist(),
-            "scores": {
-                "quantiles": list(QUANTILES),
-                "window": _quantiles(scores),
-                "calibration": _quantiles(known),
-            },
+            "scores": {"quantiles": list(QUANTILES), "window": _quantiles(scores), "calibration": _quantiles(known)},
             "classes": classes,
         }
 

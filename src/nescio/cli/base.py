@@ -39,7 +39,7 @@ class Group(click.Group):
             click.echo(f"nescio: {printable(what)}: {e.strerror} (--debug shows where)", err=True)
             ctx.exit(EXIT_BAD_INPUT)
         except KeyboardInterrupt as e:
-            resumes = getattr(e, "way_out", "the same command goes on where it stopped")
+            resumes = getattr(e, "hint", "the same command goes on where it stopped")
             click.echo(f"nescio: interrupted; {resumes}", err=True)
             ctx.exit(128 + getattr(e, "signal", signal.SIGINT))
 

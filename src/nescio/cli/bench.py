@@ -38,8 +38,7 @@ if TYPE_CHECKING:
 @data_root_option
 @click.option("--strict", is_flag=True, help="Refuse to run where a set of the suite is missing.")
 @click.option(
-    "--train",
-    help="The classifier's training images: a folder, .zip, .tar, .parquet, glob or torchvision:NAME/SPLIT.",
+    "--train", help="The classifier's training images: a folder, .zip, .tar, .parquet, glob or torchvision:NAME/SPLIT."
 )
 @click.option(
     "--held-out", help="ID images apart from the others, for ensembles.  [default: a fifth of the training images]"
@@ -59,11 +58,7 @@ if TYPE_CHECKING:
 @click.option("--sweep", help="A sensitivity study of the FM + LS paper: lambda, p, components or scores.")
 @click.option("--equal", is_flag=True, help="Judge each OOD set against as many ID images as it has.")
 @click.option(
-    "--intervals",
-    type=click.IntRange(0),
-    default=0,
-    metavar="N",
-    help="Bootstrap 95 % intervals from N resamples.",
+    "--intervals", type=click.IntRange(0), default=0, metavar="N", help="Bootstrap 95 % intervals from N resamples."
 )
 @out_option(
     "Folder for the results: .csv, .json, .md, .tex and all scores; or FILE.csv, .json or .parquet for one file."
@@ -169,11 +164,7 @@ def _own_model(suite: Suite) -> str:
 @click.command()
 @out_option("Folder for the results.", default="quickstart", show_default=True)
 @click.option(
-    "--epochs",
-    type=click.IntRange(1),
-    default=10,
-    show_default=True,
-    help="How long to train the small network.",
+    "--epochs", type=click.IntRange(1), default=10, show_default=True, help="How long to train the small network."
 )
 @extraction_options
 @click.pass_obj

@@ -53,11 +53,7 @@ def list_(suite: str | None, data_root: Path, *, published: bool, errata: bool) 
     for name in ("role", "images", "found"):
         table.add_column(name, overflow="fold")
     for need in needs:
-        table.add_row(
-            need.role,
-            f"{need.images:,}" if need.images else "",
-            need.found or Text("missing", "bold red"),
-        )
+        table.add_row(need.role, f"{need.images:,}" if need.images else "", need.found or Text("missing", "bold red"))
     screen.print(table)
     lines = [_how_to_get(need, data_root) for need in needs if need.found is None]
     lines += [_model(m) for m in chosen.models]

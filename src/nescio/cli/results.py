@@ -11,7 +11,7 @@ import click
 from nescio.cli.base import console
 from nescio.cli.options import out_option
 from nescio.core.errors import InputError
-from nescio.core.files import make_folder
+from nescio.core.files import make_folder, write_whole
 from nescio.core.outputs import check_out, is_table
 
 if TYPE_CHECKING:
@@ -45,7 +45,8 @@ def present(results: Results, out: Path | None, *, report: bool, clock: Clock | 
         screen.print(f"wrote {out}")
     elif out is not None:
         results.save(out)
-        tables.save_tables(results, out)
+        write_whole(out / "results.md", tables.markdown(results))
+        write_whole(out / "results.tex", tables.latex(results))
         written = ["results.csv", "results.json", "results.md", "results.tex"]
         if report:
             write_report_to(results, out, clock)
@@ -105,33 +106,22 @@ def report(results: Path, out: Path | None, images: bool) -> None:
 @click.argument("old", type=click.Path(path_type=Path))
 @click.argument("new", type=click.Path(path_type=Path), required=False)
 @click.option(
-    "--between",
-    nargs=2,
-    metavar="A B",
-    help="Compare detector B (of NEW, or of the same run) with detector A of OLD.",
+    "--between", nargs=2, metavar="A B", help="Compare detector B (of NEW, or of the same run) with detector A of OLD."
 )
 @click.option(
-    "--tolerance",
-    default=0.1,
-    show_default=True,
-    help="Percentage points up to which a change counts as none.",
+    "--tolerance", default=0.1, show_default=True, help="Percentage points up to which a change counts as none."
 )
 @click.option("--resamples", type=click.IntRange(100), default=1000, show_default=True, help="Of the bootstrap.")
 @click.pass_context
 def compare(
-    ctx: click.Context,
-    old: Path,
-    new: Path | None,
-    between: tuple[str, str] | None,
-    tolerance: float,
-    resamples: int,
+    ctx: click.Context, old: Path, new: Path | None, between: tuple[str, str] | None, tolerance: float, resamples: int
 ) -> None:
     """Compare two runs of bench --out, image by image where they scored the same ones. Ends with 1 if NEW is worse.
 
     Worse is an FPR95 that rose, or an AUROC that fell, by more than --tolerance and beyond its 95 % interval.
     """
     from nescio.evaluation.compare import compare as run
-    from nescio.evaluation.compare import tables
+    from nescio.evaluation.compare import table_of
     from nescio.evaluation.results import Results
 
     if new is None and not between:
@@ -144,8 +134,7 @@ def compare(
         tolerance=tolerance / 100,
         resamples=resamples,
     )
-    for table in tables(changes):
-        console().print(table)
+    console().print(table_of(changes))
     worse = [c for c in changes if c.verdict == "worse"]
     if worse:
         click.echo(f"{len(worse)} of {len(changes)} numbers got worse", err=True)

@@ -104,8 +104,7 @@ def _present(run: Any, obj: dict[str, Any], options: dict[str, Any], **more: Any
         **more,
     )
     screen = console()
-    for table in choice.table():
-        screen.print(table)
+    screen.print(choice.table())
     left = len(choice.candidates) - 10
     if left > 0:
         screen.print(f"and {left:,} more" + ("" if out else " (--out FILE.csv for all)"))

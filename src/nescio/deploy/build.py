@@ -72,9 +72,9 @@ def fit(
     stand_in = None if proxy is None else parse_named(proxy, STAND_INS)
     held, training = as_source(calibrate), None if train is None else as_source(train)
     if training is None and fitted.needs.fitting:
-        told = ", which is taken where none is named," if detector == DEFAULT_DETECTOR else ""
+        hint = ", which is taken where none is named," if detector == DEFAULT_DETECTOR else ""
         raise InputError(
-            f"detector '{name}'{told} is fitted on training images; give them (--train), or name one that is not "
+            f"detector '{name}'{hint} is fitted on training images; give them (--train), or name one that is not "
             "(--detector energy)"
         )
     held = _unseen(held, training, session.classifier)

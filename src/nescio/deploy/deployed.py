@@ -183,22 +183,34 @@ class Deployed:
         An image's last bits depend on the batch that it is in. Where these could decide, the image is judged alone, so
         that its verdict is the same in every batch.
         """
-        judged = self.judged(*self.features(images))
+        return self.judge_through(None, images)[0]
+
+    @torch.no_grad()
+    def judge_through(self, network: Network | None, images: Tensor) -> tuple[Judged, Features]:
+        """As ``judge``, with the features of the plain pass.
+
+        Args:
+            network: runs the plain pass, for one with more probes in it; an image judged alone goes through the usual
+                one, so that the verdict is the same.
+            images: as ``judge`` takes them.
+        """
+        plain, own = self.features(images, network)
+        judged = self.judged(plain, own)
         if len(images) > 1:
             stage = self.detector.input_stage
             reach = UNDECIDED if stage is None or stage.fixed else UNDECIDED_BY_GRADIENT
             for i in np.flatnonzero(self.calibration.close(judged.score, judged.pred, reach)):
                 alone = self.judged(*self.features(images[i : i + 1]))
-                for column, own in zip(vars(judged).values(), vars(alone).values(), strict=True):
+                for column, decided in zip(vars(judged).values(), vars(alone).values(), strict=True):
                     if column is not None:
-                        column[i] = own[0]
-        return judged
+                        column[i] = decided[0]
+        return judged, plain
 
     @torch.no_grad()
-    def features(self, images: Tensor) -> tuple[Features, Features | None]:
-        """What ``judged`` needs of images: the plain pass, and the detector's own where it has an input stage."""
+    def features(self, images: Tensor, network: Network | None = None) -> tuple[Features, Features | None]:
+        """What ``judged`` needs of images: the plain pass (through ``network``, if given), and the detector's own."""
         x = self.classifier.transform.normalise(images.to(self.classifier.device, non_blocking=True))
-        return self._passes(x.contiguous(memory_format=torch.channels_last))
+        return self._passes(x.contiguous(memory_format=torch.channels_last), network)
 
     @torch.no_grad()
     def judged(self, plain: Features, own: Features | None = None) -> Judged:
@@ -274,12 +286,12 @@ class Deployed:
         own = {} if self.detector.input_stage else dict(self.detector.needs.probes)
         return own | (dict(self.head_p_id.needs.probes) if self.head_p_id is not None else {})
 
-    def _passes(self, x: Tensor) -> tuple[Features, Features | None]:
+    def _passes(self, x: Tensor, network: Network | None) -> tuple[Features, Features | None]:
         plain, other = self._networks
         own = None
         if other is not None:
             own = self._bound(self._own_pass.run(other, x))
-        return self._bound(plain(x)), own
+        return self._bound((network or plain)(x)), own
 
     @cached_property
     def _head(self) -> Any:

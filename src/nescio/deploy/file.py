@@ -197,8 +197,8 @@ def _checked(about: dict[str, Any], file: Artifact) -> Calibration:
     tallies = tuple(ClassTally(**t) for t in stored.get("by_class", ()))  # not in the first files
     calibration = Calibration(stored["accept"], stored["confidence"], groups, tallies)
     calibration.check(n)
-    said = [(g["threshold"], g["n"]) for g in stored["groups"]]
-    if said != [(g.threshold, len(g.scores)) for g in groups]:
+    stored_thresholds = [(g["threshold"], g["n"]) for g in stored["groups"]]
+    if stored_thresholds != [(g.threshold, len(g.scores)) for g in groups]:
         raise InputError("its thresholds are not those of its calibration scores")
     return calibration
 
@@ -225,8 +225,8 @@ def _try(deployed: Deployed) -> None:
     x = classifier.transform.normalise(torch.zeros(1, 3, side, side, dtype=torch.uint8, device=classifier.device))
     plain, own = classifier.probed(deployed.plain_probes)(x), None
     if stage is not None:
-        changed = classifier.changed(stage.prepare).probed(detector.needs.probes)
-        own = pass_of(detector, classifier.device).run(changed, x)
+        network = classifier.changed(stage.prepare).probed(detector.needs.probes)
+        own = pass_of(detector, classifier.device).run(network, x)
     deployed.judged(plain, own)
 
 
@@ -238,7 +238,7 @@ def _classifier(
     device: str | torch.device,
 ) -> Classifier:
     name, classes, transform = about["name"], about["classes"], Transform.parse(about["transform"])
-    given = weights or state or None
+    source = weights or state or None
     try:
         made = model or trusted_architecture(name, classes)
     except InputError as e:
@@ -247,11 +247,11 @@ def _classifier(
         raise InputError(
             f"no weights file {weights}; released weights are fetched for a network that you name, too: --model {name}"
         )
-    if given is None:
+    if source is None:
         raise InputError("it holds no weights, but their hash alone; give them (weights=, --weights FILE)")
     classifier = load_classifier(
         made,
-        weights=given,
+        weights=source,
         classes=classes or about["n_classes"],
         head=about["head"],
         transform=transform,

@@ -42,15 +42,24 @@ class Judge(nn.Module):
         self.p_id = deployed.head_p_id
         self.calibrator = deployed.calibrator
         self.transform, self.layout, self.name = classifier.transform, layout, classifier.name
+        self.marked = False  # whether it also returns what its network begins with and ends in
 
     @property
     def outputs(self) -> list[str]:
         """Names of what it returns."""
-        return [name for name in OUTPUTS if name != "p_id" or self.p_id is not None or self.calibrator is not None]
+        names = [name for name in OUTPUTS if name != "p_id" or self.p_id is not None or self.calibrator is not None]
+        return [*names, *self.marks]
+
+    @property
+    def marks(self) -> list[str]:
+        """Names of what shows where its network ends and, with a layout, where it begins."""
+        return [] if not self.marked else [END] if self.layout is None else [END, BEGIN]
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Judge a batch."""
-        return self.columns(self.network(self.normalised(image)))
+        x = self.normalised(image)
+        f = self.network(x)
+        return (*self.columns(f), *(t for t, _ in zip((f.h, x), self.marks, strict=False)))
 
     def normalised(self, image: Tensor) -> Tensor:
         """What the network sees: float32 ``(B, 3, crop, crop)``."""
@@ -60,7 +69,7 @@ class Judge(nn.Module):
         return self.transform.normalise(image.permute(0, 3, 1, 2).contiguous() if self.layout == "nhwc" else image)
 
     def columns(self, f: Features) -> tuple[Tensor, ...]:
-        """What follows from a batch's features, by ``outputs``."""
+        """What follows from a batch's features, by ``outputs`` without the marks."""
         usable = f.h.isfinite().all(dim=1)
         score = torch.where(usable, self.chain(f), torch.nan)
         logits = decide(self.heads, f.h, f.head)
@@ -68,25 +77,6 @@ class Judge(nn.Module):
         if self.p_id is not None:
             return (*columns, torch.where(usable, self.p_id(f), torch.nan))
         return columns if self.calibrator is None else (*columns, self.calibrator(score))
-
-
-class Marked(nn.Module):
-    """A judge that also says where its network ends and, with a layout, where it begins: ``outputs`` names both."""
-
-    def __init__(self, judge: Judge) -> None:
-        super().__init__()
-        self.judge = judge
-
-    @property
-    def outputs(self) -> list[str]:
-        """The judge's, and the marks."""
-        return [*self.judge.outputs, END, *([] if self.judge.layout is None else [BEGIN])]
-
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Judge a batch, and show the features and what they are of."""
-        x = self.judge.normalised(image)
-        f = self.judge.network(x)
-        return (*self.judge.columns(f), f.h, *(() if self.judge.layout is None else (x,)))
 
 
 class Threshold(nn.Module):

@@ -36,10 +36,9 @@ def cut_network(model: Any, begin: str, end: str) -> Any:
     Raises:
         InputError: the network reads something beside ``begin``.
     """
-    from onnx import helper
+    from onnx import helper, shape_inference
 
-    inferred = _inferred(model)
-    graph = inferred.graph
+    graph = shape_inference.infer_shapes(model).graph
     weights = {t.name for t in graph.initializer}
     before = _needed(graph, {begin})
     inside = _needed(graph, {end}, stop=before)
@@ -142,12 +141,6 @@ def _int8(part: Any, images: Iterable[Batch]) -> Any:
             weight_type=q.QuantType.QInt8,
         )
         return onnx.load(file)
-
-
-def _inferred(model: Any) -> Any:
-    import onnx
-
-    return onnx.shape_inference.infer_shapes(model)
 
 
 def _needed(graph: Any, values: set[str], stop: Set[int] = frozenset()) -> set[int]:

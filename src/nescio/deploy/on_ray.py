@@ -48,7 +48,7 @@ class _Worker:
         return row | {"error": self.error}
 
 
-def make_on_ray(job: Job, parts: Sequence[int], seen: Callable[[int], object]) -> None:
+def make_on_ray(job: Job, shards: Sequence[int], seen: Callable[[int], object]) -> None:
     """As ``Job.make``, on the cluster that ``RAY_ADDRESS`` names or that is connected already, else on this machine.
 
     There is a worker for each of the cluster's GPUs, or CPUs where the network is on one.
@@ -73,14 +73,14 @@ def make_on_ray(job: Job, parts: Sequence[int], seen: Callable[[int], object]) -
         raise InputError(f"the Ray cluster has no {'GPU' if gpu else 'CPU'}; choose with --device")
     buffer = io.BytesIO()
     torch.save(job, buffer, pickle_module=ray.cloudpickle)
-    done = ray.data.from_items(list(parts), override_num_blocks=len(parts)).map(
+    done = ray.data.from_items(list(shards), override_num_blocks=len(shards)).map(
         _Worker,
         fn_constructor_args=(ray.put(buffer.getvalue()), "cuda" if gpu else "cpu", sys.path),
-        compute=ray.data.ActorPoolStrategy(size=min(pool, len(parts)), max_tasks_in_flight_per_actor=1),
+        compute=ray.data.ActorPoolStrategy(size=min(pool, len(shards)), max_tasks_in_flight_per_actor=1),
         num_cpus=0 if gpu else 1,
         num_gpus=1 if gpu else 0,
     )
     for row in done.iter_rows():
         if row["error"]:
             raise InputError(row["error"])
-        seen(len(job.folder.plan.rows(row["item"])))
+        seen(len(job.folder.rows(row["item"])))

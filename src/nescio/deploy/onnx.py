@@ -15,7 +15,7 @@ from nescio.core.files import whole
 from nescio.data.source import AnySource
 from nescio.deploy.deployed import Deployed
 from nescio.deploy.file import check_transform, record
-from nescio.deploy.graph import LAYOUTS, OUTPUTS, Judge, Marked
+from nescio.deploy.graph import LAYOUTS, OUTPUTS, Judge
 from nescio.deploy.lower import FP32, PRECISIONS
 from nescio.deploy.recalibration import Images, Lowered, lower
 
@@ -76,7 +76,7 @@ def export(
         check_choice("preprocess", preprocess, LAYOUTS)
     _refuse(deployed)
     runtime = _imported()
-    said = None
+    lowered = None
     if precision == FP32:
         if calibrate is not None or ood:
             raise InputError("a graph in fp32 keeps its calibration and loses nothing: give images with fp16 or int8")
@@ -88,7 +88,7 @@ def export(
                 "give held-out ID images (--calibrate)"
             )
         images = Images.of(deployed, precision, calibrate, ood)
-        model, deployed, said = lower(
+        model, deployed, lowered = lower(
             deployed,
             images,
             lambda d: _graph(Judge(d, preprocess), runtime, marked=True),
@@ -97,12 +97,12 @@ def export(
             workers=workers,
             progress=progress,
         )
-    told = {output.name: OUTPUTS[output.name] for output in model.graph.output}
-    for key, value in metadata(deployed, told, preprocess, precision).items():
+    descriptions = {output.name: OUTPUTS[output.name] for output in model.graph.output}
+    for key, value in metadata(deployed, descriptions, preprocess, precision).items():
         model.metadata_props.add(key=key, value=value)
     with whole(Path(path)) as partial:
         partial.write_bytes(model.SerializeToString())
-    return said
+    return lowered
 
 
 def _graph(judge: Judge, runtime: Any, *, marked: bool = False) -> Any:
@@ -111,8 +111,8 @@ def _graph(judge: Judge, runtime: Any, *, marked: bool = False) -> Any:
     if size > LARGEST:
         raise InputError(f"network and detector take {size / 1e9:.1f} GB, and an ONNX file holds 2 GB")
     example = _noise(judge.transform.crop, judge.layout)
-    traced = Marked(judge) if marked else judge
-    model = _converted(traced.eval(), traced.outputs, example, judge.name)
+    judge.marked = marked
+    model = _converted(judge.eval(), judge.outputs, example, judge.name)
     _check(runtime.InferenceSession(model.SerializeToString()), judge, example, judge.name)
     return model
 

@@ -113,7 +113,7 @@ class Images:
             held, ranges = Rows(held, left), Rows(held, chosen)
         if ood:
             return cls(
-                held, ranges, {name: as_source(given) for name, given in by_name(ood, "ood").items()}, stand_ins=False
+                held, ranges, {name: as_source(source) for name, source in by_name(ood, "ood").items()}, stand_ins=False
             )
         few = draw(held, STAND_INS)
         made = {p: proxy_source(p, few, deployed.classifier) for p in PROXIES if p != BACKGROUND}
@@ -135,7 +135,7 @@ def lower(
     Args:
         deployed: says the form of the guarantee, too: accept, confidence, by class or not.
         images: what to do it with.
-        trace: makes a graph with marks (``Marked``).
+        trace: makes a graph with marks (``Judge.marks``).
         precision: ``fp16`` or ``int8``.
         layout: of the pixels that the graph takes; None for normalised images.
         workers: decoding processes.
@@ -168,7 +168,7 @@ def lower(
             again.calibrator = ProxyCalibrator.fit(*scores, proxy=named, prior=prior)
         losses = tuple(_loss(name, ids, seen.by(both, source, name, bar)) for name, source in images.ood.items())
     whole = put_back(trace(again), network)
-    said = Lowered(
+    result = Lowered(
         precision,
         again.calibration,
         losses,
@@ -179,9 +179,9 @@ def lower(
     )
     again.about |= {
         "data": deployed.about.get("data", {}) | {"calibrate": images.held.identity},
-        "precision": {k: v for k, v in asdict(said).items() if k not in ("calibration", "sizes")},
+        "precision": {k: v for k, v in asdict(result).items() if k not in ("calibration", "sizes")},
     }
-    return whole, again, said
+    return whole, again, result
 
 
 def _recalibrated(deployed: Deployed, ids: Compared) -> Deployed:

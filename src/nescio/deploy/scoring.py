@@ -6,24 +6,29 @@ import dataclasses
 import itertools
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 
 import nescio
 from nescio.core.errors import InputError, check_at_least, check_choice
 from nescio.core.outputs import check_out, is_table, table_writer
 from nescio.core.progress import progress_bar
 from nescio.data.formats.remote import local_path
-from nescio.data.loader import spans
+from nescio.data.loader import Batch, read_spans, spans
 from nescio.data.source import AnySource, Source, open_sources
 from nescio.deploy.deployed import Deployed
 from nescio.deploy.file import fingerprint
-from nescio.deploy.rows import schema, text, verdict_rows
 from nescio.deploy.shards import ScoreFolder, Tally
 
 log = logging.getLogger(__name__)
 
+NOT_FINITE = "the network's features of it are not finite"
 MOST_IN_ONE_FILE = 100_000
 """Images: minutes of work, which a kill would lose."""
 
@@ -61,19 +66,19 @@ class Job:
     batch_size: int
     workers: int | None
 
-    def make(self, parts: Sequence[int], seen: Callable[[int], object] = lambda _: None) -> None:
+    def make(self, shards: Sequence[int], seen: Callable[[int], object] = lambda _: None) -> None:
         """Score parts and write them, one after the other.
 
         Args:
-            parts: their numbers.
+            shards: their numbers.
             seen: told the number of images after each batch.
         """
-        batches = {part: self.folder.plan.batches(part, self.batch_size) for part in parts}
+        batches = {shard: self.folder.batches(shard, self.batch_size) for shard in shards}
         # one stream through all parts: the decoders don't wait for a part to be written
         flat = list(itertools.chain.from_iterable(batches.values()))
         stream = verdict_rows(self.deployed, self.source, flat, self.workers, seen)
-        for part in parts:
-            self.folder.write(part, itertools.islice(stream, len(batches[part])))
+        for shard in shards:
+            self.folder.write(shard, itertools.islice(stream, len(batches[shard])))
 
 
 def score_images(
@@ -87,7 +92,7 @@ def score_images(
     engine: str = "local",
     progress: bool = True,
 ) -> ScoringDone:
-    """A row for each image, in parquet files below ``out``, with the columns of ``nescio.deploy.rows.schema``.
+    """A row for each image, in parquet files below ``out``, with the columns of ``schema``.
 
     Where ``out`` ends in ``.csv``, ``.json`` or ``.parquet`` it is one file of up to 100,000 rows. It is there at the
     end, whole; a job that was killed leaves nothing and begins anew.
@@ -116,23 +121,23 @@ def score_images(
         if value is not None:
             check_at_least(name, value, 1)
     check_out(out)
-    given = list(images) if isinstance(images, list | tuple) else [images]
+    sources = list(images) if isinstance(images, list | tuple) else [images]
     if is_table(out):
         if engine != "local" or part_size is not None:
             raise InputError(f"{out} is one file, without parts: name a folder (-o), or drop --engine and --part-size")
-        return _to_one_file(deployed, given, Path(out), batch_size, workers, progress=progress)
-    source, begin = open_sources(given), time.perf_counter()
+        return _to_one_file(deployed, sources, Path(out), batch_size, workers, progress=progress)
+    source, begin = open_sources(sources), time.perf_counter()
     manifest = {
         "detector": fingerprint(deployed),
         "spec": repr(deployed.detector),
-        "inputs": [str(g) if isinstance(g, str | Path) else type(g).__name__ for g in given],
+        "inputs": [str(g) if isinstance(g, str | Path) else type(g).__name__ for g in sources],
         "images": len(source),
         "stamp": source.stamp,
         "version": nescio.__version__,
     }
     with ScoreFolder.opened(Path(out), manifest, part_size) as folder:
         missing = folder.missing()
-        todo = sum(len(folder.plan.rows(part)) for part in missing)
+        todo = sum(len(folder.rows(shard)) for shard in missing)
         if todo < len(source):
             log.info("%s of %s images are scored already", f"{len(source) - todo:,}", f"{len(source):,}")
         job = Job(deployed, source, folder, batch_size or deployed.session.batch, workers)
@@ -140,49 +145,121 @@ def score_images(
             task = bar.add_task("scoring", total=todo)
             if missing:
                 _ENGINES[engine](job, missing, lambda n: bar.advance(task, n))
-        return ScoringDone(folder.finish(named_files(given)), todo, time.perf_counter() - begin)
+        return ScoringDone(folder.finish(named_files(sources)), todo, time.perf_counter() - begin)
 
 
-def named_files(given: Sequence[AnySource]) -> set[str]:
+def named_files(sources: Sequence[AnySource]) -> set[str]:
     """What was given by name, as rows have it: that of an image says which file was meant, others match none."""
-    names = [str(g) for g in given if isinstance(g, str | Path)]
+    names = [str(g) for g in sources if isinstance(g, str | Path)]
     here = [(local_path(name) or name) if "://" in name else Path(name).expanduser() for name in names]
     return {text(str(name)) for name in here}
 
 
 def _to_one_file(
     deployed: Deployed,
-    given: Sequence[AnySource],
+    sources: Sequence[AnySource],
     out: Path,
     batch_size: int | None,
     workers: int | None,
     *,
     progress: bool,
 ) -> ScoringDone:
-    source, named, begin = open_sources(given), named_files(given), time.perf_counter()
+    source, named, begin = open_sources(sources), named_files(sources), time.perf_counter()
     if len(source) > MOST_IN_ONE_FILE:
         raise InputError(
             f"{len(source):,} images are too many for one file, which a job that is killed would begin anew: "
             f"{MOST_IN_ONE_FILE:,} at most; name a folder (-o scores/)"
         )
     batches = spans(0, len(source), batch_size or deployed.session.batch)
-    accepted = unreadable = lost = 0
+    tally = Tally(shards=1)
     with progress_bar(show=progress) as bar, table_writer(out, schema(deployed)) as write:
         task = bar.add_task("scoring", total=len(source))
         for batch in verdict_rows(deployed, source, batches, workers, lambda n: bar.advance(task, n)):
             rows = batch.to_pylist()
             write(rows)
-            accepted += sum(row["accepted"] or 0 for row in rows)
-            unreadable += sum(row["error"] is not None for row in rows)
-            lost += sum(row["error"] is not None and row["path"] in named for row in rows)
-    tally = Tally(len(source), accepted, len(source) - accepted - unreadable, unreadable, 1, lost)
+            tally.count(rows, named)
     return ScoringDone(tally, len(source), time.perf_counter() - begin)
 
 
-def _on_ray(job: Job, parts: Sequence[int], seen: Callable[[int], object]) -> None:
+def _on_ray(job: Job, shards: Sequence[int], seen: Callable[[int], object]) -> None:
     from nescio.deploy.on_ray import make_on_ray
 
-    make_on_ray(dataclasses.replace(job, workers=job.workers or 0), parts, seen)
+    make_on_ray(dataclasses.replace(job, workers=job.workers or 0), shards, seen)
 
 
 _ENGINES: dict[str, Callable[[Job, Sequence[int], Callable[[int], object]], None]] = {"local": Job.make, "ray": _on_ray}
+
+
+def schema(deployed: Deployed) -> pa.Schema:
+    """The columns, as in ``Verdict`` (``p_id`` if there is one), and ``error``, which is null where they are not."""
+    columns = [
+        ("path", pa.string()),
+        ("label", pa.string()),
+        ("probability", pa.float64()),
+        ("score", pa.float64()),
+        ("p_value", pa.float64()),
+        ("accepted", pa.bool_()),
+        ("error", pa.string()),
+    ]
+    if deployed.gives_p_id:
+        columns.insert(5, ("p_id", pa.float64()))
+    return pa.schema(columns)
+
+
+def verdict_rows(
+    deployed: Deployed,
+    source: Source,
+    batches: Sequence[range],
+    workers: int | None,
+    seen: Callable[[int], object] = lambda _: None,
+) -> Iterator[pa.RecordBatch]:
+    """The rows of each batch of images.
+
+    Args:
+        deployed: judges them.
+        source: the images.
+        batches: the positions of each.
+        workers: decoding processes, as for ``read_spans``.
+        seen: told the number of images after each batch.
+    """
+    for batch in read_spans(source, deployed.classifier.transform, batches, workers):
+        yield _rows(deployed, source, batch)
+        seen(batch.size)
+
+
+def _rows(deployed: Deployed, source: Source, batch: Batch) -> pa.RecordBatch:
+    columns: dict[str, npt.NDArray[Any]] = {}
+    errors = dict(batch.bad)
+    if batch.images is not None:
+        judged = deployed.judge(batch.images)
+        errors |= {int(i): NOT_FINITE for i in batch.good[np.isnan(judged.score)]}
+        names = deployed.classifier.classes
+        label = np.array([names[i] if names else str(i) for i in judged.pred.tolist()], dtype=object)
+        columns = vars(judged) | {"label": label}
+    failed = np.array([i in errors for i in range(batch.size)])
+    known: dict[str, Any] = {
+        "path": pa.array([text(source.name(batch.start + i)) for i in range(batch.size)]),
+        "error": pa.array([text(errors[i]) if i in errors else None for i in range(batch.size)], pa.string()),
+    }
+    form = schema(deployed)
+    arrays = [
+        known[field.name] if field.name in known else _column(columns.get(field.name), batch, failed, field.type)
+        for field in form
+    ]
+    return pa.record_batch(arrays, schema=form)
+
+
+def _column(
+    values: npt.NDArray[Any] | None, batch: Batch, failed: npt.NDArray[np.bool_], kind: pa.DataType
+) -> pa.Array:
+    """The values of the images that could be read, in their places."""
+    if values is None:
+        return pa.nulls(batch.size, kind)
+    column = np.zeros(batch.size, values.dtype)
+    column[batch.good] = values
+    return pa.array(column, kind, mask=failed)
+
+
+def text(name: str) -> str:
+    """With what a file's name holds beside Unicode written out: parquet knows nothing else."""
+    return name.encode("utf-8", "backslashreplace").decode()

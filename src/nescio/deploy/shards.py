@@ -10,14 +10,13 @@ import csv
 import json
 import logging
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from nescio.core.errors import InputError
@@ -42,54 +41,61 @@ _WHAT = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass
 class Tally:
-    """What a finished folder holds.
+    """What a finished job has written.
 
     Attributes:
-        images: rows.
+        images: rows that are counted.
         accepted, rejected, unreadable: how many are which; the last have a reason instead of a verdict.
-        parts: number of parquet files.
+        shards: number of parquet files.
         named: how many of the unreadable ones the user named one by one.
     """
 
-    images: int
-    accepted: int
-    rejected: int
-    unreadable: int
-    parts: int
+    images: int = 0
+    accepted: int = 0
+    rejected: int = 0
+    unreadable: int = 0
+    shards: int = 0
     named: int = 0
+
+    def count(self, rows: Sequence[Mapping[str, Any]], named: Collection[str]) -> list[tuple[str, str]]:
+        """Count some rows; path and reason of those without a verdict come back. ``named``: by the user, one by one."""
+        failed = [(row["path"], row["error"]) for row in rows if row["error"] is not None]
+        accepted = sum(row["accepted"] or False for row in rows)
+        self.images += len(rows)
+        self.accepted += accepted
+        self.rejected += len(rows) - len(failed) - accepted
+        self.unreadable += len(failed)
+        self.named += sum(path in named for path, _ in failed)
+        return failed
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Which images are in which part: consecutive ones, ``part_size`` of them in all but the last."""
+class ScoreFolder:
+    """A scoring job's folder, open to the workers of one job at a time (``opened``).
 
+    Each part has consecutive images, ``part_size`` of them in all but the last.
+    """
+
+    path: Path
     images: int
     part_size: int
 
     def __len__(self) -> int:
         return math.ceil(self.images / self.part_size)
 
-    def rows(self, part: int) -> range:
+    def rows(self, shard: int) -> range:
         """Positions of a part's images."""
-        return range(part * self.part_size, min((part + 1) * self.part_size, self.images))
+        return range(shard * self.part_size, min((shard + 1) * self.part_size, self.images))
 
-    def batches(self, part: int, size: int) -> list[range]:
+    def batches(self, shard: int, size: int) -> list[range]:
         """A part cut into batches: its rows don't depend on which other parts are done in the same run."""
-        return spans(self.rows(part).start, self.rows(part).stop, size)
+        return spans(self.rows(shard).start, self.rows(shard).stop, size)
 
-    def name(self, part: int) -> str:
+    def file(self, shard: int) -> Path:
         """A part's file."""
-        return f"part-{part:05}-of-{len(self):05}.parquet"
-
-
-@dataclass(frozen=True)
-class ScoreFolder:
-    """A scoring job's folder, open to the workers of one job at a time (``opened``)."""
-
-    path: Path
-    plan: Plan
+        return self.path / f"part-{shard:05}-of-{len(self):05}.parquet"
 
     @classmethod
     @contextmanager
@@ -123,32 +129,32 @@ class ScoreFolder:
                     write_whole(path / MANIFEST, json.dumps(wanted, indent=1, ensure_ascii=False) + "\n")
             except OSError as e:
                 raise InputError(f"scores cannot be written to {path}: {e}; name another folder (-o)") from None
-            yield cls(path, Plan(manifest["images"], size))
+            yield cls(path, manifest["images"], size)
 
     def missing(self) -> list[int]:
         """The parts that are still to be written."""
-        return [part for part in range(len(self.plan)) if not self.has(part)]
+        return [shard for shard in range(len(self)) if not self.has(shard)]
 
-    def has(self, part: int) -> bool:
+    def has(self, shard: int) -> bool:
         """Whether a part is there, with all of its rows."""
-        path = self.path / self.plan.name(part)
+        path = self.file(shard)
         if not path.exists():
             return False
         try:
-            if pq.read_metadata(path).num_rows == len(self.plan.rows(part)):
+            if pq.read_metadata(path).num_rows == len(self.rows(shard)):
                 return True
         except (pa.ArrowException, OSError):
             pass
         log.warning("%s is damaged: making it again", path)
         return False
 
-    def write(self, part: int, rows: Iterable[pa.RecordBatch]) -> None:
+    def write(self, shard: int, rows: Iterable[pa.RecordBatch]) -> None:
         """Write a part.
 
         Raises:
             InputError: it cannot be written.
         """
-        table, path = pa.Table.from_batches(list(rows)), self.path / self.plan.name(part)
+        table, path = pa.Table.from_batches(list(rows)), self.file(shard)
         with whole(path, _GOES_ON) as partial:
             pq.write_table(table, partial)
 
@@ -163,21 +169,16 @@ class ScoreFolder:
         """
         if missing := self.missing():
             raise InputError(
-                f"{len(missing)} of {len(self.plan)} parts are not in {self.path}: all machines must share that folder"
+                f"{len(missing)} of {len(self)} parts are not in {self.path}: all machines must share that folder"
             )
-        accepted = unreadable = lost = 0
+        tally = Tally(shards=len(self))
         with whole(self.path / ERRORS, _GOES_ON) as partial, partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["path", "error"])
-            for part in range(len(self.plan)):
-                table = pq.read_table(self.path / self.plan.name(part), columns=["path", "accepted", "error"])
-                accepted += pc.sum(table["accepted"]).as_py() or 0
-                failed = table.filter(pc.is_valid(table["error"]))
-                unreadable += len(failed)
-                lost += sum(path in named for path in failed["path"].to_pylist())
-                writer.writerows(map(cells, zip(failed["path"].to_pylist(), failed["error"].to_pylist(), strict=True)))
-        images = self.plan.images
-        return Tally(images, accepted, images - accepted - unreadable, unreadable, len(self.plan), lost)
+            for shard in range(len(self)):
+                table = pq.read_table(self.file(shard), columns=["path", "accepted", "error"])
+                writer.writerows(map(cells, tally.count(table.to_pylist(), named)))
+        return tally
 
 
 def _refuse_others(path: Path) -> None:
@@ -198,5 +199,5 @@ def _read(path: Path) -> dict[str, Any]:
 def _check_same(path: Path, begun: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     for key, what in _WHAT.items():
         if begun.get(key) != wanted[key]:
-            told = f" ({', '.join(begun.get('inputs', []))})" if key == "stamp" else ""
-            raise InputError(f"{path} {what}{told}; name a new folder (-o)")
+            reason = f" ({', '.join(begun.get('inputs', []))})" if key == "stamp" else ""
+            raise InputError(f"{path} {what}{reason}; name a new folder (-o)")

@@ -72,8 +72,8 @@ class Reader:
         task = bar.add_task(name, total=len(source))
         rows: list[list[Any]] = []
         for batch in self._batches(source, name):
-            given = {"image": self._as_given(batch)}
-            rows.append([column for s in both for column in s.run(["score", "logits"], given)])
+            feed = {"image": self._pixels(batch)}
+            rows.append([column for s in both for column in s.run(["score", "logits"], feed)])
             bar.advance(task, len(batch))
         before, logits, after, logits_after = (np.concatenate(column) for column in zip(*rows, strict=True))
         usable = ~np.isnan(before)
@@ -81,7 +81,7 @@ class Reader:
             before[usable], after[usable], (logits[usable].argmax(axis=1), logits_after[usable].argmax(axis=1))
         )
 
-    def _as_given(self, batch: Tensor) -> npt.NDArray[Any]:
+    def _pixels(self, batch: Tensor) -> npt.NDArray[Any]:
         if self.layout is None:
             return self.transform.normalise(batch).numpy()
         return batch.numpy() if self.layout == "nchw" else batch.permute(0, 2, 3, 1).contiguous().numpy()
@@ -94,10 +94,10 @@ class Reader:
                 yield batch.images
         if bad:
             at, reason = bad[0]
-            said = f"{len(bad):,} of {len(source):,} {name} cannot be read; the first: {source.name(at)}: {reason}"
+            message = f"{len(bad):,} of {len(source):,} {name} cannot be read; the first: {source.name(at)}: {reason}"
             if len(bad) > _MOST_BAD * len(source):
-                raise InputError(said)
-            log.warning("%s", said)
+                raise InputError(message)
+            log.warning("%s", message)
 
 
 def sessions(*graphs: Any) -> list[Any]:

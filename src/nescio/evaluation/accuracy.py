@@ -119,12 +119,12 @@ def _check_order(labels: Labels, pred: Labels, names: Sequence[str], title: str)
     meant = np.array([moved.get(int(label), int(label)) for label in labels])
     as_number = {number: label for label, number in moved.items()}
     order = [names[as_number.get(i, i)] if i in as_number or i not in moved else "?" for i in range(len(names))]
-    said = f"; by the predictions the order is {some(order, 10)}" if order else ""
+    hint = f"; by the predictions the order is {some(order, 10)}" if order else ""
     raise InputError(
         f"the labels of the {title} images are in another order than the classes of the model: it is right for "
         f"{(labels == pred).mean():.1%} of them, and would be for {(meant == pred).mean():.1%} with {len(moved)} "
         f"classes renumbered; write the class names in the order of the model's outputs into a file, one a line, and "
-        f"give it (--classes FILE){said} (of a network with random weights, say so: --untrained)"
+        f"give it (--classes FILE){hint} (of a network with random weights, say so: --untrained)"
     )
 
 
@@ -184,22 +184,22 @@ def with_classes(classifier: Classifier, sources: Mapping[str, Source | None]) -
     """
     if not classifier.has_head:
         return classifier
-    n, given = classifier.head.n_classes, {title: s for title, s in sources.items() if s is not None}
-    named = {title: s.classes for title, s in given.items() if s.classes}
+    n, sets = classifier.head.n_classes, {title: s for title, s in sources.items() if s is not None}
+    named = {title: s.classes for title, s in sets.items() if s.classes}
     names, whose = classifier.classes, "the model"
     if names is None and named:
         title, names = next(((t, c) for t, c in named.items() if len(c) == n), next(iter(named.items())))
         whose = f"the {title} images"
-    matched = {title: _matched(title, source, names, whose) for title, source in given.items()}
+    matched = {title: _matched(title, source, names, whose) for title, source in sets.items()}
     for title, source in matched.items():
         if len(source.labels) and source.labels.max() >= n:
             raise InputError(
                 f"the {title} images have labels up to {source.labels.max()}, but the model has {n} classes "
                 f"(0…{n - 1}); is this the right model?"
             )
-    _check_alike(given, matched, names or [], whose, complete=len(names or ()) == n)
+    _check_alike(sets, matched, names or [], whose, complete=len(names or ()) == n)
     for title, source in matched.items():
-        if source is not given[title]:
+        if source is not sets[title]:
             log.info("the labels of the %s images are matched by name to the classes of %s", title, whose)
     return classifier.named(names) if names and len(names) == n else classifier
 
@@ -208,11 +208,11 @@ def _matched(title: str, source: Source, names: Sequence[str] | None, whose: str
     try:
         return aligned(source, names)
     except InputError as e:
-        raise InputError(f"the {title} images and {whose} disagree about the classes: {e}; {_WAY_OUT}") from None
+        raise InputError(f"the {title} images and {whose} disagree about the classes: {e}; {_HINT}") from None
 
 
 def _check_alike(
-    given: Mapping[str, Source], matched: Mapping[str, Source], names: Sequence[str], whose: str, *, complete: bool
+    sets: Mapping[str, Source], matched: Mapping[str, Source], names: Sequence[str], whose: str, *, complete: bool
 ) -> None:
     """Refuse sets of other classes than another's, where no names of the model's own hold them together."""
     own = set(map(plain, names))
@@ -228,17 +228,17 @@ def _check_alike(
             differing = some(sorted(set(classes) ^ set(first[1] if whose == "the model" else names)) or ["their order"])
             raise InputError(
                 f"the {title} images and {other} disagree about the classes ({differing}), so their labels do not "
-                f"compare; {_WAY_OUT}"
+                f"compare; {_HINT}"
             )
-    moved = [title for title, source in matched.items() if source is not given[title]]
+    moved = [title for title, source in matched.items() if source is not sets[title]]
     if moved and not complete:
         raise InputError(
             f"the {moved[0]} images and {whose} number the classes in another way, and neither names all classes of "
-            f"the model; {_WAY_OUT}"
+            f"the model; {_HINT}"
         )
 
 
-_WAY_OUT = (
+_HINT = (
     "rename the class folders, or name the classes, as the folders do, in the order of the model's outputs in a file, "
     "one a line (--classes FILE)"
 )

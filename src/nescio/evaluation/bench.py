@@ -23,7 +23,7 @@ from nescio.evaluation.checks import (
     check_sets,
     features_manifest,
     manifest_of,
-    said_of,
+    quality_of,
     shared_between,
     skipped_of,
 )
@@ -69,10 +69,10 @@ def bench(
     """
     session, ood = as_session(session).meet(id), by_name(ood, "ood")
     found = _servable(detectors, session)
-    given = {"train": train, "calibrate": held_out, "id": id, **ood}
-    check_sets(given, list(ood), found)
+    by_role = {"train": train, "calibrate": held_out, "id": id, **ood}
+    check_sets(by_role, list(ood), found)
     session = session.ready(train)
-    sets = _Sets(session, given)
+    sets = _Sets(session, by_role)
     sets.check_sources(list(ood))
     for name, detector in found.items():
         if names_preset(name):
@@ -90,8 +90,8 @@ def bench(
     with session.clock("metrics"):
         right = _right(sets.rows["id"])
         table = _table(found, scored, right, seconds, resamples=resamples, equal=equal)
-    manifest = manifest_of(sets.session, found, sets.sources, sets.read, given)
-    manifest |= said_of(sets.measured, sets.warnings, session) | {"equal": equal, "resamples": resamples}
+    manifest = manifest_of(sets.session, found, sets.sources, sets.read, by_role)
+    manifest |= quality_of(sets.measured, sets.warnings, session) | {"equal": equal, "resamples": resamples}
     sample = _sample({name: sets.rows.get(name) for name in scored}, found)
     oods = [scored[name] for name in ood]
     return Results(table, manifest, scored["id"], oods, skipped_of(sets.read), _labelled(right), sample=sample)
@@ -122,11 +122,11 @@ def evaluate(
         InputError: an input does not fit the others; the message names it and the way out.
     """
     found, ood = detectors_of(detectors), by_name(ood, "ood")
-    given = {"train": train, "calibrate": held_out, "id": id, **ood}
-    for name, rows in given.items():
+    by_role = {"train": train, "calibrate": held_out, "id": id, **ood}
+    for name, rows in by_role.items():
         if rows is not None and not isinstance(rows, FeatureSet):
             raise InputError(f"{name}: expected a FeatureSet, got {type(rows).__name__}; nescio.bench takes images")
-    check_sets(given, list(ood), found)
+    check_sets(by_role, list(ood), found)
     unfitted = {name: d for name, d in found.items() if d.fitted_to is None}
     data = FeatureSet(head=id.head) if train is None else train
     took = fit_all(list(unfitted.values()), data if held_out is None else data.with_held_out(held_out))
@@ -139,7 +139,7 @@ def evaluate(
         scored[name] = Scored(name, None, dict.fromkeys(found, rows.positions), scores, _by_row(rows, rows.pred))
     right = _right(id)
     table = _table(found, scored, right, seconds, resamples=resamples, equal=equal)
-    manifest = features_manifest(found, {name: rows for name, rows in given.items() if rows is not None})
+    manifest = features_manifest(found, {name: rows for name, rows in by_role.items() if rows is not None})
     oods = [scored[name] for name in ood]
     return Results(table, manifest | {"equal": equal, "resamples": resamples}, scored["id"], oods, [], _labelled(right))
 
@@ -156,8 +156,8 @@ class _Sets:
         self.seconds: dict[str, dict[str, float]] = {}
         self.measured: dict[str, Accuracy | None] = {}
         self.warnings: list[str] = []
-        for name, given in images.items():
-            self.sources[name] = source = session.source(given)
+        for name, one in images.items():
+            self.sources[name] = source = session.source(one)
             if source is not None:
                 self.images[name] = source
 
@@ -193,11 +193,11 @@ def _servable(detectors: AnyDetector | Sequence[AnyDetector], session: Session) 
     """Detectors by what the user called them; of ``all``, those that this model can serve."""
     several = detectors if isinstance(detectors, Sequence) and not isinstance(detectors, str) else [detectors]
     found: dict[str, Detector] = {}
-    for given in several:
-        if isinstance(given, str) and given.strip() == "all":
+    for spec in several:
+        if isinstance(spec, str) and spec.strip() == "all":
             found |= servable(all_specs(), session.classifier)
         else:
-            found |= session.detectors(given)
+            found |= session.detectors(spec)
     return found
 
 

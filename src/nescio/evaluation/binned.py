@@ -39,24 +39,24 @@ def detection(ids: Counts, oods: Counts, *, tpr: float = 0.95, ood_share: float 
     for name, counts in (("ID", ids), ("OOD", oods)):
         if not counts.sum():
             raise InputError(f"there are no {name} scores")
-    ways = _orders(ids, oods)
-    flipped = [(oods[::-1], ids[::-1]) for ids, oods in ways]
+    orders = _orders(ids, oods)
+    flipped = [(oods[::-1], ids[::-1]) for ids, oods in orders]
     of = {
-        "fpr_at_tpr": [_fpr(*way, tpr) for way in ways],
-        "fpr_at_tpr_ood_positive": [_fpr(*way, tpr) for way in flipped],
-        "auroc": [_auroc(*way) for way in ways],
+        "fpr_at_tpr": [_fpr(*order, tpr) for order in orders],
+        "fpr_at_tpr_ood_positive": [_fpr(*order, tpr) for order in flipped],
+        "auroc": [_auroc(*order) for order in orders],
         # the worst order has no ties at all: each positive image is a threshold of its own
-        "aupr_in": [_precision(*ways[0]), _precision(*ways[1]), _precision_untied(*ways[2])],
+        "aupr_in": [_precision(*orders[0]), _precision(*orders[1]), _precision_untied(*orders[2])],
         "aupr_out": [_precision(*flipped[0]), _precision(*flipped[1]), _precision_untied(*flipped[2])],
-        "detection_accuracy": [_accuracy(*way, ood_share) for way in ways],
+        "detection_accuracy": [_accuracy(*order, ood_share) for order in orders],
     }
     return {name: _bounded(*values) for name, values in of.items()}
 
 
 def selective(right: Counts, wrong: Counts) -> dict[str, Bounded]:
     """``aurc`` and ``augrc`` of counts of ID images that were classified right and wrong."""
-    ways = _orders(right, wrong)
-    return {f.__name__[1:]: _bounded(*(f(*way) for way in ways)) for f in (_aurc, _augrc)}
+    orders = _orders(right, wrong)
+    return {f.__name__[1:]: _bounded(*(f(*order) for order in orders)) for f in (_aurc, _augrc)}
 
 
 def _bounded(value: float, one: float, other: float) -> Bounded:

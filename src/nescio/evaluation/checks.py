@@ -63,11 +63,11 @@ def check_apart(id_set: Source | None, ood: Mapping[str, Source | None], seen: M
             log.warning("the classifier was trained with the images of '%s' as outliers: it knows them", name)
 
 
-def _without_training(needy: Sequence[str], given: Sequence[str]) -> str:
+def _without_training(needy: Sequence[str], names: Sequence[str]) -> str:
     """What to do about detectors that cannot be fitted, whether a user named them or nobody did."""
-    if list(given) != list(DEFAULT_DETECTORS):
+    if list(names) != list(DEFAULT_DETECTORS):
         return f"detector '{needy[0]}' is fitted on training images; give them (--train) or drop it"
-    others = " ".join(f"--detector {d}" for d in given if d not in needy)
+    others = " ".join(f"--detector {d}" for d in names if d not in needy)
     return (
         f"no detector was named, and some of the default ones ({', '.join(needy)}) are fitted on training images; give "
         f"them (--train), or name detectors that need none: {others}"
@@ -80,7 +80,7 @@ def shared_between(train: Source | None, held: Source | None, id_source: Source 
     Raises:
         InputError: most ID test images are training images.
     """
-    said = []
+    warnings = []
     pairs = (
         ("id", id_source, "training", train),
         ("id", id_source, "calibration", held),
@@ -92,18 +92,18 @@ def shared_between(train: Source | None, held: Source | None, id_source: Source 
         shared = shared_images(one, other)
         if not shared:
             continue
-        told = (
+        message = (
             f"{len(shared):,} of {len(one):,} {title} images are {other_title} images (by content), the first is "
             f"{one.name(shared[0])}"
         )
         if len(shared) > MOST_SHARED * len(one) and (title, other_title) == ("id", "training"):
-            raise InputError(f"{told}; detectors look better on images that they were fitted on: give others (--id)")
-        said.append(f"{told}: the results look better than they are")
-        log.warning("%s", said[-1])
-    return said
+            raise InputError(f"{message}; detectors look better on images that they were fitted on: give others (--id)")
+        warnings.append(f"{message}: the results look better than they are")
+        log.warning("%s", warnings[-1])
+    return warnings
 
 
-def said_of(measured: Mapping[str, Accuracy | None], warnings: Sequence[str], session: Session) -> dict[str, Any]:
+def quality_of(measured: Mapping[str, Accuracy | None], warnings: Sequence[str], session: Session) -> dict[str, Any]:
     """Accuracy by set, all that was warned of, and options of the extraction that change the numbers."""
     known = {name: accuracy for name, accuracy in measured.items() if accuracy is not None}
     return {
@@ -123,11 +123,6 @@ def skipped_of(sets: Sequence[tuple[str, FeatureSet]]) -> list[tuple[str, int, s
     return skipped
 
 
-def _named_by(*sources: Source | None) -> list[str] | None:
-    """Names of the classes, from the first set of ID images that has any."""
-    return next((s.classes for s in sources if s is not None and s.classes), None)
-
-
 def manifest_of(
     session: Session,
     detectors: Mapping[str, Detector],
@@ -138,6 +133,7 @@ def manifest_of(
     """All that the numbers follow from, as JSON can say it."""
     classifier = session.classifier
     read = dict(reversed(sets))
+    named = (s.classes for s in (sources["id"], sources["train"]) if s is not None and s.classes)
     return {
         "model": {
             "name": classifier.name,
@@ -147,7 +143,7 @@ def manifest_of(
             "head": classifier.head_name,
             "head_shape": list(classifier.head.weight.shape) if classifier.has_head else None,
             "head_fingerprint": classifier.head.fingerprint,
-            "classes": classifier.classes or _named_by(sources["id"], sources["train"]),
+            "classes": classifier.classes or next(named, None),
         },
         "transform": str(classifier.transform) if classifier.has_transform else "",
         "data": {
@@ -155,9 +151,7 @@ def manifest_of(
             for name, images in opened.items()
             if images is not None
         },
-        "detectors": _settings(detectors),
-        "versions": versions(),
-        "machine": platform.machine(),
+        **_made_with(detectors),
         "device": str(classifier.device),
     }
 
@@ -172,8 +166,9 @@ def _set_of(source: Source | None, rows: FeatureSet | None, opened: Any) -> dict
     return about | {"first": source.name(0), "opened": name}
 
 
-def _settings(detectors: Mapping[str, Detector]) -> dict[str, Any]:
-    return {name: {"spec": repr(d), "bytes": d.size, "settings": d.settings()} for name, d in detectors.items()}
+def _made_with(detectors: Mapping[str, Detector]) -> dict[str, Any]:
+    settings = {name: {"spec": repr(d), "bytes": d.size, "settings": d.settings()} for name, d in detectors.items()}
+    return {"detectors": settings, "versions": versions(), "machine": platform.machine()}
 
 
 def versions() -> dict[str, str]:
@@ -184,11 +179,5 @@ def versions() -> dict[str, str]:
 
 def features_manifest(detectors: Mapping[str, Detector], sets: Mapping[str, FeatureSet]) -> dict[str, Any]:
     """The same of a table that was made of features alone."""
-    return {
-        "model": {"name": "features", "classes": None},
-        "transform": "",
-        "data": {name: _set_of(None, rows, None) for name, rows in sets.items()},
-        "detectors": _settings(detectors),
-        "versions": versions(),
-        "machine": platform.machine(),
-    }
+    data = {name: _set_of(None, rows, None) for name, rows in sets.items()}
+    return {"model": {"name": "features", "classes": None}, "transform": "", "data": data, **_made_with(detectors)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -67,8 +67,8 @@ def compare(
             "one of the two runs judged equal numbers of ID and OOD images, the other did not: run one again"
         )
     pairs = {d: d for d in old.detectors if d in new.detectors} if pairs is None else pairs
-    for given, results in ((pairs, old), (pairs.values(), new)):
-        unknown = [d for d in given if d not in results.detectors]
+    for detectors, results in ((pairs, old), (pairs.values(), new)):
+        unknown = [d for d in detectors if d not in results.detectors]
         if unknown:
             raise InputError(f"the results have no detector '{unknown[0]}'{nearest(unknown[0], results.detectors)}")
     theirs = {s.name: s for s in new.ood_sets}
@@ -114,7 +114,7 @@ def _common(one: _Judged, other: _Judged) -> tuple[_Scores, _Scores]:
     return one[1][at], other[1][at_too]
 
 
-def tables(changes: list[Change]) -> Iterator[Table]:
+def table_of(changes: list[Change]) -> Table:
     """The changes for a terminal, in percentage points, worse ones marked."""
     table = Table(title="change in percentage points, 95 % interval", title_justify="left")
     for name in ("detector", "OOD set", "metric"):
@@ -129,4 +129,4 @@ def tables(changes: list[Change]) -> Iterator[Table]:
         verdict = c.verdict if c.paired else f"{c.verdict}, other images"
         metric = {"fpr95": "FPR95 ↓", "auroc": "AUROC ↑"}[c.metric]
         table.add_row(name, c.ood, metric, f"{d.value * 100:+.2f}", span, f"{d.p:.3f}", verdict, style=style[c.verdict])
-    yield table
+    return table

@@ -170,6 +170,8 @@ Counts = npt.NDArray[np.int64]
 Pair = tuple[float, float]
 RESAMPLED = ("fpr95", "auroc")
 """What ``Resampled`` gives, by the names of ``METRICS``."""
+TAILS = (0.025, 0.975)
+"""Ends of an interval that holds 95 % of the resampled values."""
 
 
 class Resampled:
@@ -192,12 +194,12 @@ class Resampled:
         ids, oods = (np.ones(n, dtype=np.int64) for n in self.sizes)
         return np.asarray(self(ids, oods), dtype=np.float64)
 
-    def __call__(self, id_copies: Counts, ood_copies: Counts, tpr: float = 0.95) -> Pair:
+    def __call__(self, id_copies: Counts, ood_copies: Counts) -> Pair:
         """FPR95 and AUROC where ID image i occurs ``id_copies[i]`` times and OOD image j ``ood_copies[j]`` times."""
         w = id_copies[self._id_order]
         v = np.concatenate([[0], np.cumsum(ood_copies[self._ood_order])])
         n, m = int(w.sum()), int(v[-1])
-        may_be_rejected = n - max(1, math.ceil(tpr * n - 1e-9))
+        may_be_rejected = n - max(1, math.ceil(0.95 * n - 1e-9))
         threshold = int(np.searchsorted(np.cumsum(w), may_be_rejected, "right"))
         area = float((w * (v[self._below] + v[self._up_to])).sum()) / 2 / (n * m)
         return 1 - float(v[self._below[threshold]]) / m, area
@@ -214,26 +216,21 @@ class Difference:
 
 
 def intervals(
-    id_scores: npt.ArrayLike, ood_scores: npt.ArrayLike, *, resamples: int = 1000, level: float = 0.95, seed: int = 0
+    id_scores: npt.ArrayLike, ood_scores: npt.ArrayLike, *, resamples: int = 1000, seed: int = 0
 ) -> dict[str, Pair]:
     """Percentile bootstrap intervals of FPR95 and AUROC; ID and OOD images are resampled separately.
 
     Returns:
-        by metric the lower and upper end of the interval that holds a share ``level`` of the resampled values.
+        by metric the lower and upper end of the interval that holds 95 % of the resampled values.
     """
     resampled = Resampled(id_scores, ood_scores)
     values = np.array([resampled(w, v) for w, v in _copies(*resampled.sizes, resamples, seed)])
-    low, high = np.quantile(values, _tails(level), axis=0)
+    low, high = np.quantile(values, TAILS, axis=0)
     return {name: (float(low[i]), float(high[i])) for i, name in enumerate(RESAMPLED)}
 
 
 def paired(
-    first: tuple[npt.ArrayLike, npt.ArrayLike],
-    second: tuple[npt.ArrayLike, npt.ArrayLike],
-    *,
-    resamples: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
+    first: tuple[npt.ArrayLike, npt.ArrayLike], second: tuple[npt.ArrayLike, npt.ArrayLike], *, resamples: int = 1000
 ) -> dict[str, Difference]:
     """Paired bootstrap of two detectors on the same images: what the second gains or loses, and how surely.
 
@@ -244,8 +241,6 @@ def paired(
         first: ID and OOD scores of one detector.
         second: those of the other, image by image in the same order.
         resamples: draws.
-        level: share of them that the interval holds.
-        seed: of the draws.
 
     Raises:
         InputError: the two were not scored on the same number of images.
@@ -254,42 +249,29 @@ def paired(
     if len(ids) != len(ids2) or len(oods) != len(oods2):
         raise InputError("the two detectors were not scored on the same images: they cannot be paired")
     a, b = Resampled(ids, oods), Resampled(ids2, oods2)
-    drawn = _copies(*a.sizes, resamples, seed)
-    return _differences(b.exact - a.exact, [np.subtract(b(w, v), a(w, v)) for w, v in drawn], level)
+    drawn = _copies(*a.sizes, resamples)
+    return _differences(b.exact - a.exact, [np.subtract(b(w, v), a(w, v)) for w, v in drawn])
 
 
 def unpaired(
-    first: tuple[npt.ArrayLike, npt.ArrayLike],
-    second: tuple[npt.ArrayLike, npt.ArrayLike],
-    *,
-    resamples: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
+    first: tuple[npt.ArrayLike, npt.ArrayLike], second: tuple[npt.ArrayLike, npt.ArrayLike], *, resamples: int = 1000
 ) -> dict[str, Difference]:
     """As ``paired``, for detectors that were scored on different images: drawn for each by itself."""
     a, b = Resampled(*first), Resampled(*second)
-    values = [[r(w, v) for w, v in _copies(*r.sizes, resamples, seed + i)] for i, r in enumerate((a, b))]
-    return _differences(b.exact - a.exact, list(np.subtract(values[1], values[0])), level)
+    values = [[r(w, v) for w, v in _copies(*r.sizes, resamples, i)] for i, r in enumerate((a, b))]
+    return _differences(b.exact - a.exact, list(np.subtract(values[1], values[0])))
 
 
-def _differences(exact: Scores, drawn: list[Scores], level: float) -> dict[str, Difference]:
+def _differences(exact: Scores, drawn: list[Scores]) -> dict[str, Difference]:
     values = np.array(drawn)
-    low, high = np.quantile(values, _tails(level), axis=0)
+    low, high = np.quantile(values, TAILS, axis=0)
     fewer = np.minimum((values <= 0).sum(axis=0), (values >= 0).sum(axis=0))
     p = np.minimum(1, 2 * (fewer + 1) / (len(values) + 1))
     return {n: Difference(*map(float, (exact[i], low[i], high[i], p[i]))) for i, n in enumerate(RESAMPLED)}
 
 
-def _tails(level: float) -> Pair:
-    tail = (1 - check_share("level", level)) / 2
-    return tail, 1 - tail
-
-
-def _copies(n: int, m: int, resamples: int, seed: int) -> Iterator[tuple[Counts, Counts]]:
+def _copies(n: int, m: int, resamples: int, seed: int = 0) -> Iterator[tuple[Counts, Counts]]:
     """How often each image occurs in each draw with replacement."""
     rng = np.random.default_rng(seed)
     for _ in range(resamples):
-        yield (
-            np.bincount(rng.integers(n, size=n), minlength=n),
-            np.bincount(rng.integers(m, size=m), minlength=m),
-        )
+        yield (np.bincount(rng.integers(n, size=n), minlength=n), np.bincount(rng.integers(m, size=m), minlength=m))

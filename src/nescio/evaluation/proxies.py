@@ -36,6 +36,7 @@ PROXIES = ("noise", *CORRUPTIONS, BACKGROUND)
 MIXED = "mixed"
 """All proxies that can be had, each counting the same."""
 GAMMA = 0.95
+_COLUMN = f"patches-{GAMMA:g}"
 LEAST = 50
 """Images that must have both kinds of positions."""
 
@@ -74,7 +75,7 @@ def proxy_features(
     return own, session.read(proxy_source(proxy, val, session.classifier), PLAIN, probes or {}, proxy)
 
 
-def background_probe(neck: Callable[[Tensor], Tensor], gamma: float = GAMMA) -> dict[str, Probe]:
+def background_probe(neck: Callable[[Tensor], Tensor]) -> dict[str, Probe]:
     """The probe, by its name: pooled background, pooled foreground and how many positions each pools, per image.
 
     ``neck`` is the network behind its pooling: pooled vectors ``(N, K)`` to penultimate features ``(N, L)``.
@@ -86,21 +87,17 @@ def background_probe(neck: Callable[[Tensor], Tensor], gamma: float = GAMMA) -> 
         logits = maps.head.linear(neck(rows.flatten(0, 1))).view(*rows.shape[:2], -1)
         pred = maps.head.linear(maps.rest(fmap)).argmax(dim=1)
         confidence = class_confidence(logits, pred)
-        is_id, is_ood = sure_positions(confidence, gamma)
+        is_id, is_ood = sure_positions(confidence, GAMMA)
         pooled = torch.minimum(is_id.sum(dim=1), is_ood.sum(dim=1))  # as many of the one as of the other
         rank = confidence.argsort(dim=1).argsort(dim=1)
         least, surest = rank < pooled[:, None], rank >= rank.shape[1] - pooled[:, None]
         means = [(rows * at[..., None]).sum(dim=1) / pooled.clamp(min=1)[:, None] for at in (least, surest)]
         return [*map(neck, means), pooled[:, None].to(fmap.dtype)]
 
-    return {_column(gamma): probe}
+    return {_COLUMN: probe}
 
 
-def _column(gamma: float) -> str:
-    return f"patches-{gamma:g}"
-
-
-def _halves(own: FeatureSet, gamma: float = GAMMA) -> tuple[FeatureSet, FeatureSet]:
+def _halves(own: FeatureSet) -> tuple[FeatureSet, FeatureSet]:
     """Foreground of the images with an even number, background of the others; none of images that are misread."""
     right = torch.from_numpy((own.labels < 0) | (own.pred == own.labels))
 
@@ -108,7 +105,7 @@ def _halves(own: FeatureSet, gamma: float = GAMMA) -> tuple[FeatureSet, FeatureS
         def chunks() -> Iterator[Features]:
             start = 0
             for f in own.chunks():
-                *pooled, count = f.probed(_column(gamma))
+                *pooled, count = f.probed(_COLUMN)
                 number = torch.arange(start, start + len(f.h))
                 start += len(f.h)
                 keep = (count[:, 0] > 0) & right[number] & (number % 2 == parity)

@@ -83,12 +83,12 @@ class FeatureSample:
         arrays: dict[str, Any] = {
             f"{s}/{name}": a for s, one in enumerate(self.sets.values()) for name, a in vars(one).items()
         }
-        told: dict[str, Any] = {"sets": list(self.sets)}
+        meta: dict[str, Any] = {"sets": list(self.sets)}
         if self.activation is not None:
             drawn = {name: value for name, value in vars(self.activation).items() if isinstance(value, np.ndarray)}
             arrays |= {f"{_ACTIVATION}{name}": a for name, a in drawn.items()}
-            told |= {name: value for name, value in vars(self.activation).items() if name not in drawn}
-        put(path, KIND, told, {name: a for name, a in arrays.items() if a is not None})
+            meta |= {name: value for name, value in vars(self.activation).items() if name not in drawn}
+        put(path, KIND, meta, {name: a for name, a in arrays.items() if a is not None})
 
     @classmethod
     def load(cls, path: Path) -> FeatureSample | None:
@@ -101,11 +101,11 @@ class FeatureSample:
             return None
         file = read(path, KIND)
         with file.taken_apart():
-            told = parse_json(file.meta["about"]) if file.version == 1 else file.meta
-            names = told.pop("sets")
+            meta = parse_json(file.meta["about"]) if file.version == 1 else file.meta
+            names = meta.pop("sets")
             sets = {name: SetSample(**_arrays(file, f"{s}/")) for s, name in enumerate(names)}
             drawn = _arrays(file, _ACTIVATION)
-            return cls(sets, Activation(**told, **drawn) if drawn else None)
+            return cls(sets, Activation(**meta, **drawn) if drawn else None)
 
 
 def _arrays(file: Artifact, prefix: str) -> dict[str, Any]:
@@ -140,8 +140,8 @@ def _activation(banks: Mapping[str, FeatureSet]) -> Activation | None:
     bank, oods = banks["id"], [bank for name, bank in banks.items() if name != "id"]
     labelled = bool((bank.labels >= 0).any())
     classes = bank.labels if labelled else bank.pred
-    parts = [ood.take(numerics.drawn(len(ood), PER_SET)) for ood in oods]
-    pred = torch.cat([f.pred for f in parts]) if parts else torch.zeros(0, dtype=torch.int64)
+    samples = [ood.take(numerics.drawn(len(ood), PER_SET)) for ood in oods]
+    pred = torch.cat([f.pred for f in samples]) if samples else torch.zeros(0, dtype=torch.int64)
     counts = np.bincount(pred.numpy(), minlength=bank.head.n_classes)
     counts[np.bincount(classes[classes >= 0], minlength=len(counts)) == 0] = 0
     if not counts.any():
@@ -154,7 +154,7 @@ def _activation(banks: Mapping[str, FeatureSet]) -> Activation | None:
         labelled,
         weights=bank.head.weight[label].float().numpy(),
         id_mean=bank.take(of_class).h.mean(dim=0).numpy(),
-        ood_mean=torch.cat([f.h for f in parts])[pred == label].mean(dim=0).numpy(),
+        ood_mean=torch.cat([f.h for f in samples])[pred == label].mean(dim=0).numpy(),
         n_id=len(of_class),
         n_ood=int(counts[label]),
     )

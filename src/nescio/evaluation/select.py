@@ -94,7 +94,7 @@ class Choice:
             f"of accepting or rejecting all, whichever is less: {point.trivial_cost:.4g}"
         )
 
-    def table(self, most: int = 10) -> Iterator[Table]:
+    def table(self, most: int = 10) -> Table:
         """The best candidates for a terminal."""
         table = Table(title=f"FPR95 ↓ / AUROC ↑ in % against {', '.join(self.proxies)}", title_justify="left")
         table.add_column("detector", overflow="fold")
@@ -105,7 +105,7 @@ class Choice:
             if len(self.proxies) > 1:
                 cells.append(f"{c.mean('fpr95', self.proxies) * 100:.2f} / {c.mean('auroc', self.proxies) * 100:.2f}")
             table.add_row(c.detector, *cells)
-        yield table
+        return table
 
 
 def tune(
@@ -178,13 +178,7 @@ class _Selection:
     """
 
     def __init__(
-        self,
-        session: Session,
-        detectors: dict[str, Detector],
-        val: AnySource,
-        train: AnySource | None,
-        *,
-        chosen: bool,
+        self, session: Session, detectors: dict[str, Detector], val: AnySource, train: AnySource | None, *, chosen: bool
     ) -> None:
         self.detectors, self.chosen = detectors, chosen
         self.val, self.train = as_source(val), None if train is None else as_source(train)
@@ -260,8 +254,8 @@ class _Selection:
 
 
 def _named_examples(examples: Examples | None, val: Source) -> dict[str, Source]:
-    given = examples if isinstance(examples, Mapping) else {} if examples is None else {"examples": examples}
-    others = {name: as_source(source) for name, source in given.items()}
+    sets = examples if isinstance(examples, Mapping) else {} if examples is None else {"examples": examples}
+    others = {name: as_source(source) for name, source in sets.items()}
     for name, source in others.items():
         if name in (*PROXIES, MIXED):
             raise InputError(f"OOD examples cannot be called '{name}', as a proxy is; give them another name")
@@ -276,10 +270,10 @@ def _leaving_out(name: str, asked: str | None) -> Iterator[None]:
     try:
         yield
     except Exception as e:
-        told = str(e) if isinstance(e, InputError) else f"{type(e).__name__}: {str(e).strip().partition(chr(10))[0]}"
+        reason = str(e) if isinstance(e, InputError) else f"{type(e).__name__}: {str(e).strip().partition(chr(10))[0]}"
         if asked not in (None, MIXED):
-            raise InputError(f"the proxy '{name}' cannot be had: {told}") from e
-        log.info("leaving out the proxy %s: %s", name, told)
+            raise InputError(f"the proxy '{name}' cannot be had: {reason}") from e
+        log.info("leaving out the proxy %s: %s", name, reason)
 
 
 def _leave_out(failed: Mapping[Detector, InputError], detectors: dict[str, Detector]) -> None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from html import escape
-from pathlib import Path
 
 from rich.table import Table
 from rich.text import Text
 
-from nescio.core.files import write_whole
 from nescio.evaluation.rows import Measured, Published
 
 _NAME_WIDTH, _CELL_WIDTH = 16, 16
@@ -109,56 +107,46 @@ def terminal(results: Measured, width: int) -> Iterator[Table]:
         yield table
 
 
+def _formatted(
+    results: Measured, ours: str, other: str, bold: str, spelled: Callable[[str], str]
+) -> Iterator[list[str]]:
+    """The heads and lines as text: what ``ours`` and ``other`` make of their names, ``bold`` of the best."""
+    columns = columns_of(results)
+    yield [spelled(name) for name in ("detector", *columns)]
+    for line in lines(results):
+        name = ours.format(spelled(line.detector)) if line.kind == OURS else other.format(spelled(line.kind))
+        yield [name, *(_joined(line.cells.get(c), bold) for c in columns)]
+
+
 def html(results: Measured) -> str:
     """For a notebook."""
-    columns = columns_of(results)
-    rows = ["".join(f"<th>{escape(name)}</th>" for name in ("FPR95 ↓ / AUROC ↑ in %", *columns))]
-    for line in lines(results):
-        name = f"<code>{escape(line.detector)}</code>" if line.kind == OURS else f"<i>{escape(line.kind)}</i>"
-        cells = (_joined(line.cells.get(c), "<b>{}</b>") for c in columns)
-        rows.append(f"<th>{name}</th>" + "".join(f"<td>{cell}</td>" for cell in cells))
-    return "<table>" + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>"
+    (_, *heads), *rows = _formatted(results, "<code>{}</code>", "<i>{}</i>", "<b>{}</b>", escape)
+    shown = ["".join(f"<th>{name}</th>" for name in ("FPR95 ↓ / AUROC ↑ in %", *heads))]
+    shown += [f"<th>{name}</th>" + "".join(f"<td>{cell}</td>" for cell in cells) for name, *cells in rows]
+    return "<table>" + "".join(f"<tr>{row}</tr>" for row in shown) + "</table>"
 
 
 def markdown(results: Measured) -> str:
     """For a README or an issue."""
-    columns = columns_of(results)
-    rows = [["detector", *columns], ["---", *["---:"] * len(columns)]]
-    for line in lines(results):
-        name = f"`{line.detector}`" if line.kind == OURS else f"*{line.kind}*"
-        rows.append([name, *(_joined(line.cells.get(c), "**{}**") for c in columns)])
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+    heads, *rows = _formatted(results, "`{}`", "*{}*", "**{}**", str)
+    rule = ["---", *["---:"] * len(columns_of(results))]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (heads, rule, *rows)) + "\n"
 
 
 def latex(results: Measured) -> str:
     """For a paper: a ``tabular`` that needs the package booktabs."""
-    columns = columns_of(results)
-    heads = " & ".join(["detector", *(c.translate(_LATEX) for c in columns)])
-    body = [
-        " & ".join(
-            [
-                rf"\texttt{{{line.detector.translate(_LATEX)}}}"
-                if line.kind == OURS
-                else rf"\quad {line.kind.translate(_LATEX)}",
-                *(_joined(line.cells.get(c), r"\textbf{{{}}}") for c in columns),
-            ]
-        )
-        + r" \\"
-        for line in lines(results)
-    ]
-    return "\n".join(
-        [
-            r"% FPR95 / AUROC in percent; needs \usepackage{booktabs}",
-            rf"\begin{{tabular}}{{l{'r' * len(columns)}}}",
-            r"\toprule",
-            rf"{heads} \\",
-            r"\midrule",
-            *(row.replace("–", "--") for row in body),
-            r"\bottomrule",
-            r"\end{tabular}",
-            "",
-        ]
-    )
+    form = (r"\texttt{{{}}}", r"\quad {}", r"\textbf{{{}}}", lambda text: text.translate(_LATEX))
+    heads, *rows = (" & ".join(row) + r" \\" for row in _formatted(results, *form))
+    columns, body = "r" * len(columns_of(results)), "\n".join(rows).replace("–", "--")
+    return rf"""% FPR95 / AUROC in percent; needs \usepackage{{booktabs}}
+\begin{{tabular}}{{l{columns}}}
+\toprule
+{heads}
+\midrule
+{body}
+\bottomrule
+\end{{tabular}}
+"""
 
 
 def _joined(cell: Cell | None, bold: str, width: int = 0) -> str:
@@ -182,9 +170,3 @@ def published_accuracies(results: Measured) -> list[str]:
     """What papers print as the ID accuracy of the networks that their numbers beside ours are about, and where."""
     found = [(p.id_accuracy, p.where.partition(":")[0]) for p in results.published.values()]
     return list(dict.fromkeys(f"{share:.2%} ({where})" for share, where in found if share is not None))
-
-
-def save_tables(results: Measured, folder: Path) -> None:
-    """Write ``results.md`` and ``results.tex``; each whole."""
-    write_whole(folder / "results.md", markdown(results))
-    write_whole(folder / "results.tex", latex(results))

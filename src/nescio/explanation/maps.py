@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from nescio.core.errors import BadImage, InputError, nearest
 from nescio.core.files import make_folder, whole
+from nescio.core.needs import Maps, Probe
 from nescio.core.outputs import check_file
 from nescio.data.decode import decode
 from nescio.data.labels import aligned
@@ -64,24 +65,50 @@ def patch_maps(classifier: Classifier, images: Tensor, labels: Tensor | None = N
     Raises:
         InputError: the network has no feature map, or does not pool it by the mean.
     """
-    split, x = classifier.split, classifier.transform.normalise(images.to(classifier.device))
-    fmap = split.backbone(x)
-    if not split.averages(fmap):
-        raise InputError(f"{classifier.name} does not pool its feature map by the mean: its positions are no patches")
+    fmap = _checked_map(classifier, classifier.transform.normalise(images.to(classifier.device)))
+    split = classifier.split
     logits = decide(classifier.heads, split.neck(split.pool(fmap)).flatten(1), classifier.head)
-    asked = logits.new_full((len(x),), -1).long() if labels is None else labels.to(logits.device)
+    asked = logits.new_full((len(fmap),), -1).long() if labels is None else labels.to(logits.device)
     labels = torch.where(asked >= 0, asked, logits.argmax(dim=1))
+    confidence, z = _at_positions(classifier, fmap, labels)
+    ood, p_id = (None, None) if z is None else (z.sigmoid(), z.mean(dim=(1, 2)).sigmoid())
+    return PatchMaps(logits.softmax(dim=1), labels, confidence, ood, p_id)
+
+
+@torch.no_grad()
+def patch_probe(classifier: Classifier) -> tuple[Probe, tuple[int, int]]:
+    """What computes the maps of the predicted class within a pass of the network, and the maps' sides ``(h, w)``.
+
+    Its columns are the confidence ``(B, h · w)`` and, with an OOD head, that head's probability of ID.
+
+    Raises:
+        InputError: as ``patch_maps``.
+    """
+
+    def probe(maps: Maps) -> list[Tensor]:
+        fmap = maps.layers[-1]
+        labels = decide(classifier.heads, maps.rest(fmap), maps.head).argmax(dim=1)
+        confidence, z = _at_positions(classifier, fmap, labels)
+        return [confidence] if z is None else [confidence, z.sigmoid()]
+
+    _, _, height, width = _checked_map(classifier, classifier.noise()).shape
+    return probe, (height, width)
+
+
+def _checked_map(classifier: Classifier, x: Tensor) -> Tensor:
+    """The last feature map ``(B, K, h, w)`` of normalised images."""
+    fmap: Tensor = classifier.split.backbone(x)
+    if not classifier.split.averages(fmap):
+        raise InputError(f"{classifier.name} does not pool its feature map by the mean: its positions are no patches")
+    return fmap
+
+
+def _at_positions(classifier: Classifier, fmap: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Confidence on each image's label, and the OOD head's logits if there is one, at every position ``(B, h, w)``."""
     confidence = class_confidence(classifier.logits_at_positions(fmap), labels)
     known = known_heads()
     reading = next((m for k, m in classifier.heads.items() if issubclass(known.get(k, nn.Module), PositionHead)), None)
-    z = None if reading is None else reading(fmap)[:, 0]
-    return PatchMaps(
-        logits.softmax(dim=1),
-        labels,
-        confidence.reshape(len(x), *fmap.shape[2:]),
-        None if z is None else z.sigmoid(),
-        None if z is None else z.mean(dim=(1, 2)).sigmoid(),
-    )
+    return confidence.reshape(len(fmap), *fmap.shape[2:]), None if reading is None else reading(fmap)[:, 0]
 
 
 def explain(
@@ -111,14 +138,14 @@ def explain(
     """
     out = Path(out).expanduser()
     classifiers = classifiers_by_name(classifiers)
-    given: Sequence[Any] = images if isinstance(images, list | tuple) else [images]
-    sources = [as_source(one) for one in given]
-    places = [(source, i) for source in sources for i in range(len(source))]
-    _check(out, len(places))
+    several: Sequence[Any] = images if isinstance(images, list | tuple) else [images]
+    sources = [as_source(one) for one in several]
+    positions = [(source, i) for source in sources for i in range(len(source))]
+    _check(out, len(positions))
     arrays: dict[str, Any] = {}
-    rows: list[list[Seen]] = [[] for _ in places]
+    rows: list[list[Seen]] = [[] for _ in positions]
     for name, classifier in classifiers.items():
-        pixels = torch.stack([_pixels(classifier, source, i) for source, i in places])
+        pixels = torch.stack([_pixels(classifier, source, i) for source, i in positions])
         wanted = [_labels(classifier, source, label) for source in sources]
         known = torch.cat([torch.from_numpy(w) for w in wanted])
         maps = patch_maps(classifier, pixels, known)
@@ -129,7 +156,7 @@ def explain(
         found: dict[str, Tensor | None] = {"confidence": maps.confidence, "sampled": sampled, "label": maps.labels}
         found |= {"probability": maps.probability, "ood": maps.ood, "p_id": maps.p_id}
         arrays |= {f"{name}/{k}": t.cpu().numpy() for k, t in found.items() if t is not None}
-    names = [Path(source.name(i)).name for source, i in places]
+    names = [Path(source.name(i)).name for source, i in positions]
     make_folder(out.parent)
     with whole(out.with_suffix(".npz")) as partial:  # takes its place right after the picture's, or neither does
         with partial.open("wb") as file:

@@ -45,16 +45,16 @@ def draw_histograms(
     Where the bins are uneven they are drawn equally wide all the same, and the x label says so.
     """
     edges = bin_edges(ids, oods)
-    places = edges if is_even(edges) else np.arange(len(edges))
+    positions = edges if is_even(edges) else np.arange(len(edges))
     for values, colour in ((ids, ID_COLOUR), (oods, OOD_COLOUR)):
         shares = counts(values, edges) / len(values) * 100
-        ax.stairs(shares, places, fill=True, color=colour, alpha=0.55, linewidth=0)
-        ax.stairs(shares, places, color=colour, linewidth=0.8)
+        ax.stairs(shares, positions, fill=True, color=colour, alpha=0.55, linewidth=0)
+        ax.stairs(shares, positions, color=colour, linewidth=0.8)
     if threshold is not None:
-        ax.axvline(np.interp(threshold, edges, places), color=INK, linewidth=1, linestyle="--")
-    ax.set_xlim(places[0], places[-1])
+        ax.axvline(np.interp(threshold, edges, positions), color=INK, linewidth=1, linestyle="--")
+    ax.set_xlim(positions[0], positions[-1])
     ax.set_ylim(0)
-    if places is not edges:
+    if positions is not edges:
         at = np.unique(np.linspace(0, len(edges) - 1, 4).astype(int))
         ax.set_xticks(at, [f"{edges[i]:.3g}" for i in at])
         ax.set_xlabel(", by rank")

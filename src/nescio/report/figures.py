@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
@@ -18,15 +18,8 @@ from nescio.core.files import make_folder, whole
 
 ID_COLOUR, OOD_COLOUR = "#2a7fb8", "#d9722b"
 Dash = Literal["-", "--"]
-LINES: tuple[tuple[str, Dash], ...] = (
-    ("#2a7fb8", "-"),
-    ("#d9722b", "-"),
-    ("#1c9e77", "-"),
-    ("#c2579a", "-"),
-    ("#2a7fb8", "--"),
-    ("#d9722b", "--"),
-    ("#1c9e77", "--"),
-    ("#c2579a", "--"),
+LINES: tuple[tuple[str, Dash], ...] = tuple(
+    (colour, dash) for dash in get_args(Dash) for colour in (ID_COLOUR, OOD_COLOUR, "#1c9e77", "#c2579a")
 )
 """Colour and dash of each of the curves that share a panel: eight can be told apart, also by the colour-blind."""
 INK = "#010203"  # stands for the page's own text colour until an inline SVG is written

@@ -10,16 +10,19 @@ from typing import Any
 import jinja2
 
 from nescio.core.files import whole
+from nescio.core.spec import names_preset
 from nescio.evaluation import tables
 from nescio.evaluation.results import Results
 from nescio.evaluation.results_files import drop_figures
 from nescio.evaluation.sample import PER_SET
-from nescio.report import curves, data, patches, pictures, ranges, space, table, words
+from nescio.evaluation.suites.suite import AVERAGE
+from nescio.report import curves, data, patches, pictures, ranges, space, words
 from nescio.report.figures import Plate, page_colour
 
 LIMIT = 4_800_000
 """Bytes that the page may have; the pictures take what the rest leaves."""
 FOLDER = "figures"
+_BESIDE = {tables.INTERVAL: "interval", tables.DIFFERENCE: "difference"}
 
 
 def write_report(results: Results, path: Path) -> None:
@@ -28,7 +31,7 @@ def write_report(results: Results, path: Path) -> None:
     Written from the files of the same results, both come out the same byte for byte.
     """
     results = results.as_kept()
-    ranked, columns = words.ranked(results), table.columns(results)
+    ranked, columns = words.ranked(results), _columns(results)
     plates, how_mapped = _plates(results, ranked)
     along = {plate.name: plate for plate in ranges.range_plates(results)}
     plates |= along
@@ -43,7 +46,7 @@ def write_report(results: Results, path: Path) -> None:
         "published": words.published(results),
         "accuracies": tables.published_accuracies(results),
         "columns": columns,
-        "rows": sorted(table.rows(results), key=lambda row: ranked.index(row.detector)),
+        "rows": sorted(_rows(results), key=lambda row: ranked.index(row["detector"])),
         "plates": {name: (plate, plate.inline()) for name, plate in plates.items()},
         "curves": ranked[: curves.MOST_CURVES],
         "along": list(along),
@@ -56,19 +59,21 @@ def write_report(results: Results, path: Path) -> None:
         "sample": results.sample,
         "per_set": PER_SET,
         "class_name": _class(results),
-        "told": pictures.told,
+        "with_scores": pictures.with_scores,
         "folder": FOLDER,
     }
     room = LIMIT - len(_rendered(context | {"album": pictures.Album(0), "wrong": {}, "data": numbers}))
     album = pictures.gather(results, wrong, room)
     shown = {d: found for d, found in wrong.items() if d not in album.left_out}
-    page = _rendered(context | {"album": album, "wrong": shown, "data": numbers | _places(album, shown, ranked[0])})
+    page = _rendered(context | {"album": album, "wrong": shown, "data": numbers | _numbered(album, shown, ranked[0])})
     if maps:
         plates["patches"] = patches.plate(maps)
     with whole(path) as partial:
         partial.write_text(page, encoding="utf-8", newline="\n", errors="backslashreplace")
         path.unlink(missing_ok=True)  # an earlier page must not stand beside other figures than its own
-        _save(plates, path.parent)
+        for plate in plates.values():
+            plate.save(path.parent / FOLDER)
+        drop_figures(path.parent, keep=plates)  # those of an earlier page that this one does not have
 
 
 def _plates(results: Results, ranked: Sequence[str]) -> tuple[dict[str, Plate], str]:
@@ -111,7 +116,7 @@ def _rendered(context: Mapping[str, Any]) -> str:
     return environment.get_template("page.html.j2").render(context)
 
 
-def _places(album: pictures.Album, wrong: Mapping[str, Any], best: str) -> dict[str, Any]:
+def _numbered(album: pictures.Album, wrong: Mapping[str, Any], best: str) -> dict[str, Any]:
     """Which pictures each detector's mistakes are; the best detector's pictures stand in the page itself."""
     number = album.numbers()
     there = {m.place for found in wrong.get(best, {}).values() for m in found}
@@ -123,7 +128,7 @@ def _places(album: pictures.Album, wrong: Mapping[str, Any], best: str) -> dict[
         ],
         "wrong": {
             d: {
-                name: [[number[m.place], told] for m, told in pictures.told(found) if m.place in number]
+                name: [[number[m.place], score] for m, score in pictures.with_scores(found) if m.place in number]
                 for name, found in by_set.items()
             }
             for d, by_set in wrong.items()
@@ -131,8 +136,44 @@ def _places(album: pictures.Album, wrong: Mapping[str, Any], best: str) -> dict[
     }
 
 
-def _save(plates: Mapping[str, Plate], folder: Path) -> None:
-    """Write the figures' files; those of an earlier page that this one does not have go."""
-    for plate in plates.values():
-        plate.save(folder / FOLDER)
-    drop_figures(folder, keep=plates)
+def _columns(results: Results) -> list[str]:
+    """The average, those of groups where there are any, then the OOD sets."""
+    return [AVERAGE, *(g for g in results.groups if g != AVERAGE), *(s.name for s in results.ood_sets)]
+
+
+def _rows(results: Results) -> list[dict[str, Any]]:
+    """The rows in the order of the detectors.
+
+    ``numbers`` are FPR95 and AUROC by column: ``text`` in percent, whether it is the ``best``, and what stands below
+    it: ``interval``, ``published``, ``difference``. ``spec`` is what the name of a preset stands for, ``size`` the
+    bytes of what was learned, ``seconds`` those of fitting and scoring without ``own_pass``, the stage that makes a
+    pass of its own; ``beside`` says where the published values come from.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for line in tables.lines(results):
+        if line.kind == tables.OURS:
+            found[line.detector] = _row(results, line)
+            continue
+        row, what = found[line.detector], _BESIDE.get(line.kind, "published")
+        if what == "published":
+            row["beside"] = line.kind
+        for ood, cell in line.cells.items():
+            for number, text in zip(row["numbers"][ood], (cell.fpr95, cell.auroc), strict=True):
+                number[what] = text
+    return list(found.values())
+
+
+def _row(results: Results, line: tables.Line) -> dict[str, Any]:
+    about = results.manifest.get("detectors", {}).get(line.detector, {})
+    numbers = {
+        ood: [{"text": t, "best": b} for t, b in zip((cell.fpr95, cell.auroc), cell.best, strict=True)]
+        for ood, cell in line.cells.items()
+    }
+    return {
+        "detector": line.detector,
+        "spec": about.get("spec", "") if names_preset(line.detector) else "",
+        "size": about.get("bytes"),
+        "seconds": results.average(line.detector, "seconds"),
+        "own_pass": results.row(line.detector, results.ood_sets[0].name).own_pass,
+        "numbers": numbers,
+    }

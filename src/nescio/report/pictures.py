@@ -89,7 +89,7 @@ def mistakes(results: Results, detector: str) -> dict[str, list[Mistake]]:
     return found
 
 
-def told(found: Sequence[Mistake]) -> list[tuple[Mistake, str]]:
+def with_scores(found: Sequence[Mistake]) -> list[tuple[Mistake, str]]:
     """Each mistake with its score as text, in as many digits as tell these scores apart."""
     digits = words.digits(m.score for m in found)
     return [(m, f"{m.score:.{digits}g}") for m in found]
@@ -107,18 +107,18 @@ def gather(results: Results, wrong: Mapping[str, Mapping[str, list[Mistake]]], r
     wanted = {d: [m.place for found in by_set.values() for m in found] for d, by_set in wrong.items()}
     # in order, since a parquet file is read in blocks
     names = words.class_names(results)
-    every = {p: _picture(sets[p[0]], p[1], names) for p in sorted({p for places in wanted.values() for p in places})}
+    every = {p: _picture(sets[p[0]], p[1], names) for p in sorted({p for keys in wanted.values() for p in keys})}
     found = {place: picture for place, picture in every.items() if picture is not None}
     album = Album(room)
-    for detector, places in wanted.items():
-        if not _take_up(album, found, places):
+    for detector, keys in wanted.items():
+        if not _take_up(album, found, keys):
             album.left_out.append(detector)
     return album
 
 
-def _take_up(album: Album, found: Mapping[Place, Picture], places: Sequence[Place]) -> bool:
+def _take_up(album: Album, found: Mapping[Place, Picture], keys: Sequence[Place]) -> bool:
     """Add what is missing of these; none of it where it does not fit."""
-    new = {place: found[place] for place in places if place in found and place not in album.pictures}
+    new = {place: found[place] for place in keys if place in found and place not in album.pictures}
     needed = sum(len(p.source) + 2 * len(p.name) + 2 * len(p.label + p.taken) + 200 for p in new.values())
     if needed > album.room:
         return False

@@ -19,9 +19,9 @@ Range = tuple[str, list[str], list[float]]
 def along(specs: list[str]) -> tuple[str, list[float]] | None:
     """The option in which specs differ, and its values; None where they differ in more than one number."""
     split = [re.split(r"(?<==)(-?\d+\.?\d*(?:e-?\d+)?)", s) for s in specs]
-    if len({tuple(parts[::2]) for parts in split}) != 1:
+    if len({tuple(pieces[::2]) for pieces in split}) != 1:
         return None
-    numbers = list(zip(*(parts[1::2] for parts in split), strict=True))
+    numbers = list(zip(*(pieces[1::2] for pieces in split), strict=True))
     varying = [i for i, column in enumerate(numbers) if len(set(column)) > 1]
     if len(varying) != 1:
         return None
@@ -37,10 +37,10 @@ def range_plates(results: Results) -> list[Plate]:
     anything but a single number.
     """
     groups: dict[str, list[Range]] = {}
-    for given, specs in results.manifest.get("ranges", {}).items():
+    for spec, specs in results.manifest.get("ranges", {}).items():
         varied = along(specs)
         if varied is not None:
-            groups.setdefault(varied[0].split(" ")[0], []).append((given, specs, varied[1]))
+            groups.setdefault(varied[0].split(" ")[0], []).append((spec, specs, varied[1]))
     return [_plate(results, option, lines[: len(LINES)]) for option, lines in groups.items()]
 
 
@@ -48,7 +48,7 @@ def _plate(results: Results, option: str, lines: list[Range]) -> Plate:
     def panel(metric: str, title: str) -> Panel:
         return Panel(title, lambda ax: _draw(ax, results, metric, option, lines), "average thick, circled where best")
 
-    keys = [Key(given, colour, dash) for (given, _, _), (colour, dash) in zip(lines, LINES, strict=False)]
+    keys = [Key(spec, colour, dash) for (spec, _, _), (colour, dash) in zip(lines, LINES, strict=False)]
     panels = [panel("fpr95", "FPR95 in % (lower is better)"), panel("auroc", "AUROC in % (higher is better)")]
     return Plate(f"curve-{option}", panels, keys, (4.6, 3.0))
 

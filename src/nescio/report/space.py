@@ -25,10 +25,10 @@ def feature_map(sample: FeatureSample) -> tuple[Plate, str]:
     """ID features against those of each OOD set, in one common map to two dimensions; and how the map was made."""
     oods = [name for name in sample.sets if name != "id"]
     most = max(1, (MAPPED - len(sample.sets["id"].h)) // max(1, len(oods)))
-    parts = {name: s.h if name == "id" else s.h[_spaced(len(s.h), most)] for name, s in sample.sets.items()}
-    points, how = _flat(np.concatenate([h.astype(np.float64) for h in parts.values()]))
-    ends = np.cumsum([len(h) for h in parts.values()])[:-1]
-    placed = dict(zip(parts, np.split(points, ends), strict=True))
+    sampled = {name: s.h if name == "id" else s.h[_spaced(len(s.h), most)] for name, s in sample.sets.items()}
+    points, how = _flat(np.concatenate([h.astype(np.float64) for h in sampled.values()]))
+    ends = np.cumsum([len(h) for h in sampled.values()])[:-1]
+    placed = dict(zip(sampled, np.split(points, ends), strict=True))
     low, high = points.min(axis=0), points.max(axis=0)
     margin = 0.04 * (high - low) + 1e-9
 

@@ -6,7 +6,6 @@ import math
 import re
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
@@ -15,24 +14,6 @@ from markupsafe import Markup, escape
 
 from nescio.evaluation.results import Results
 from nescio.evaluation.suites.suite import AVERAGE
-
-
-@dataclass(frozen=True)
-class Beside:
-    """How far our numbers are from published ones.
-
-    Attributes:
-        where: the papers.
-        several: whether there are more than one.
-        count: pairs of FPR95 and AUROC that are compared.
-        fpr95, auroc: mean absolute differences, shares in [0, 1].
-    """
-
-    where: str
-    several: bool
-    count: int
-    fpr95: float
-    auroc: float
 
 
 def ranked(results: Results) -> list[str]:
@@ -50,18 +31,22 @@ def class_name(index: int, names: Sequence[str]) -> str:
     return names[index] if index < len(names) else str(index)
 
 
-def digits(values: Iterable[float], *, steps: int = 20, most: int = 10) -> int:
-    """Significant digits that tell apart values a ``steps``-th of their span away from each other: 3 to ``most``."""
+def digits(values: Iterable[float]) -> int:
+    """Significant digits that tell apart values a twentieth of their span away from each other: 3 to 10."""
     finite = [v for v in values if math.isfinite(v)]
     span = max(finite) - min(finite) if finite else 0.0
     if not span:
         return 3
-    first, last = (math.floor(math.log10(v)) for v in (max(map(abs, finite)), span / steps))
-    return min(most, max(3, first - last + 1))
+    first, last = (math.floor(math.log10(v)) for v in (max(map(abs, finite)), span / 20))
+    return min(10, max(3, first - last + 1))
 
 
-def published(results: Results) -> Beside | None:
-    """Over all sets that a paper prints, or where it prints averages alone, over these."""
+def published(results: Results) -> dict[str, Any] | None:
+    """How far our numbers are from published ones, over all sets that a paper prints, or averages where it has no more.
+
+    ``where`` names the papers, ``several`` says whether there are more than one; ``count`` pairs are compared, and
+    ``fpr95`` and ``auroc`` are the mean absolute differences, shares in [0, 1].
+    """
     single = {key: p for key, p in results.published.items() if key[1] != AVERAGE}
     compared = single or results.published
     if not compared:
@@ -72,13 +57,8 @@ def published(results: Results) -> Beside | None:
             ours = results.average(detector, metric) if ood == AVERAGE else getattr(results.row(detector, ood), metric)
             found.append(abs(ours - getattr(p, metric)))
     papers = list(dict.fromkeys(p.where.partition(", Table")[0] for p in compared.values()))
-    return Beside(
-        " and ".join(papers),
-        len(papers) > 1,
-        len(compared),
-        float(np.mean(gaps["fpr95"])),
-        float(np.mean(gaps["auroc"])),
-    )
+    means = {metric: float(np.mean(found)) for metric, found in gaps.items()}
+    return {"where": " and ".join(papers), "several": len(papers) > 1, "count": len(compared), **means}
 
 
 def percent(share: float, digits: int = 2) -> str:
@@ -125,7 +105,7 @@ def command(manifest: dict[str, Any]) -> str:
     data, detectors = manifest.get("data", {}), manifest.get("detectors", {})
     oods = [name for name in data if name not in SETS]
     opened = manifest["model"].get("opened") or {"model": "MODEL", "weights": "WEIGHTS"}
-    ranges = {spec: given for given, specs in manifest.get("ranges", {}).items() for spec in specs}
+    ranges = {spec: written for written, specs in manifest.get("ranges", {}).items() for spec in specs}
     options = manifest.get("options", {})
     lines = [
         ["nescio", "bench"],
@@ -135,7 +115,7 @@ def command(manifest: dict[str, Any]) -> str:
         *([["--transform", manifest["transform"]]] if manifest["transform"] else []),
         *([option, data[r].get("opened") or "IMAGES"] for r, option in SETS.items() if r in data),
         *(["--ood", f"{name}={data[name].get('opened') or 'IMAGES'}"] for name in oods),
-        *(["--detector", given] for given in dict.fromkeys(ranges.get(d, d) for d in detectors)),
+        *(["--detector", written] for written in dict.fromkeys(ranges.get(d, d) for d in detectors)),
     ]
     if manifest.get("equal"):
         lines.append(["--equal"])

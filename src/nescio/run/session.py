@@ -145,7 +145,8 @@ class Session(Runner):
         if self.encoder is not None and network_pass is PLAIN and not probes and not self.classifier.heads:
             with contextlib.suppress(InputError):  # names of OOD images need not be the model's
                 source = aligned(source, self.classifier.classes)
-            return self.encoder.bank(source, title=title).with_head(head)
+            bank: Bank = self.encoder.bank(source, title=title).with_head(head)
+            return bank
         return bank_of(self, source, network_pass, probes or {}, title)
 
     def fit(

@@ -23,7 +23,7 @@ class Explanation(BaseModel):
     ood_map: list[list[float]] | None = Field(description="P(ID) at each position, from an OOD head; else null.")
 
 
-class Said(BaseModel):
+class ImageVerdict(BaseModel):
     """What is said of one image."""
 
     image: str = Field(description="The name that it was sent with.")
@@ -38,26 +38,16 @@ class Said(BaseModel):
     explanation: Explanation | None = Field(default=None, description="Where it was asked for.")
 
     @classmethod
-    def of(cls, name: str, v: Verdict, explanation: Explanation | None = None) -> Said:
+    def of(cls, name: str, v: Verdict, explanation: Explanation | None = None) -> ImageVerdict:
         """A verdict, in this form."""
-        return cls(
-            image=name,
-            label=v.label,
-            index=v.index,
-            probability=v.probability,
-            score=v.score if math.isfinite(v.score) else None,
-            p_value=v.p_value,
-            accepted=v.accepted,
-            p_id=v.p_id,
-            posterior=v.posterior,
-            explanation=explanation,
-        )
+        shown = vars(v) | {"score": v.score if math.isfinite(v.score) else None}
+        return cls(image=name, posterior=v.posterior, explanation=explanation, **shown)
 
 
 class Answer(BaseModel):
     """Verdicts in the order of the images."""
 
-    verdicts: list[Said]
+    verdicts: list[ImageVerdict]
 
 
 class Problem(BaseModel):

@@ -14,7 +14,7 @@ from torch import Tensor
 from nescio.serving.fair import FairQueue
 
 Result = TypeVar("Result")
-_Job = tuple[Tensor, "Future[Result | Exception]"]
+_Job = tuple[Tensor, "Future[Result]"]
 
 
 class Batcher(Generic[Result]):
@@ -35,9 +35,9 @@ class Batcher(Generic[Result]):
         self.thread = threading.Thread(target=self._run, name="nescio-network", daemon=True)
         self.thread.start()
 
-    def submit(self, image: Tensor, client: str = "") -> Future[Result | Exception]:
+    def submit(self, image: Tensor, client: str = "") -> Future[Result]:
         """Have a client's image ``(3, S, S)`` worked on. The future holds what ``work`` gives or raises."""
-        future: Future[Result | Exception] = Future()
+        future: Future[Result] = Future()
         with self.arrival:
             self.jobs.put(client, (image, future))
             self.arrival.notify()

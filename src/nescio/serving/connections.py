@@ -108,8 +108,8 @@ class Connection(HttpToolsProtocol):
         else:
             super().send_400_response(msg)
 
-    def _count(self, *parts: bytes) -> None:
-        self.counted += sum(map(len, parts)) + PER_HEADER
+    def _count(self, *pieces: bytes) -> None:
+        self.counted += sum(map(len, pieces)) + PER_HEADER
         if self.counted > HEADER_BYTES:
             raise ValueError("the headers are too large")  # the parser stops
 

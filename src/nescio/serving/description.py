@@ -19,7 +19,7 @@ def described(openapi: dict[str, Any]) -> str:
             "path": path,
             "summary": operation.get("description", operation.get("summary", "")),
             "parameters": [*operation.get("parameters", ()), *_form(operation, schemas)],
-            "answers": [(status, answer["description"], _form_of(answer)) for status, answer in _answers(operation)],
+            "answers": [(s, a["description"], _form_of(a)) for s, a in sorted(operation.get("responses", {}).items())],
         }
         for path, operations in openapi["paths"].items()
         for method, operation in operations.items()
@@ -28,12 +28,12 @@ def described(openapi: dict[str, Any]) -> str:
         info=openapi["info"],
         endpoints=endpoints,
         token="securitySchemes" in openapi.get("components", {}),
-        schemas={name: _fields(schema) for name, schema in schemas.items() if not name.startswith("Body_")},
+        schemas={
+            name: [(field, _kind(s), s.get("description", "")) for field, s in schema.get("properties", {}).items()]
+            for name, schema in schemas.items()
+            if not name.startswith("Body_")
+        },
     )
-
-
-def _answers(operation: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    return sorted(operation.get("responses", {}).items())
 
 
 def _form(operation: dict[str, Any], schemas: dict[str, Any]) -> list[dict[str, Any]]:
@@ -51,12 +51,8 @@ def _form_of(answer: dict[str, Any]) -> str:
     return next((_kind(c.get("schema", {})) or kind for kind, c in answer.get("content", {}).items()), "")
 
 
-def _fields(schema: dict[str, Any]) -> list[tuple[str, str, str]]:
-    return [(name, _kind(s), s.get("description", "")) for name, s in schema.get("properties", {}).items()]
-
-
 def _kind(schema: dict[str, Any]) -> str:
-    """A type in words: ``list of Said``, ``number or null``."""
+    """A type in words: ``list of ImageVerdict``, ``number or null``."""
     if "$ref" in schema:
         return _name(schema)
     if "anyOf" in schema:

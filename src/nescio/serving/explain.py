@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from torch import Tensor
 
 from nescio.core import numerics
 from nescio.core.errors import InputError
-from nescio.deploy.deployed import Deployed
+from nescio.core.features import Features
+from nescio.deploy.deployed import Deployed, Judged
 from nescio.evaluation.sample import prototypes_of
-from nescio.explanation.maps import PatchMaps, patch_maps
+from nescio.explanation.maps import patch_probe
+from nescio.run.passes import PLAIN
 from nescio.serving.answers import Explanation
+
+_MAPS = "patch maps"
 
 
 class Explainer:
-    """Explains batches of images of one detector.
+    """Judges images and explains the verdicts, both from the same pass of the network.
 
     Prototypes are the mean training features by class where the detector has learned them, else the head's rows.
     """
@@ -24,34 +30,29 @@ class Explainer:
         self.deployed = deployed
         self.prototypes = deployed.classifier.head.weight if learned is None else learned
         self.source = "head" if learned is None else "training"
-        try:
-            patch_maps(deployed.classifier, self._noise())
-            self.has_maps = True
-        except InputError:
-            self.has_maps = False
+        self.network, self.sides = None, None
+        with contextlib.suppress(InputError):  # a network without maps
+            probe, sides = patch_probe(deployed.classifier)
+            self.network = deployed.session.network(PLAIN, deployed.plain_probes | {_MAPS: probe})
+            self.sides = sides
 
     @torch.no_grad()
-    def __call__(self, images: Tensor) -> list[Explanation]:
-        """Explain images as the transform's geometry leaves them: uint8 ``(B, 3, crop, crop)``."""
-        h = self.deployed.features(images)[0].h
-        cosines = torch.stack([numerics.cosine(one, self.prototypes.to(h)) for one in h])
+    def __call__(self, images: Tensor) -> tuple[Judged, list[Explanation]]:
+        """Judge and explain images as the transform's geometry leaves them: uint8 ``(B, 3, crop, crop)``."""
+        judged, plain = self.deployed.judge_through(self.network, images)
+        cosines = torch.stack([numerics.cosine(h, self.prototypes.to(h)) for h in plain.h])
         found, nearest = cosines.max(dim=1)
-        maps = patch_maps(self.deployed.classifier, images) if self.has_maps else None
-        return [
+        maps = self._maps(plain)
+        return judged, [
             Explanation(
                 nearest=self.deployed.class_name(int(nearest[i])),
                 cosine=float(found[i]),
                 prototypes=self.source,
-                **_maps(maps, i),
+                **{name: None if rows is None else rows[i] for name, rows in maps.items()},
             )
             for i in range(len(images))
         ]
 
-    def _noise(self) -> Tensor:
-        side = self.deployed.classifier.transform.crop
-        return torch.randint(0, 256, (1, 3, side, side), dtype=torch.uint8)
-
-
-def _maps(maps: PatchMaps | None, i: int) -> dict[str, list[list[float]] | None]:
-    both = {"patch_map": None if maps is None else maps.confidence, "ood_map": None if maps is None else maps.ood}
-    return {name: None if t is None else t[i].tolist() for name, t in both.items()}
+    def _maps(self, plain: Features) -> dict[str, list[list[list[float]]] | None]:
+        columns = [c.reshape(-1, *self.sides).tolist() for c in plain.probed(_MAPS)] if self.sides else []
+        return dict(zip(("patch_map", "ood_map"), [*columns, None, None], strict=False))

@@ -26,8 +26,8 @@ class Metrics:
         self.seconds = Histogram("nescio_request_seconds", "Time to an answer.", buckets=SECONDS, registry=r)
         self.images = Counter("nescio_images", "Images, by what was said of them.", ["said"], registry=r)
         self.batches = Histogram("nescio_batch_images", "Images in a batch.", buckets=IMAGES, registry=r)
-        for said in ("accepted", "rejected", "refused"):
-            self.images.labels(said)
+        for outcome in ("accepted", "rejected", "refused"):
+            self.images.labels(outcome)
         self.running = Gauge("nescio_requests_running", "Requests being worked on.", registry=r)
         r.register(_Picture(picture))
         ProcessCollector(registry=r)

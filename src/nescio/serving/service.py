@@ -7,7 +7,7 @@ import importlib.resources
 import logging
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
@@ -25,7 +25,7 @@ from nescio.calibration.drift import Drift
 from nescio.core.errors import BadImage, InputError
 from nescio.deploy.deployed import Deployed, Judged, Verdict
 from nescio.deploy.file import record
-from nescio.serving.answers import Answer, Said, Status, problems
+from nescio.serving.answers import Answer, Explanation, ImageVerdict, Status, problems
 from nescio.serving.batcher import Batcher
 from nescio.serving.connections import CONNECTIONS, Connection, possible_connections
 from nescio.serving.decoders import STATUS, Decoders
@@ -57,6 +57,9 @@ KEEP_ALIVE = 75
 """Seconds that a connection may be idle: longer than the 60 of usual load balancers, which must be who hangs up."""
 _LONGEST = 200
 """Characters of a file's name that are said back."""
+
+Judgement = tuple[Judged, Explanation | None]
+"""Of one image."""
 
 
 class Service:
@@ -94,9 +97,7 @@ class Service:
     def _start(self) -> None:
         transform = self.deployed.classifier.transform
         self.deployed.judge(torch.randint(0, 256, (2, 3, transform.crop, transform.crop), dtype=torch.uint8))
-        explainer = Explainer(self.deployed)
-        self.judging = Batcher(self._judge, self.batch_size)
-        self.explaining = Batcher(explainer, self.batch_size)
+        self.judging, self.explaining = self._batcher(self._judge), self._batcher(Explainer(self.deployed))
 
     async def stop(self) -> None:
         """Finish what has come in, and end them."""
@@ -119,7 +120,9 @@ class Service:
         self.drift = Drift(self.deployed.calibration)
         log.warning("the test for a change of the input was begun anew, as a client asked")
 
-    async def verdicts(self, uploads: list[UploadFile], *, explain: bool, count: bool, client: str) -> list[Said]:
+    async def verdicts(
+        self, uploads: list[UploadFile], *, explain: bool, count: bool, client: str
+    ) -> list[ImageVerdict]:
         """Verdicts on images.
 
         Args:
@@ -140,12 +143,12 @@ class Service:
             self.metrics.images.labels("refused").inc(len(bad))
             raise HTTPException(max(STATUS[type(e)] for _, e in bad), "; ".join(f"{name}: {e}" for name, e in bad))
         images = [image for image in found if isinstance(image, Tensor)]
-        judged = await self._all(self.judging, images, client)
+        batcher = self.explaining if explain else self.judging
+        answers = await asyncio.gather(*(asyncio.wrap_future(batcher.submit(image, client)) for image in images))
         if count:
-            self._count(judged)
-        verdicts = [self._said(one) for one in judged]
-        explanations = await self._all(self.explaining, images, client) if explain else [None] * len(images)
-        return [Said.of(*said) for said in zip(names, verdicts, explanations, strict=True)]
+            self._count([judged for judged, _ in answers])
+        verdicts = [self._verdict(judged) for judged, _ in answers]
+        return [ImageVerdict.of(name, v, e) for name, v, (_, e) in zip(names, verdicts, answers, strict=True)]
 
     async def _decoded(self, upload: UploadFile, client: str) -> Tensor | BadImage:
         try:
@@ -153,20 +156,23 @@ class Service:
         except BadImage as e:
             return e
 
-    async def _all(self, batcher: Batcher[Any], images: list[Tensor], client: str) -> list[Any]:
-        return list(await asyncio.gather(*(asyncio.wrap_future(batcher.submit(image, client)) for image in images)))
+    def _judge(self, images: Tensor) -> tuple[Judged, list[None]]:
+        return self.deployed.judge(images), [None] * len(images)
 
-    def _judge(self, images: Tensor) -> list[Judged]:
-        judged = self.deployed.judge(images)
-        self.metrics.batches.observe(len(images))
-        return [judged[i] for i in range(len(images))]
+    def _batcher(self, judge: Callable[[Tensor], tuple[Judged, Sequence[Explanation | None]]]) -> Batcher[Judgement]:
+        def work(images: Tensor) -> list[Judgement]:
+            judged, explanations = judge(images)
+            self.metrics.batches.observe(len(images))
+            return [(judged[i], explanation) for i, explanation in enumerate(explanations)]
+
+        return Batcher(work, self.batch_size)
 
     def _count(self, judged: list[Judged]) -> None:
         for one in judged:
             for alarm in self.drift.update(one.score, one.pred):
                 log.warning("the input has changed since image %d (noticed at %d)", alarm.began, alarm.image)
 
-    def _said(self, judged: Judged) -> Verdict:
+    def _verdict(self, judged: Judged) -> Verdict:
         try:
             verdict = self.deployed.verdict(judged, 0)
         except InputError as e:

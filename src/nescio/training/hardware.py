@@ -19,7 +19,7 @@ from nescio.training.recipe import PRECISIONS, Recipe
 class Interrupted(KeyboardInterrupt):
     """Training was asked to stop, and everything is stored. ``signal`` is what asked."""
 
-    way_out = "the same command with --resume goes on where it stopped"
+    hint = "the same command with --resume goes on where it stopped"
 
     def __init__(self, number: int) -> None:
         super().__init__()

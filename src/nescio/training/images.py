@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Self
 
 import numpy as np
@@ -19,6 +21,7 @@ from nescio.data.loader import default_workers, read_batches, read_spans
 from nescio.data.source import Rows, Source
 from nescio.data.transform import Transform
 from nescio.data.workers import in_order
+from nescio.training.augment import DRAWS, Augment
 from nescio.training.hardware import Hardware
 
 HELD = 2 << 30
@@ -41,13 +44,7 @@ class Images:
     """
 
     def __init__(
-        self,
-        source: Source,
-        transform: Transform,
-        *,
-        device: torch.device,
-        hardware: Hardware,
-        title: str = "images",
+        self, source: Source, transform: Transform, *, device: torch.device, hardware: Hardware, title: str = "images"
     ) -> None:
         self.source, self.transform, self.device = source, transform, device
         self.workers, self.max_bad, self.title = hardware.workers, hardware.max_bad, title
@@ -88,7 +85,7 @@ class Images:
                 f"{self.max_bad:g} that may be (--max-bad)"
             )
 
-    def batches(self, parts: Sequence[Sequence[int]]) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, groups: Sequence[Sequence[int]]) -> Iterator[tuple[Tensor, Tensor]]:
         """Images ``(B, 3, S, S)`` uint8 and their numbers ``(B,)`` for each list of numbers, on the device.
 
         Of an image that cannot be read neither comes.
@@ -97,16 +94,16 @@ class Images:
             InputError: no image of a list can be read.
         """
         if self.held is not None:
-            for numbers in parts:
+            for numbers in groups:
                 where = torch.as_tensor(numbers, dtype=torch.int64, device=self.device)
                 yield self.held[where], where
             return
         # one that ended its process would do it again in every epoch
-        chosen = [[i for i in numbers if i not in self.bad] for numbers in parts]
+        chosen = [[i for i in numbers if i not in self.bad] for numbers in groups]
         ends = itertools.accumulate(map(len, chosen))
         spans = [range(end - len(numbers), end) for end, numbers in zip(ends, chosen, strict=True)]
         read = read_spans(Rows(self.source, list(itertools.chain(*chosen))), self.transform, spans, self.workers)
-        for asked, numbers, batch in zip(parts, chosen, read, strict=True):
+        for asked, numbers, batch in zip(groups, chosen, read, strict=True):
             self._report([(numbers[i], reason) for i, reason in batch.bad])
             if batch.images is None:
                 raise InputError(
@@ -150,27 +147,61 @@ class RunImages:
 
 def held_side(source: Source, transform: Transform, workers: int | None = 0) -> int:
     """Side of the squares to keep: that of the resized image, or less if all of the first images are smaller."""
-    found = in_order(_Sides(source), min(64, len(source)), default_workers() if workers is None else workers)
+    found = in_order(
+        partial(_short_side, source), min(64, len(source)), default_workers() if workers is None else workers
+    )
     return min(transform.resize or transform.crop, max(found, default=0) or transform.crop)
 
 
-class _Sides:
-    """The short side of each image; 0 where it cannot be read, which reading all of them reports."""
-
-    def __init__(self, source: Source) -> None:
-        self.source = source
-
-    def __call__(self, number: int, entering: Callable[[int], None]) -> int:
-        try:
-            entering(number)
-            return min(decode(self.source.read(number)).size)
-        except InputError:
-            raise  # not this image's fault
-        except Exception:  # noqa: BLE001 - whatever one image does, the others go on
-            return 0
+def _short_side(source: Source, number: int, entering: Callable[[int], None]) -> int:
+    """The short side of an image; 0 where it cannot be read, which reading all of them reports."""
+    try:
+        entering(number)
+        return min(decode(source.read(number)).size)
+    except InputError:
+        raise  # not this image's fault
+    except Exception:  # noqa: BLE001 - whatever one image does, the others go on
+        return 0
 
 
 def _room(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0] // 2)
     return HELD
+
+
+class Stream:
+    """Batches in random order, augmented and normalised, on the device. All that is drawn follows from ``draws``.
+
+    Args:
+        images: the images; where they are fewer than the epoch needs, they come again in another order.
+        draws: a generator on the CPU.
+        steps: batches of the epoch.
+        size: images per batch.
+        views: how often each image is augmented; the views stand one behind the other, all images in each.
+    """
+
+    def __init__(self, images: Images, draws: torch.Generator, steps: int, size: int, views: int = 1) -> None:
+        n = len(images)
+        orders = [torch.randperm(n, generator=draws) for _ in range(math.ceil(steps * size / n))]
+        self.batches = torch.split(torch.cat(orders)[: steps * size], size)
+        self.windows = [torch.rand(n, DRAWS, generator=draws).to(images.device) for _ in range(views)]
+        self.images = images
+
+    def micro_batches(
+        self, done: int, rank: int, world: int, accumulate: int, augment: Augment, transform: Transform
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Normalised images ``(views · B, 3, H, W)`` and their numbers ``(B,)``, a part of a process's share at a time.
+
+        Args:
+            done: steps of the epoch that are behind.
+            rank: number of this process.
+            world: how many there are.
+            accumulate: that each share is computed in.
+            augment: what is done to an image.
+            transform: of test images.
+        """
+        pieces = [part.tolist() for batch in self.batches[done:] for part in batch[rank::world].chunk(accumulate)]
+        for pixels, numbers in self.images.batches(pieces):
+            shown = torch.cat([augment(pixels, windows[numbers], transform) for windows in self.windows])
+            yield transform.normalise(shown).contiguous(memory_format=torch.channels_last), numbers

@@ -22,11 +22,10 @@ from nescio.methods.objective import Objective
 from nescio.models.runs import STATE, WEIGHTS, Run
 from nescio.training.augment import AUGMENTS
 from nescio.training.hardware import Interrupted, stop_on_signal
-from nescio.training.images import RunImages
+from nescio.training.images import RunImages, Stream
 from nescio.training.log import Log
 from nescio.training.recipe import OPTIMIZERS, SCHEDULES, Recipe
-from nescio.training.state import WAY_OUT, State, save_tensors
-from nescio.training.stream import Stream
+from nescio.training.state import HINT, State, save_tensors
 from nescio.training.trainee import Trainee, try_step
 from nescio.training.validation import Judgement, is_better, judge
 
@@ -113,7 +112,7 @@ class Loop:
             streams.append(Stream(self.images.outliers, draws, self.per_epoch, self.size * self.needs.outliers))
         rank, done = self.fabric.global_rank, self.state.step - epoch * self.per_epoch
         shares = (done, rank, self.fabric.world_size, self.recipe.accumulate)
-        feeds = [stream.parts(*shares, self.augment, self.run.test_transform) for stream in streams]
+        feeds = [stream.micro_batches(*shares, self.augment, self.run.test_transform) for stream in streams]
         for _ in range(done, self.per_epoch):
             torch.manual_seed(hash_of(seed, self.state.step, rank))  # dropout, resampled patches
             self._step(feeds)
@@ -123,15 +122,15 @@ class Loop:
         epoch = (self.state.step + 0.5) / self.per_epoch
         for group in self.optimizer.param_groups:
             group["lr"] = self.base_lr * self.schedule.at(epoch, self.recipe.epochs)
-        parts = self.recipe.accumulate
-        for part in range(parts):
+        accumulate = self.recipe.accumulate
+        for micro_step in range(accumulate):
             (own, numbers), *others = (next(feed) for feed in feeds)
             x = torch.cat([own, *(images for images, _ in others)]) if others else own
             labels = self.labels[numbers].repeat(self.needs.views)
-            with self.fabric.no_backward_sync(self.trainee, enabled=part < parts - 1):
+            with self.fabric.no_backward_sync(self.trainee, enabled=micro_step < accumulate - 1):
                 loss, watched = self.trainee(x, labels, epoch)
-                self.fabric.backward(loss / parts)
-            self._watch(watched, 1 / parts)
+                self.fabric.backward(loss / accumulate)
+            self._watch(watched, 1 / accumulate)
         if self.recipe.clip:
             self.fabric.clip_gradients(
                 self.trainee, self.optimizer, max_norm=self.recipe.clip, error_if_nonfinite=False
@@ -161,7 +160,7 @@ class Loop:
                 epoch, batch = divmod(step, self.per_epoch)
                 raise InputError(
                     f"the loss is not finite ({values[0]}) at batch {batch + 1} of epoch {epoch + 1}; the last "
-                    f"checkpoint stays in {self.out}; {WAY_OUT}"
+                    f"checkpoint stays in {self.out}; {HINT}"
                 )
             for name, value in zip(self.names, values, strict=True):
                 self.state.sums[name] = self.state.sums.get(name, 0.0) + value
@@ -177,10 +176,10 @@ class Loop:
         return bool(self.fabric.all_reduce(flag, reduce_op="sum") > 0)
 
     def _progress(self, epoch: int) -> str:
-        parts = [f"epoch {epoch + 1}/{self.recipe.epochs}"]
+        texts = [f"epoch {epoch + 1}/{self.recipe.epochs}"]
         shown = {"loss": "loss {:.3f}", "accuracy": "accuracy {:.0%}", **self.objective.shown}
-        parts += [text.format(self.shown[name]) for name, text in shown.items() if name in self.shown]
-        return "  ".join(parts)
+        texts += [text.format(self.shown[name]) for name, text in shown.items() if name in self.shown]
+        return "  ".join(texts)
 
     def _save(self) -> None:
         if self.fabric.is_global_zero:

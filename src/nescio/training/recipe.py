@@ -6,11 +6,10 @@ import dataclasses
 import functools
 import math
 import tomllib
-from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -89,31 +88,30 @@ class Optimizer(Optioned):
     """An optimiser of the library, with its options."""
 
     kind = "optimizer"
+    library: ClassVar[Callable[..., torch.optim.Optimizer]]
     lr: float
 
-    @abstractmethod
     def over(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """The library's optimiser of these parameters."""
+        return type(self).library(parameters, **self.settings())
 
 
 class AdamW(Optimizer):
     """Adam with decoupled weight decay; the library's defaults but for lr."""
 
     name = "adamw"
+    library = torch.optim.AdamW
 
     def __init__(self, *, lr: float = 1e-4, weight_decay: float = 0.01) -> None:
         self.lr = check_positive("lr", lr)
         self.weight_decay = check_at_least("weight_decay", weight_decay, 0)
-
-    def over(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """AdamW."""
-        return torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay)
 
 
 class SGD(Optimizer):
     """Stochastic gradient descent with momentum."""
 
     name = "sgd"
+    library = torch.optim.SGD
 
     def __init__(
         self, *, lr: float = 0.1, momentum: float = 0.9, weight_decay: float = 0.0, nesterov: bool = False
@@ -125,39 +123,29 @@ class SGD(Optimizer):
         if nesterov and momentum == 0:
             raise InputError("nesterov=true needs a momentum above 0")
 
-    def over(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """SGD."""
-        options = {"momentum": self.momentum, "weight_decay": self.weight_decay, "nesterov": self.nesterov}
-        return torch.optim.SGD(parameters, lr=self.lr, **options)  # type: ignore[arg-type]
-
 
 class Schedule(Optioned):
     """The learning rate as a share of its start, a function of the epoch alone: nothing of it need be stored."""
 
     kind = "schedule"
-    warmup: float
+
+    def __init__(self, *, warmup: float = 0.0) -> None:
+        self.warmup = check_at_least("warmup", warmup, 0)
 
     def at(self, epoch: float, epochs: int) -> float:
         """The share at ``epoch``, which has a fraction; it rises linearly during ``warmup`` epochs."""
         return self.after(epoch, epochs) * min(1.0, epoch / self.warmup if self.warmup else 1.0)
 
-    @abstractmethod
     def after(self, epoch: float, epochs: int) -> float:
         """The share, warm-up apart."""
+        del epoch, epochs
+        return 1.0
 
 
 class Constant(Schedule):
     """Always the same."""
 
     name = "constant"
-
-    def __init__(self, *, warmup: float = 0.0) -> None:
-        self.warmup = check_at_least("warmup", warmup, 0)
-
-    def after(self, epoch: float, epochs: int) -> float:
-        """One."""
-        del epoch, epochs
-        return 1.0
 
 
 class Step(Schedule):
@@ -166,9 +154,9 @@ class Step(Schedule):
     name = "step"
 
     def __init__(self, *, every: int = 30, factor: float = 0.5, warmup: float = 0.0) -> None:
+        super().__init__(warmup=warmup)
         self.every = check_at_least("every", every, 1)
         self.factor = check_share("factor", factor)
-        self.warmup = check_at_least("warmup", warmup, 0)
 
     def after(self, epoch: float, epochs: int) -> float:
         """A staircase."""
@@ -182,17 +170,17 @@ class Milestones(Schedule):
     name = "milestones"
 
     def __init__(self, *, at: str, factor: float = 0.1, warmup: float = 0.0) -> None:
+        super().__init__(warmup=warmup)
         self.at_ = at
         try:
             self.epochs = [int(text) for text in at.split("/")]
         except ValueError:
             raise InputError(f"milestones at={at} are not epochs; write at=50/75/90") from None
         self.factor = check_share("factor", factor)
-        self.warmup = check_at_least("warmup", warmup, 0)
 
     def settings(self) -> dict[str, Any]:
         """The options."""
-        return {"at": self.at_, "factor": self.factor, "warmup": self.warmup}
+        return super().settings() | {"at": self.at_}
 
     def after(self, epoch: float, epochs: int) -> float:
         """A staircase."""
@@ -204,9 +192,6 @@ class Cosine(Schedule):
     """Half a cosine from one to zero over what follows the warm-up."""
 
     name = "cosine"
-
-    def __init__(self, *, warmup: float = 0.0) -> None:
-        self.warmup = check_at_least("warmup", warmup, 0)
 
     def after(self, epoch: float, epochs: int) -> float:
         """Half a cosine."""

@@ -99,7 +99,7 @@ class State:
         """Raise InputError where a weight is not finite any more."""
         for name, t in self.tensors().items():
             if not bool(t.isfinite().all()):
-                raise InputError(f"the weights are not finite any more ('{name}'); {WAY_OUT}")
+                raise InputError(f"the weights are not finite any more ('{name}'); {HINT}")
 
     def save(self, path: Path) -> None:
         """Write everything. Raises InputError where it cannot be written; what stood there before then stays."""
@@ -110,8 +110,8 @@ class State:
             for key, value in values.items()
             if value is not None
         }
-        parts = {"model": self.tensors(), "average": self.average, "objective": self.objective.state_dict(), "": inner}
-        tensors = {f"{part}.{k}" if part else k: t for part, named in parts.items() for k, t in named.items()}
+        groups = {"model": self.tensors(), "average": self.average, "objective": self.objective.state_dict(), "": inner}
+        tensors = {f"{part}.{k}" if part else k: t for part, named in groups.items() for k, t in named.items()}
         write(path, KIND, {name: getattr(self, name) for name in _NUMBERS}, tensors, KEPT)
 
     def load(self, path: Path) -> None:
@@ -152,7 +152,7 @@ class State:
 KIND = Kind("state", 2, "a checkpoint", "train again, or go on from another copy", unmarked=True, finite=False)
 KEPT = "the last one stays, and --resume goes on from it"
 _NUMBERS = ("settings", "step", "sums", "selected", "lines")
-WAY_OUT = "a lower learning rate (--optimizer NAME:lr=…), --clip 1 or --precision 32 may help"
+HINT = "a lower learning rate (--optimizer NAME:lr=…), --clip 1 or --precision 32 may help"
 
 
 def _place(t: Tensor) -> tuple[Any, ...]:

@@ -18,7 +18,7 @@ from nescio.models import Classifier
 from nescio.run.passes import pass_of
 from nescio.run.session import Session
 from nescio.training.images import Images
-from nescio.training.state import WAY_OUT
+from nescio.training.state import HINT
 
 _BATCH = 128
 
@@ -81,7 +81,7 @@ def judge(classifier: Classifier, detector: Detector, val: Images, watched: Mapp
     normalise = classifier.transform.normalise
     plain, shuffled, right = [], [], 0
     draws = torch.Generator().manual_seed(0)
-    for pixels, numbers in val.batches(_parts(len(val))):
+    for pixels, numbers in val.batches(_batches(len(val))):
         x = normalise(pixels)
         values, pred = score(x)
         if detector.input_stage is not None:
@@ -91,14 +91,14 @@ def judge(classifier: Classifier, detector: Detector, val: Images, watched: Mapp
         shuffled.append(score(normalise(shuffle_tiles(pixels, draws)))[0])
     own = torch.cat(plain).numpy()
     if not np.isfinite(own).all():
-        raise InputError(f"scores of validation images are not finite any more; {WAY_OUT}")
+        raise InputError(f"scores of validation images are not finite any more; {HINT}")
     ood = {
-        name: torch.cat([score(normalise(pixels))[0] for pixels, _ in images.batches(_parts(len(images)))]).numpy()
+        name: torch.cat([score(normalise(pixels))[0] for pixels, _ in images.batches(_batches(len(images)))]).numpy()
         for name, images in watched.items()
     }
     against = {name: {"fpr95": metrics.fpr_at_tpr(own, v), "auroc": metrics.auroc(own, v)} for name, v in ood.items()}
     return Judgement(right / len(own), metrics.auroc(own, torch.cat(shuffled).numpy()), against)
 
 
-def _parts(n: int) -> list[list[int]]:
+def _batches(n: int) -> list[list[int]]:
     return [part.tolist() for part in np.split(np.arange(n), range(_BATCH, n, _BATCH))]

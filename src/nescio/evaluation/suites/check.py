@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -115,21 +116,21 @@ def _describe(checked: Checked, good: list[Facts]) -> None:
 
 def warnings(found: list[Checked]) -> list[str]:
     """What a reader of a table over these sets should know, a sentence each."""
-    told = []
+    sentences = []
     for c in found:
         if c.expected is not None and c.images != c.expected:
-            told.append(f"{c.name} has {c.images:,} images where {c.expected:,} are expected")
+            sentences.append(f"{c.name} has {c.images:,} images where {c.expected:,} are expected")
         if c.bad:
             image, reason = c.bad[0]
-            told.append(f"{c.name}: {len(c.bad):,} images cannot be read, the first is {image}: {reason}")
+            sentences.append(f"{c.name}: {len(c.bad):,} images cannot be read, the first is {image}: {reason}")
         if c.repeats:
-            told.append(f"{c.name} holds {c.repeats:,} images that stand in it already")
-        told += [f"{n:,} images of {c.name} are in {other}, too, pixel by pixel" for other, n in c.shared.items()]
+            sentences.append(f"{c.name} holds {c.repeats:,} images that stand in it already")
+        sentences += [f"{n:,} images of {c.name} are in {other}, too, pixel by pixel" for other, n in c.shared.items()]
     reference = next((c for c in found if c.name == "id"), None)
     if reference is not None and reference.formats:
         for c in (c for c in found if c.formats and c.name not in ("id", "train")):
-            told += _differences(reference, c)
-    return told
+            sentences += _differences(reference, c)
+    return sentences
 
 
 def _differences(one: Checked, other: Checked) -> Iterator[str]:
@@ -150,25 +151,17 @@ def _differences(one: Checked, other: Checked) -> Iterator[str]:
         yield f"{other.name} are JPEG of quality {other.quality} and {one.name} of {one.quality}"
 
 
-class _Inspected:
-    """Facts of a source's images, a few at a time."""
-
-    def __init__(self, source: Source) -> None:
-        self.source = source
-
-    def __len__(self) -> int:
-        return math.ceil(len(self.source) / _BATCH)
-
-    def __call__(self, number: int, entering: Callable[[int], None]) -> list[Facts]:
-        at = range(number * _BATCH, min((number + 1) * _BATCH, len(self.source)))
-        return [inspect(self.source, i, entering) for i in at]
+def _inspected(source: Source, number: int, entering: Callable[[int], None]) -> list[Facts]:
+    """Facts of a few of a source's images."""
+    at = range(number * _BATCH, min((number + 1) * _BATCH, len(source)))
+    return [inspect(source, i, entering) for i in at]
 
 
 def _facts(source: Source, name: str, workers: int | None, progress: bool) -> Iterator[Facts]:
-    inspected = _Inspected(source)
+    batches = math.ceil(len(source) / _BATCH)
     with progress_bar(show=progress) as bar:
         task = bar.add_task(name, total=len(source))
-        for facts in in_order(inspected, len(inspected), default_workers() if workers is None else workers):
+        for facts in in_order(partial(_inspected, source), batches, default_workers() if workers is None else workers):
             yield from facts
             bar.advance(task, len(facts))
 

@@ -41,9 +41,9 @@ def fetch(data: DataSet, split: str, root: Path, *, progress: bool = True) -> Pa
     """
     part = data.splits[split]
     if not part.fetch:
-        way_out = f"get it from {data.address}" if data.address else "get it from its authors"
+        hint = f"get it from {data.address}" if data.address else "get it from its authors"
         raise InputError(
-            f"{data.title} cannot be fetched by a program: {way_out} and put it at {root / data.name / split}"
+            f"{data.title} cannot be fetched by a program: {hint} and put it at {root / data.name / split}"
         )
     folder = root / data.name
     staging = root / f".{data.name}-{split}.partial"  # where nobody looks for the data set

@@ -60,27 +60,27 @@ def bench_suite(
     lying = {name: images for name, images in sets.items() if name not in further}
     needs = suite.needs(Path(data_root).expanduser(), lying, size=transform.resize or transform.crop)
     missing = [need for need in needs if need.found is None]
-    places = {need.role: need.found for need in needs if need.found is not None}
-    way_out = f"nescio data list {suite.name} --data-root {data_root} says what is missing and how to get it"
-    if "id" not in places or not set(suite.ood) & set(places) or (strict and missing):
-        raise InputError(f"suite '{suite.name}' lacks {some([need.role for need in missing])}; {way_out}")
+    located = {need.role: need.found for need in needs if need.found is not None}
+    hint = f"nescio data list {suite.name} --data-root {data_root} says what is missing and how to get it"
+    if "id" not in located or not set(suite.ood) & set(located) or (strict and missing):
+        raise InputError(f"suite '{suite.name}' lacks {some([need.role for need in missing])}; {hint}")
     for need in missing:
         log.warning("suite '%s' goes without %s: not found below %s", suite.name, need.role, data_root)
     for row in suite.published:  # a mistake in them must not show after hours
         if row.detector:
             Detector(row.detector, row.model, suite.classes)
-    oods = {name: _drawn(places[name], suite.equal) for name in suite.ood if name in places}
+    oods = {name: _drawn(located[name], suite.equal) for name in suite.ood if name in located}
     groups = {
         "near average": [o for o in oods if o in suite.near],
         "far average": [o for o in oods if o not in suite.near],
     }
     results = bench(
         session,
-        id=places["id"],
-        train=places.get("train"),
+        id=located["id"],
+        train=located.get("train"),
         held_out=held_out,
         ood=oods | further,
-        detectors=detectors or _served(suite, session.classifier, trained="train" in places),
+        detectors=detectors or _served(suite, session.classifier, trained="train" in located),
         equal=equal or suite.equal is not None,
         resamples=resamples,
     )
@@ -124,11 +124,11 @@ def beside(suite: Suite, model: str, results: Results, objective: str = "") -> d
     for row in (r for r in suite.published if r.model == model and r.detector and _is_of(r, objective)):
         spec = repr(Detector(row.detector, model, suite.classes))
         over = _averaged(suite, row)
-        for given in (d for d, own in specs.items() if own == spec):
+        for detector in (d for d, own in specs.items() if own == spec):
             where = f"{PAPERS.get(row.paper, row.paper)}, Table {row.table}: {row.method}"
             for name, (fpr95, auroc) in row.values.items():
                 if name in sets or (name == AVERAGE and over == sets):
-                    found.setdefault((given, name), Published(fpr95, auroc, where, row.id_accuracy))
+                    found.setdefault((detector, name), Published(fpr95, auroc, where, row.id_accuracy))
     return found
 
 

@@ -55,9 +55,9 @@ class DataSet:
         """Where a split lies below a data root, as ``open_source`` takes it; None where it does not."""
         if made := self.splits[split].open:
             return made
-        return next((str(place) for place in self.places(split, root) if place.exists()), None)
+        return next((str(place) for place in self.candidates(split, root) if place.exists()), None)
 
-    def places(self, split: str, root: Path) -> Iterator[Path]:
+    def candidates(self, split: str, root: Path) -> Iterator[Path]:
         """Where it is looked for: ``NAME/SPLIT``, ``NAME-SPLIT``, and ``NAME`` where that holds no parts of its own."""
         for name in (self.name, *self.aliases):
             for part in _SPELLINGS[split]:
@@ -68,14 +68,14 @@ class DataSet:
             for name in (self.name, *self.aliases):
                 for suffix in SUFFIXES:
                     place = root / f"{name}{suffix}"
-                    if not _has_parts(place):
+                    if not _has_splits(place):
                         yield place
 
 
-def _has_parts(place: Path) -> bool:
+def _has_splits(place: Path) -> bool:
     """Whether a folder holds named splits: one of them is not the whole."""
-    parts = [part for spellings in _SPELLINGS.values() for part in spellings]
-    return place.is_dir() and any((place / f"{part}{suffix}").exists() for part in parts for suffix in SUFFIXES)
+    names = [part for spellings in _SPELLINGS.values() for part in spellings]
+    return place.is_dir() and any((place / f"{part}{suffix}").exists() for part in names for suffix in SUFFIXES)
 
 
 @functools.cache

@@ -107,21 +107,21 @@ class Suite:
         """How many classes its networks tell apart, where the ID set says so."""
         return known_set(self.id).classes
 
-    def needs(self, root: Path, given: Mapping[str, str] | None = None, *, size: int | None = None) -> list[Need]:
+    def needs(self, root: Path, located: Mapping[str, str] | None = None, *, size: int | None = None) -> list[Need]:
         """What it needs, and where each set is: as given by role, else below the data root.
 
         Args:
             root: the data root.
-            given: specs for ``open_source`` by role.
+            located: specs for ``open_source`` by role.
             size: side of the images that are made, in pixels.
 
         Raises:
             InputError: something is given for a role that the suite does not have.
         """
-        given = given or {}
+        located = located or {}
         roles = {"id": (self.id, "test")} | ({"train": (self.train, "train")} if self.train else {})
         roles |= {name: (name, "test") for name in self.ood}
-        unknown = [role for role in given if role not in roles]
+        unknown = [role for role in located if role not in roles]
         if unknown:
             raise InputError(f"suite '{self.name}' has no set '{unknown[0]}'{nearest(unknown[0], roles)}")
         needs = []
@@ -130,7 +130,7 @@ class Suite:
             expected = (
                 data.splits[split].images if split == "train" else self.counts.get(name, data.splits[split].images)
             )
-            found = given.get(role) or data.find(split, root)
+            found = located.get(role) or data.find(split, root)
             if found and found == data.splits[split].open and size:
                 found += f":size={size}"
             needs.append(Need(role, data, split, expected, found))
