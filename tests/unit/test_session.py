@@ -15,7 +15,7 @@ import nescio
 from conftest import TINY_TRANSFORM, coloured, random_features, tiny_net
 from nescio.core.errors import InputError
 from nescio.core.features import NO_HEAD
-from nescio.core.stage import Score
+from nescio.core.stage import REGISTRY, Score
 from nescio.models import Classifier
 from nescio.report import write_report
 from nescio.run.session import Session
@@ -35,6 +35,9 @@ class Pairs(torch.utils.data.Dataset[Any]):
 
 
 FORMS = {
+    "array": X.numpy,
+    "pair": lambda: (X, Y),
+    "list of tensors": lambda: list(X),
     "loader of pairs": lambda: DataLoader(TensorDataset(X, Y), 7),
     "loader of tensors": lambda: DataLoader(X, 7),
     "loader of dicts": lambda: DataLoader(Pairs(), 7),
@@ -51,7 +54,9 @@ def test_normalised_batches_need_no_transform(form: str) -> None:
     with torch.no_grad():
         expected = network.eval()(X)
     torch.testing.assert_close(features.record().logits, expected, rtol=1e-4, atol=1e-5)
-    assert (features.labels == (-1 if form in ("loader of tensors", "tensor") else Y.numpy())).all()
+    assert (
+        features.labels == (-1 if form in ("loader of tensors", "tensor", "array", "list of tensors") else Y.numpy())
+    ).all()
     scores = session.scores(["energy", "msp"], FORMS[form]())
     np.testing.assert_allclose(scores["energy"], expected.double().logsumexp(1), rtol=1e-4)
     torch.testing.assert_close(session(X).logits, expected, rtol=1e-4, atol=1e-5)
@@ -127,6 +132,69 @@ def test_a_fitted_detector_a_sum_of_stages_and_a_function_are_judged_beside_spec
     assert auroc["maxlogit"] == auroc["largest"]
 
 
+def test_a_cold_session_fits_scores_and_judges_batches() -> None:
+    loader = lambda start: DataLoader(TensorDataset(X[start : start + 15], Y[start : start + 15]), 4)  # noqa: E731
+    knn = nescio.Detector("knn:k=3")
+    assert len(Session(tiny_net()).scores("energy", loader(0))["energy"]) == 15
+    Session(tiny_net()).fit([knn], loader(0))
+    results = nescio.bench(tiny_net(), id=loader(0), train=loader(15), ood={"far": X * 3}, detectors=["knn:k=3", "msp"])
+    assert [r.n_ood for r in results.rows] == [30, 30]
+    one = Session(tiny_net(), size=(3, 8, 8))
+    torch.testing.assert_close(one(X[0]).h, one(X[:1].numpy()).h)
+    with pytest.raises(InputError, match="reads images, not normalised batches"):
+        nescio.fit(tiny_net(), "energy", calibrate=loader(0))
+
+
+def test_detectors_of_one_name_are_told_apart_and_options_need_no_star(tmp_path: Path) -> None:
+    f, far = random_features(), random_features(n=50, seed=5)
+    sets = {n: nescio.FeatureSet(r.h, r.labels, head=f.head) for n, r in (("id", f), ("far", far))}
+    two = [nescio.Detector("knn:k=3").fit(rows) for rows in sets.values()]
+    detectors = [*two, two[0], "msp", "msp", lambda f: f.h.sum(1), lambda f: -f.h.sum(1)]
+    results = nescio.evaluate(detectors, id=sets["id"], ood={"far": sets["far"]})
+    assert results.detectors == ["knn:k=3", "knn:k=3 (2)", "msp", "<lambda>", "<lambda> (2)"]
+    auroc = {r.detector: r.auroc for r in results.rows}
+    assert auroc["<lambda>"] == pytest.approx(1 - auroc["<lambda> (2)"])
+    assert nescio.Detector(lambda f: f.logits.amax(1))(logits=np.eye(3)).tolist() == [1, 1, 1]
+
+    class Far(Score, name="far-in-test"):
+        """A distance."""
+
+        needs = nescio.Needs(train=True, labels=True)
+
+        def __init__(self, p: float = 2.0) -> None:
+            super().__init__()
+            self.p = p
+
+        def forward(self, f: Any) -> torch.Tensor:
+            return -f.h.norm(p=self.p, dim=1)
+
+    try:
+        detector = nescio.Detector(Far(p=1.0)).fit(f.h, f.labels)
+        assert repr(detector) == "far-in-test:p=1"
+        detector.save(tmp_path / "far.nescio")
+        assert torch.equal(nescio.load(tmp_path / "far.nescio")(f.h), detector(f.h))
+        with pytest.raises(InputError, match="'far-in-test' is fitted on training features"):
+            nescio.Detector(Far()).fit()
+        with pytest.raises(InputError, match="'far-in-test' is fitted on labelled features"):
+            nescio.Detector(Far()).fit(f.h)
+    finally:
+        REGISTRY.pop("far-in-test")
+
+
+def test_a_set_takes_another_head_and_a_fitted_detector_is_deployed_as_it_is(tmp_path: Path) -> None:
+    f = random_features()
+    head = (f.head.weight, f.head.bias)
+    bare = nescio.FeatureSet(f.h, f.labels)
+    fmls = nescio.Detector("fmls").fit(bare, head=head)
+    torch.testing.assert_close(fmls(f.h), nescio.Detector("fmls").fit(f.h, f.labels, head=head)(f.h))
+    torch.testing.assert_close(nescio.Detector("energy")(bare, head=head), nescio.Detector("energy")(f.h, head=head))
+    folders = [coloured(tmp_path, name, per_class=30, classes=4, side=8, seed=i) for i, name in enumerate("ab")]
+    session = Session(Classifier(tiny_net(), TINY_TRANSFORM), cache=tmp_path / "banks", workers=0, progress=False)
+    knn = nescio.Detector("knn:k=3")
+    session.fit([knn], folders[0])
+    assert nescio.fit(session, knn, calibrate=folders[1], accept=0.9).detector is knn
+
+
 @pytest.mark.parametrize(
     ("call", "said"),
     [
@@ -152,6 +220,9 @@ def test_a_fitted_detector_a_sum_of_stages_and_a_function_are_judged_beside_spec
         (lambda: Session(tiny_net()).features(DataLoader((X * 255).byte(), 4)), "normalise"),
         (lambda: Session(tiny_net(), engine="steam"), "unknown engine 'steam'"),
         (lambda: nescio.evaluate("msp", id=X, ood={}), "expected a FeatureSet"),
+        (lambda: nescio.Detector(lambda f: f.h)(np.ones((4, 3))), r"scores of shape \(4, 3\) for 4 rows"),
+        (lambda: nescio.Detector("knn").fit(nescio.FeatureSet(np.ones((4, 3))), [0, 0, 1, 1]), "belong into the Fea"),
+        (lambda: Session(tiny_net())("images/"), "expected normalised images"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(call: Any, said: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from nescio.core.errors import InputError, Missing, NotFitted, some
 from nescio.core.feature_set import BLOCK, AnyHead, FeatureSet, as_head
 from nescio.core.features import NO_HEAD, PLAIN_PASS, Features, Head, NoHead
 from nescio.core.fitting import BY_IMAGES, check_width, checked
+from nescio.core.needs import Needs
+from nescio.core.options import Option
 from nescio.core.spec import check_order, parse_stages
 from nescio.core.stage import REGISTRY, Chain, InputStage, Score, Stage, fit_stage
 
@@ -104,7 +107,7 @@ class Detector(Chain):
         Raises:
             InputError: a stage needs training features, labels or a head and there are none, or they do not suffice.
         """
-        data = features if isinstance(features, FeatureSet) else FeatureSet(features, labels, head=head)
+        data = self._set(features, labels, head)
         if held_out is not None:
             apart = held_out if isinstance(held_out, FeatureSet) else FeatureSet(held_out, head=data.head)
             data = data.with_held_out(apart)
@@ -130,7 +133,7 @@ class Detector(Chain):
             self.check(features)
             return self.usable_scores(features)
         if isinstance(features, FeatureSet):
-            return score_all([self], features.chunks())[0][0]
+            return score_all([self], self._set(features, None, head).chunks())[0][0]
         given = logits if features is None else features
         if given is None:
             raise InputError(f"detector '{self}' scores features or logits; give one of them")
@@ -139,6 +142,18 @@ class Detector(Chain):
             self.check(record)
             scores = self.usable_scores(record)
         return scores if isinstance(given, Tensor) else scores.cpu().numpy()
+
+    def _set(self, features: Any, labels: Any, head: AnyHead | None) -> FeatureSet:
+        """Features with what is given beside them.
+
+        Raises:
+            InputError: labels are given beside a set, which has its own.
+        """
+        if not isinstance(features, FeatureSet):
+            return FeatureSet(features, labels, head=head)
+        if labels is not None:
+            raise InputError("labels belong into the FeatureSet: FeatureSet(h, labels)")
+        return features if head is None else features.with_head(as_head(head))
 
     def check(self, features: Features) -> None:
         """Refuse features that the detector cannot score.
@@ -180,11 +195,18 @@ class Detector(Chain):
         """Scores ``(B,)`` of features that were checked, NaN where something that the detector reads is not finite."""
         finite = features.finite(self.columns)
         if bool(finite.all()):
-            return self.of_any_pass(features).to(torch.float64)
+            return self._scores(features)
         scores = torch.full(finite.shape, torch.nan, dtype=torch.float64, device=finite.device)
         if finite.any():  # the others stay away from the rows that a stage looks at together
-            scores[finite] = self.of_any_pass(features.rows(finite)).to(torch.float64)
+            scores[finite] = self._scores(features.rows(finite))
         return scores
+
+    def _scores(self, features: Features) -> Tensor:
+        scores = torch.as_tensor(self.of_any_pass(features))
+        if scores.shape != (len(features),):
+            got = f"{tuple(scores.shape)} for {len(features):,} rows"
+            raise InputError(f"'{self.steps[-1]!r}' gives scores of shape {got}; expected one for each, (B,)")
+        return scores.to(torch.float64)
 
     @property
     def size(self) -> int:
@@ -292,6 +314,8 @@ AnyDetector = AnyStages | Callable[[Features], Tensor]
 class Function(Score):
     """A function of the caller's own, from features to scores ``(B,)``."""
 
+    needs = Needs(features=False)  # nobody knows what it reads
+
     def __init__(self, function: Callable[[Features], Tensor]) -> None:
         super().__init__()
         self.function = function
@@ -303,6 +327,11 @@ class Function(Score):
     def forward(self, f: Features) -> Tensor:
         """Score a batch."""
         return torch.as_tensor(self.function(f)).to(torch.float64)
+
+    @classmethod
+    def options(cls) -> dict[str, Option]:
+        """None: a function is no option."""
+        return {}
 
 
 def steps_of(part: Any, model: str | None = None, classes: int | None = None, *, partial: bool = False) -> list[Stage]:
@@ -346,7 +375,12 @@ def detectors_of(
     for one in several:
         detector = one if isinstance(one, Detector) else Detector([one] if callable(one) else one, model, classes)
         detector.check_complete()
-        found[one.strip() if isinstance(one, str) else repr(detector)] = detector
+        name = one.strip() if isinstance(one, str) else repr(detector)
+        if name in found and isinstance(one, str):
+            continue
+        same = [n for n in found if n == name or re.fullmatch(re.escape(name) + r" \(\d+\)", n)]
+        if not any(found[n] is detector for n in same):  # another of the same name, fitted on other features say
+            found[f"{name} ({len(same) + 1})" if same else name] = detector
     return found
 
 
@@ -385,7 +419,7 @@ def fit_all(
     Returns:
         the seconds that each detector's stages took to fit, a shared stage's counted in full for each.
     """
-    shared: dict[tuple[str, str], tuple[Stage, float]] = {}
+    shared: dict[tuple[str, type[Stage], str], tuple[Stage, float]] = {}
     raw: dict[tuple[str, frozenset[str]], FeatureSet] = {}
     seconds = []
     for detector in detectors:
@@ -395,10 +429,12 @@ def fit_all(
         own = raw.setdefault((key, columns), checked(data.raw, key, columns, repr(detector)))
         spent = 0.0
         try:
+            _check_enough(detector, data)
             for i, stage in enumerate(before):
-                if (key, repr(stage)) not in shared:
-                    shared[key, repr(stage)] = (stage, _fit(stage, own))
-                detector.stages[i], took = shared[key, repr(stage)]
+                which = key, type(stage), repr(stage)
+                if which not in shared:
+                    shared[which] = (stage, _fit(stage, own))
+                detector.stages[i], took = shared[which]
                 spent += took
             spent += _fit(last, own.map(detector.pipeline))
         except InputError as e:
@@ -411,6 +447,23 @@ def fit_all(
         if detector.size > LARGE:
             log.warning("detector %r holds %s of training features", detector, _megabytes(detector.size))
     return seconds
+
+
+def _check_enough(detector: Detector, data: FeatureSet) -> None:
+    """Refuse data that lack what a stage declares to be fitted on, also where it never asks for it.
+
+    Raises:
+        InputError: the stage, and what it is fitted on.
+    """
+    for stage in detector.steps:
+        needs = stage.needs
+        if needs.train and not data.given:
+            raise InputError(
+                f"stage '{stage.name}' is fitted on training features, and no training images were given: give them, "
+                "fit(h, labels), or as images (train=, --train)"
+            )
+        if needs.train and needs.labels and data.unlabelled:
+            raise InputError(f"stage '{stage.name}' is fitted on labelled features: give their classes, fit(h, labels)")
 
 
 def _width(data: FeatureSet) -> int | None:

@@ -53,9 +53,11 @@ class FeatureSet:
         self.held_out: FeatureSet | None = None
         """ID features that no stage is fitted on, where they are given, to put scores on a common scale."""
         self._chunks: Chunks | None = None
+        self.unlabelled = False
+        """Whether it is known, without reading anything, that no row has a label."""
         if h is not None or logits is not None:
             record = _record(h, labels, self.head, logits, pred, columns or {})
-            self.head = record.head
+            self.head, self.unlabelled = record.head, record.labels is None
             self._chunks = lambda: iter([record])
 
     @classmethod
@@ -93,6 +95,12 @@ class FeatureSet:
     def with_held_out(self, held_out: FeatureSet | None) -> FeatureSet:
         """The same rows, and ID features apart from them."""
         return FeatureSet.stream(self.chunks if self.given else None, self.head, held_out)
+
+    def with_head(self, head: Head) -> FeatureSet:
+        """The same rows, as another head reads them; logits and predictions follow from it."""
+        same = self.map(lambda f: f.with_fields(head=head, pred=None, _logits=None, _raw=None))
+        same.head = head
+        return same
 
     def rows(self, pick: Any) -> FeatureSet:
         """Some rows, by position ``(K,)``, in that order, by mask ``(N,)`` or as a slice; held in memory."""

@@ -23,7 +23,7 @@ from nescio.core.errors import InputError, check_choice, nearest
 
 @dataclass(frozen=True)
 class Option:
-    """A declared option: a keyword-only argument of ``__init__``.
+    """A declared option: an argument of ``__init__``.
 
     ``default`` is ``inspect.Parameter.empty`` where a value must be given; ``kind`` is the type of a value,
     ``choices`` are all values that there are, where these are words.
@@ -89,11 +89,10 @@ def _declared(init: Callable[..., None]) -> dict[str, Option]:
         hints = typing.get_type_hints(init, include_extras=True)
     except NameError:  # a type that only the type checker imports
         hints = {}
-    parameters = inspect.signature(init).parameters.values()
+    _, *parameters = inspect.signature(init).parameters.values()  # the first is the object itself
+    by_name = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return {
-        p.name: _option(p.name, p.default, hints.get(p.name, type(p.default)))
-        for p in parameters
-        if p.kind is inspect.Parameter.KEYWORD_ONLY
+        p.name: _option(p.name, p.default, hints.get(p.name, type(p.default))) for p in parameters if p.kind in by_name
     }
 
 

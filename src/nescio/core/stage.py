@@ -26,7 +26,7 @@ REGISTRY: dict[str, type[Stage]] = {}
 
 
 class Stage(Optioned, nn.Module):
-    """One step of a detector. Options are the keyword-only arguments of ``__init__``, kept under their own names.
+    """One step of a detector. Options are the arguments of ``__init__``, kept under their own names.
 
     What a stage learns it declares as a ``Tensor`` in its class body: a buffer, None until ``fit(data)`` sets it. A
     file of the detector keeps these and the options alone, so ``fit`` may set nothing else. ``forward`` only reads.

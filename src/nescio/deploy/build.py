@@ -16,7 +16,7 @@ from nescio.core.detector import AnyDetector
 from nescio.core.errors import InputError, check_share
 from nescio.core.options import Optioned, parse_named
 from nescio.data.overlap import MOST_SHARED, shared_images
-from nescio.data.source import AnySource, Rows, Source, as_source
+from nescio.data.source import AnySource, Rows, Source
 from nescio.deploy.deployed import Deployed
 from nescio.evaluation.accuracy import Accuracy, measure, with_classes
 from nescio.evaluation.checks import versions
@@ -60,7 +60,7 @@ def fit(
         InputError: an input does not fit the others, or the images are too few for the guarantee.
     """
     check_shares(accept, confidence)
-    session = as_session(session)
+    session = as_session(session).meet(calibrate)
     if not (session.classifier.has_head or session.classifier.awaits_probe):
         raise InputError(
             f"{session.classifier.name} is an encoder, and a verdict names a class: fit a head on labelled training "
@@ -70,8 +70,10 @@ def fit(
     if why := fitted.unexportable():
         log.info("nescio export will refuse this detector: %s", why)
     stand_in = None if proxy is None else parse_named(proxy, STAND_INS)
-    held, training = as_source(calibrate), None if train is None else as_source(train)
-    if training is None and fitted.needs.fitting:
+    held = session.images(calibrate, "what nescio.fit makes")
+    training = None if train is None else session.images(train, "what nescio.fit makes")
+    fresh = fitted.fitted_to is None
+    if training is None and fresh and fitted.needs.fitting:
         hint = ", which is taken where none is named," if detector == DEFAULT_DETECTOR else ""
         raise InputError(
             f"detector '{name}'{hint} is fitted on training images; give them (--train), or name one that is not "
@@ -81,7 +83,8 @@ def fit(
     session = session.ready(training)
     session = session.of(with_classes(session.classifier, {"training": training, "calibration": held}))
     classifier, accuracies = session.classifier, list[Accuracy | None]()
-    session.fit({name: fitted}, training, seen=lambda _, rows: accuracies.append(measure(classifier, rows, "training")))
+    unfitted = {name: fitted} if fresh else {}
+    session.fit(unfitted, training, seen=lambda _, rows: accuracies.append(measure(classifier, rows, "training")))
     deployed = Deployed(session, fitted, Calibration(accept, confidence, ()))
     plain = session.read(held, PLAIN, deployed.plain_probes, "calibration")
     accuracies.insert(0, measure(classifier, plain, "calibration"))

@@ -135,7 +135,7 @@ def tune(
     Raises:
         InputError: a spec cannot be read or served, or a proxy cannot be had.
     """
-    session = as_session(session)
+    session = as_session(session).meet(val)
     spaces = [space] if isinstance(space, str) or not isinstance(space, Iterable) else space
     detectors = session.detectors([d for one in spaces for d in (search_space(one) if isinstance(one, str) else [one])])
     for spec, detector in detectors.items():
@@ -165,7 +165,7 @@ def recommend(
         examples: as for ``tune``.
         proxy: as for ``tune``.
     """
-    session = as_session(session)
+    session = as_session(session).meet(val)
     served = servable(all_specs(), session.classifier, trained=train is not None)
     detectors = {spec: d for spec, d in served.items() if d.input_stage is None}
     return _Selection(session.ready(train), detectors, val, train, chosen=False).judged(examples, proxy)
@@ -181,7 +181,8 @@ class _Selection:
         self, session: Session, detectors: dict[str, Detector], val: AnySource, train: AnySource | None, *, chosen: bool
     ) -> None:
         self.detectors, self.chosen = detectors, chosen
-        self.val, self.train = as_source(val), None if train is None else as_source(train)
+        self.val = session.images(val, "a choice by stand-ins for OOD images")
+        self.train = None if train is None else session.images(train, "it")
         sets = {"training": self.train, "validation": self.val}
         self.session = session.of(with_classes(session.classifier, sets))
 

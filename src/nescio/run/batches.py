@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from nescio.core.errors import InputError
 from nescio.data.coerce import image_and_label
@@ -21,7 +21,8 @@ def batches_of(images: Any, size: int, *, prepared: bool) -> Batches | None:
     """Normalised batches ``(B, C, H, W)`` and their labels ``(B,)``, as far as ``images`` are such batches.
 
     Args:
-        images: a ``DataLoader`` of tensors, pairs or dicts; with ``prepared`` also a tensor, or a data set of tensors.
+        images: a ``DataLoader`` of tensors, pairs or dicts; with ``prepared`` also a tensor or array, a pair of one and
+            labels, a list of tensors, or a data set of tensors.
         size: images per batch, where nobody has made any.
         prepared: whether images come as the network takes them, since no transform is known.
 
@@ -30,11 +31,20 @@ def batches_of(images: Any, size: int, *, prepared: bool) -> Batches | None:
     """
     if isinstance(images, DataLoader) and (prepared or looks_normalised(images)):
         return loaded(images)
-    if prepared and isinstance(images, Tensor) and images.ndim == 4:
-        return ((x, None) for x in torch.split(images, size))
-    if prepared and isinstance(images, Dataset) and isinstance(image_and_label(images[0])[0], Tensor):
-        return loaded(DataLoader(images, size))
-    return None
+    if not prepared:
+        return None
+    if isinstance(images, Dataset):
+        stream = isinstance(images, IterableDataset)
+        return loaded(DataLoader(images, size)) if stream or isinstance(image_and_label(images[0])[0], Tensor) else None
+    pair = isinstance(images, tuple) and len(images) == 2 and len(images[0]) == len(images[1])
+    x, labels = images if pair else (images, None)
+    if isinstance(x, list | tuple) and x and all(isinstance(one, Tensor) for one in x):
+        x = torch.stack(list(x))
+    if not isinstance(x, Tensor | np.ndarray) or x.ndim not in (3, 4):
+        return None
+    x = torch.as_tensor(x)
+    sets = [x if x.ndim == 4 else x[None]] + ([] if labels is None else [torch.as_tensor(labels)])
+    return loaded(DataLoader(TensorDataset(*sets), size))
 
 
 def looks_normalised(loader: DataLoader[Any]) -> bool:

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -42,6 +43,7 @@ class Runner:
     transform: Any = None
     head: str | None = None
     output: str | int | None = None
+    size: Sequence[int] | None = None
     classes: list[str] | None = None
     device: str | torch.device | None = None
     engine: str = "torch"
@@ -67,7 +69,7 @@ class Runner:
     @cached_property
     def classifier(self) -> Classifier:
         """The network, wrapped."""
-        return self._wrapped(None)
+        return self._wrapped(self.size)
 
     def _wrapped(self, size: Sequence[int] | None) -> Classifier:
         options: dict[str, Any] = {"head": self.head, "output": self.output, "classes": self.classes}
@@ -112,7 +114,7 @@ class Runner:
     def _meet(self, x: Tensor) -> None:
         """Wrap a network of which nobody has said how large its images are."""
         if not self._is_wrapped:
-            self.classifier = self._wrapped(tuple(x.shape[1:]) if self.prepared else None)
+            self.classifier = self._wrapped(self.size or (tuple(x.shape[1:]) if self.prepared else None))
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is made on first use: traced networks cannot be pickled."""
@@ -129,7 +131,13 @@ class Runner:
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Features:
-        """Features of normalised images ``(B, 3, H, W)``, on the network's device."""
+        """Features of normalised images ``(B, C, H, W)``, or of one ``(C, H, W)``, on the network's device."""
+        if not isinstance(x, Tensor | np.ndarray):
+            raise InputError(
+                f"expected normalised images (B, C, H, W), got {type(x).__name__}; features(…) takes others"
+            )
+        x = torch.as_tensor(x)
+        x = x if x.ndim == 4 else x[None]
         self._meet(x)
         return self.network()(x.to(self.classifier.device))
 

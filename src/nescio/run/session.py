@@ -47,6 +47,7 @@ class Session(Runner):
             that the network takes as they are, and for a model with a name.
         head: the last linear layer's name, where it cannot be found; ``none`` for an encoder.
         output: which of the model's outputs are the logits, where it gives several: a key or a number.
+        size: ``(C, H, W)`` of the batches, where no transform says it; by default that of the first batch.
         classes: class names in label order.
         device: where to run it; where it is, by default.
         engine: how to run it.
@@ -131,6 +132,19 @@ class Session(Runner):
         if images is None or isinstance(images, FeatureSet):
             return None
         return as_source(images) if self.batches(images) is None else None
+
+    def images(self, images: Images, what: str) -> Source:
+        """Images by name, for ``what`` reads them as images.
+
+        Raises:
+            InputError: they are normalised batches, or nobody says how they are prepared.
+        """
+        if self.batches(images) is not None or not self.classifier.has_transform:
+            raise InputError(
+                f"{what} reads images, not normalised batches: give images (a folder, say, or a data set of PIL images) "
+                "and their transform, Session(model, transform=…)"
+            )
+        return as_source(images)
 
     def bank(
         self,
