@@ -49,7 +49,7 @@ def test_labels_in_tensors_lists_and_floats_are_the_same_labels(spec: str) -> No
         (Y == 1, r"labels: expected whole numbers from 0 on, -1 where unknown, got torch.bool"),
         (Y + 1, r"stage 'mahalanobis' needs images with labels in 0…4"),
         (np.where(Y == 2, 3, Y), r"stage 'mahalanobis' needs training images of each of 5 classes.*none of class 2;"),
-        (None, r"stage 'mahalanobis' needs images with labels in 0…4"),
+        (None, r"stage 'mahalanobis' is fitted on labelled features: give their classes"),
     ],
 )
 def test_labels_that_do_not_match_are_refused(labels: object, told: str) -> None:

@@ -141,7 +141,7 @@ class Session(Runner):
         """
         if self.batches(images) is not None or not self.classifier.has_transform:
             raise InputError(
-                f"{what} reads images, not normalised batches: give images (a folder, say, or a data set of PIL images) "
+                f"{what} reads images, not normalised batches: give images (a folder, or a data set of PIL images) "
                 "and their transform, Session(model, transform=…)"
             )
         return as_source(images)
