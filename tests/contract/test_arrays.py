@@ -62,7 +62,7 @@ def test_without_a_head_the_labels_say_how_many_classes_there_are() -> None:
     np.testing.assert_array_equal(detector(NEW.h.numpy()), Detector("mahalanobis").fit(H, Y, head=HEAD)(NEW.h.numpy()))
     with pytest.raises(InputError, match=r"stage 'mahalanobis' needs training images of each of 5 classes.*class 3;"):
         Detector("mahalanobis").fit(H[Y != 3], Y[Y != 3])
-    with pytest.raises(InputError, match=r"stage 'mahalanobis': nobody says how many classes there are: give labels"):
+    with pytest.raises(InputError, match=r"stage 'mahalanobis' is fitted on labelled features: give their classes"):
         Detector("mahalanobis").fit(H)
 
 

@@ -483,9 +483,9 @@ def test_a_lone_image_gets_the_verdict_that_it_gets_in_a_batch(
     tied = x[int(np.abs(scores - group.threshold).argmin())][None]
     features = Deployed.features
 
-    def shaken(self: Deployed, images: torch.Tensor) -> object:
+    def shaken(self: Deployed, images: torch.Tensor, *network: object) -> object:
         more = 1 + noise * (len(images) > 1)
-        return [None if f is None else f.with_h(f.h * more) for f in features(self, images)]
+        return [None if f is None else f.with_h(f.h * more) for f in features(self, images, *network)]
 
     monkeypatch.setattr(Deployed, "features", shaken)
     alone, batch = deployed.judge(tied), deployed.judge(tied.expand(40, -1, -1, -1))
