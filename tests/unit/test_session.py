@@ -236,3 +236,17 @@ def test_rows_that_are_not_finite_score_nan_and_logits_alone_suffice() -> None:
     assert scores[0] == pytest.approx(np.log(np.exp(z[0]).sum()))
     assert np.isnan(scores[1])
     assert nescio.Detector("msp").fit().head is NO_HEAD
+
+
+def test_what_is_at_hand_shows_itself_in_one_line() -> None:
+    session = Session(tiny_net())
+    assert repr(session) == "Session(TinyNet, not run yet)"
+    assert repr(Session("torchvision:resnet50")) == "Session(torchvision:resnet50, not run yet)"
+    train = session.features(TensorDataset(X, Y))
+    assert repr(session) == "Session(TinyNet on cpu)"
+    assert repr(train) == "FeatureSet(30 rows of 6 features, labelled)"
+    assert repr(session(X)) == "Features(30 rows of 6 features)"
+    assert repr(session.scores(["energy", "msp"], X)) == "Scores(energy, msp: 30 images)"
+    assert repr(train.head) == "Head(4 classes of 6 features)"
+    assert repr(nescio.FeatureSet(logits=np.ones((5, 4)))) == "FeatureSet(5 rows of 4 logits)"
+    assert repr(nescio.FeatureSet()) == "FeatureSet(no rows)"

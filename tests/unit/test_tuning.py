@@ -156,6 +156,7 @@ def test_examples_take_the_place_of_proxies(classifier: Classifier, val: Source,
     assert choice.proxies == ("examples",)
     assert len(choice.candidates) > 20
     assert len(choice.scores["examples"][1]) == len(examples)
+    assert repr(choice).startswith(f"Choice({choice.best} of {len(choice.candidates)} candidates; AUROC ")
     point = choice.operating_point()
     assert point.cost <= point.trivial_cost
 

@@ -163,9 +163,7 @@ class FeatureSet:
         first = next(self.chunks(), None) if self.given else None
         if first is None:
             return "FeatureSet(no rows)"
-        what = f"{first.h.shape[1]:,} features" if first.has_h else f"{first.logits.shape[1]:,} logits"
-        known = first.labels is not None and bool((first.labels >= 0).any())
-        return f"FeatureSet({len(self):,} rows of {what}{', labelled' if known else ''})"
+        return f"FeatureSet({len(self):,} {first.described})"
 
     @cached_property
     def n_classes(self) -> int:

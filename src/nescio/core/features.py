@@ -59,6 +59,9 @@ class Head:
         """``W h + b``: logits ``(B, C)`` from all weights, whatever the prediction."""
         return torch.nn.functional.linear(h, self.weight, self.bias)
 
+    def __repr__(self) -> str:
+        return f"Head({self.n_classes:,} classes of {self.weight.shape[1]:,} features)"
+
     @property
     def n_classes(self) -> int:
         """C."""
@@ -95,6 +98,9 @@ class NoHead(Head):
         if name in ("weight", "bias"):
             raise Missing("there is no classification head: give head=(W, b) or an nn.Linear, or a model that has one")
         raise AttributeError(name)
+
+    def __repr__(self) -> str:
+        return "NoHead()"
 
     def to(self, device: torch.device | str) -> Head:  # noqa: ARG002 - there is nothing to move
         """As it is."""
@@ -219,6 +225,16 @@ class Features:
     def width(self) -> int:
         """L; C where there are logits alone."""
         return (self.h if self.has_h else self.logits).shape[1]
+
+    def __repr__(self) -> str:
+        return f"Features({len(self):,} {self.described})"
+
+    @property
+    def described(self) -> str:
+        """What the rows are, in words."""
+        known = self.labels is not None and bool((self.labels >= 0).any())
+        what = "features" if self.has_h else "logits"
+        return f"rows of {self.width:,} {what}{', labelled' if known else ''}"
 
     def tensors(self) -> dict[str, Tensor | None]:
         """What there is of each row, by field; None where it is missing or follows from the others."""

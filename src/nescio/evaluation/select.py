@@ -66,6 +66,12 @@ class Choice:
     accuracy: Accuracy | None = None
     """The classifier's on the validation images, else on the training images; None where none are labelled."""
 
+    def __repr__(self) -> str:
+        auroc = self.candidates[0].mean("auroc", self.proxies)
+        return (
+            f"Choice({self.best} of {len(self.candidates)} candidates; AUROC {auroc:.2%} on {', '.join(self.proxies)})"
+        )
+
     @property
     def best(self) -> str:
         """The spec of the best one."""

@@ -121,7 +121,10 @@ class Runner:
         return vars(self) | {"_made": {}, "banks": {}, "_weights": ()}
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.classifier.name} on {self.classifier.device})"
+        if self._is_wrapped:
+            return f"{type(self).__name__}({self.classifier.name} on {self.classifier.device})"
+        name = self.model if isinstance(self.model, str | Path) else type(self.model).__name__
+        return f"{type(self).__name__}({name}, not run yet)"  # to show it must not load a network
 
     def of(self, classifier: Classifier) -> Self:
         """The same session of the same network under other names of its classes."""

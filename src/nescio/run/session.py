@@ -276,6 +276,9 @@ class Scores(Mapping[str, npt.NDArray[np.float64]]):
         scores[self.rows[detector]] = self.usable[detector]
         return scores
 
+    def __repr__(self) -> str:
+        return f"Scores({', '.join(self.usable)}: {max(map(len, self.usable.values()), default=0):,} images)"
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.usable)
 
