@@ -60,14 +60,14 @@ def test_what_is_written_is_read(path: Path, kind: Kind) -> None:
 def test_each_fault_has_one_line_and_a_way_out(path: Path, kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
     other = next(k for k in KINDS if k is not kind)
     assert f"is not {other.called}, but a file of nescio of the kind '{kind.name}'" in refused(path, other)
-    newer = Kind(kind.name, 99, kind.called, kind.way_out)
+    newer = Kind(kind.name, 99, kind.called, kind.hint)
     write(path, newer, {}, {} if path.suffix == ".nescio" else None)
     assert "was written by a later version of nescio (format 99); update nescio" in refused(path, kind)
     whole = path.read_bytes()
     for text in (b"hello", b"", whole[:-9], whole.replace(b"/99", b"/01"), b"[]"):
         path.write_bytes(text)
         assert f"is damaged and cannot be read as {kind.called} (" in (said := refused(path, kind))
-        assert said.endswith(kind.way_out)
+        assert said.endswith(kind.hint)
     path.unlink()
     assert refused(path, kind) == f"no file {path}"
 

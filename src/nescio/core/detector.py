@@ -52,9 +52,9 @@ class Detector(Chain):
     """
 
     def __init__(self, stages: AnyStages, model: str | None = None, classes: int | None = None) -> None:
-        parts = [stages] if isinstance(stages, str | Stage | Chain) or not isinstance(stages, Iterable) else stages
+        items = [stages] if isinstance(stages, str | Stage | Chain) or not isinstance(stages, Iterable) else stages
         whole = isinstance(stages, str)
-        steps = [step for part in parts for step in steps_of(part, model, classes, partial=not whole)]
+        steps = [step for item in items for step in steps_of(item, model, classes, partial=not whole)]
         if not whole:
             check_order(steps, "+".join(map(repr, steps)))
         super().__init__(steps)
@@ -66,9 +66,9 @@ class Detector(Chain):
         """L of the features that it was fitted on."""
 
     @classmethod
-    def joined(cls, parts: Sequence[Any]) -> Detector:
+    def joined(cls, items: Sequence[Any]) -> Detector:
         """What ``+`` makes: a detector that may lack its score yet."""
-        steps = [step for part in parts for step in steps_of(part, partial=True)]
+        steps = [step for item in items for step in steps_of(item, partial=True)]
         check_order(steps, "+".join(map(repr, steps)), partial=True)
         made = cls("msp")
         made.stages = torch.nn.ModuleList(steps)
@@ -134,14 +134,14 @@ class Detector(Chain):
             return self.usable_scores(features)
         if isinstance(features, FeatureSet):
             return score_all([self], self._set(features, None, head).chunks())[0][0]
-        given = logits if features is None else features
-        if given is None:
+        rows = logits if features is None else features
+        if rows is None:
             raise InputError(f"detector '{self}' scores features or logits; give one of them")
         record = FeatureSet(features, head=self.head if head is None else as_head(head), logits=logits).record()
         with torch.no_grad():
             self.check(record)
             scores = self.usable_scores(record)
-        return scores if isinstance(given, Tensor) else scores.cpu().numpy()
+        return scores if isinstance(rows, Tensor) else scores.cpu().numpy()
 
     def _set(self, features: Any, labels: Any, head: AnyHead | None) -> FeatureSet:
         """Features with what is given beside them.
@@ -334,43 +334,43 @@ class Function(Score):
         return {}
 
 
-def steps_of(part: Any, model: str | None = None, classes: int | None = None, *, partial: bool = False) -> list[Stage]:
+def steps_of(item: Any, model: str | None = None, classes: int | None = None, *, partial: bool = False) -> list[Stage]:
     """The stages of a spec string, a stage, a chain of them or a function.
 
     Raises:
         InputError: it is none of these, or as ``Detector``.
     """
-    if isinstance(part, str):
-        return parse_stages(part, model, classes, partial=partial)
-    if isinstance(part, Stage):
-        return [part]
-    if isinstance(part, Chain):
-        return part.steps
-    if callable(part) and not isinstance(part, type):
-        return [Function(part)]
-    made = f"; make one: {part.__name__}()" if isinstance(part, type) else ""
+    if isinstance(item, str):
+        return parse_stages(item, model, classes, partial=partial)
+    if isinstance(item, Stage):
+        return [item]
+    if isinstance(item, Chain):
+        return item.steps
+    if callable(item) and not isinstance(item, type):
+        return [Function(item)]
+    made = f"; make one: {item.__name__}()" if isinstance(item, type) else ""
     raise InputError(
         f"expected a detector as a spec string, e.g. 'fmls', as stages joined with +, or a function of features; got "
-        f"{getattr(part, '__name__', type(part).__name__)}{made}"
+        f"{getattr(item, '__name__', type(item).__name__)}{made}"
     )
 
 
 def detectors_of(
-    given: AnyDetector | Iterable[AnyDetector], model: str | None = None, classes: int | None = None
+    detectors: AnyDetector | Iterable[AnyDetector], model: str | None = None, classes: int | None = None
 ) -> dict[str, Detector]:
     """Detectors by what the caller called them: the spec string as it was given, else the detector's own.
 
     Args:
-        given: one or several: spec strings, stages, detectors, functions of features.
+        detectors: one or several: spec strings, stages, detectors, functions of features.
         model: the network's name, for presets.
         classes: how many it tells apart.
 
     Raises:
         InputError: one is no detector.
     """
-    several: Iterable[Any] = [given]
-    if isinstance(given, Iterable) and not isinstance(given, str | Stage | Chain):
-        several = given
+    several: Iterable[Any] = [detectors]
+    if isinstance(detectors, Iterable) and not isinstance(detectors, str | Stage | Chain):
+        several = detectors
     found: dict[str, Detector] = {}
     for one in several:
         detector = one if isinstance(one, Detector) else Detector([one] if callable(one) else one, model, classes)
@@ -469,7 +469,7 @@ def _check_enough(detector: Detector, data: FeatureSet) -> None:
 def _width(data: FeatureSet) -> int | None:
     if not isinstance(data.head, NoHead):
         return data.head.weight.shape[1]
-    first = next(data.chunks(), None) if data.given else None
+    first = next(data.chunks(), None) if data.has_rows else None
     return first.h.shape[1] if first is not None and first.has_h else None
 
 
@@ -498,6 +498,6 @@ def score_all(detectors: Sequence[Detector], chunks: Iterable[Features]) -> tupl
             start = time.perf_counter()
             detector.check(f)
             whole = any(stage.groups_by_class for stage in detector.steps)
-            scores[i] += [detector.usable_scores(part) for part in ([f] if whole else blocks)]
+            scores[i] += [detector.usable_scores(block) for block in ([f] if whole else blocks)]
             seconds[i] += time.perf_counter() - start
     return [torch.cat(s) for s in scores], seconds

@@ -28,10 +28,10 @@ def files_below(root: Path, *, out: bool) -> list[Path]:
     walk = _Walk(root, out=out)
     walk.enter(str(root))
     if walk.away:
-        told = f"{len(walk.away):,} links lead out of {root}, such as {walk.away[0]}; 'links:{root}' follows them"
+        message = f"{len(walk.away):,} links lead out of {root}, such as {walk.away[0]}; 'links:{root}' follows them"
         if not walk.files:
-            raise InputError(f"nothing else is there: {told}")
-        log.warning("skipped: %s", told)
+            raise InputError(f"nothing else is there: {message}")
+        log.warning("skipped: %s", message)
     if walk.odd:
         log.warning("skipped: %s pipes, sockets or devices, such as %s", f"{len(walk.odd):,}", walk.odd[0])
     return sorted(walk.files)

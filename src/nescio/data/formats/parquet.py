@@ -245,8 +245,8 @@ def _rows_at_once(chunk: Any) -> int | None:
         return 1
     if chunk.total_uncompressed_size > max(_AT_ONCE, RATIO * chunk.total_compressed_size):
         return 0
-    parts = -(-chunk.total_uncompressed_size // _AT_ONCE)
-    return None if parts <= 1 else max(1, chunk.num_values // parts)
+    windows = -(-chunk.total_uncompressed_size // _AT_ONCE)
+    return None if windows <= 1 else max(1, chunk.num_values // windows)
 
 
 def _size(path: AnyFile) -> int | None:
