@@ -14,14 +14,13 @@ import torch
 from torch import Tensor
 
 from nescio.core.artifact import Kind, read, write
-from nescio.core.errors import InputError, Missing, NotFitted, some
+from nescio.core.errors import InputError, NotFitted, some
 from nescio.core.feature_set import BLOCK, AnyHead, FeatureSet, as_head
 from nescio.core.features import NO_HEAD, PLAIN_PASS, Features, Head, NoHead
 from nescio.core.fitting import BY_IMAGES, check_width, checked
-from nescio.core.needs import Needs
-from nescio.core.options import Option
-from nescio.core.spec import check_order, parse_stages
-from nescio.core.stage import REGISTRY, Chain, InputStage, Score, Stage, fit_stage
+from nescio.core.spec import check_order
+from nescio.core.stage import REGISTRY, Chain, InputStage, Stage, fit_stage
+from nescio.core.steps import AnyStages, check_there, steps_of
 
 KIND = Kind("detector", 2, "a detector", "fit and save it again")
 _HEAD = "head."
@@ -307,52 +306,7 @@ class Detector(Chain):
 
 
 Stage.join = Detector.joined
-AnyStages = str | Stage | Chain | Sequence[Any]
 AnyDetector = AnyStages | Callable[[Features], Tensor]
-
-
-class Function(Score):
-    """A function of the caller's own, from features to scores ``(B,)``."""
-
-    needs = Needs(features=False)  # nobody knows what it reads
-
-    def __init__(self, function: Callable[[Features], Tensor]) -> None:
-        super().__init__()
-        self.function = function
-        self.name = getattr(function, "__name__", type(function).__name__)  # type: ignore[misc]
-
-    def __repr__(self) -> str:
-        return self.name
-
-    def forward(self, f: Features) -> Tensor:
-        """Score a batch."""
-        return torch.as_tensor(self.function(f)).to(torch.float64)
-
-    @classmethod
-    def options(cls) -> dict[str, Option]:
-        """None: a function is no option."""
-        return {}
-
-
-def steps_of(item: Any, model: str | None = None, classes: int | None = None, *, partial: bool = False) -> list[Stage]:
-    """The stages of a spec string, a stage, a chain of them or a function.
-
-    Raises:
-        InputError: it is none of these, or as ``Detector``.
-    """
-    if isinstance(item, str):
-        return parse_stages(item, model, classes, partial=partial)
-    if isinstance(item, Stage):
-        return [item]
-    if isinstance(item, Chain):
-        return item.steps
-    if callable(item) and not isinstance(item, type):
-        return [Function(item)]
-    made = f"; make one: {item.__name__}()" if isinstance(item, type) else ""
-    raise InputError(
-        f"expected a detector as a spec string, e.g. 'fmls', as stages joined with +, or a function of features; got "
-        f"{getattr(item, '__name__', type(item).__name__)}{made}"
-    )
 
 
 def detectors_of(
@@ -382,25 +336,6 @@ def detectors_of(
         if not any(found[n] is detector for n in same):  # another of the same name, fitted on other features say
             found[f"{name} ({len(same) + 1})" if same else name] = detector
     return found
-
-
-def check_there(stages: Iterable[Stage], features: Features) -> None:
-    """Refuse features that lack what a stage declares to read.
-
-    Raises:
-        Missing: the stage, and what it reads.
-    """
-    for stage in stages:
-        needs = stage.needs
-        if needs.features and not features.has_h:
-            raise Missing(f"stage '{stage.name}' reads penultimate features, and these are logits alone: give both")
-        if needs.head and not features.has_head:
-            raise Missing(f"stage '{stage.name}' reads the classification head, and there is none: {_GIVE_HEAD}")
-        if needs.logits and not (features.has_logits or "pred" in vars(features)):
-            raise Missing(f"stage '{stage.name}' reads logits, and there is no head to compute them by: {_GIVE_HEAD}")
-
-
-_GIVE_HEAD = "give head=(W, b), or a model with a classification head"
 
 
 def fit_all(

@@ -16,7 +16,6 @@ resolved = as_they_are
 
 def architecture(name: str, names: Sequence[str] | None = None) -> Architecture:
     """As ``Library`` says."""
-    del names
     known = bare_names()
     if name not in known:
         raise InputError(f"torchvision has no classifier '{name}'{nearest(name, known)}")
