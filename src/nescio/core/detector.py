@@ -392,7 +392,7 @@ def _check_enough(detector: Detector, data: FeatureSet) -> None:
     """
     for stage in detector.steps:
         needs = stage.needs
-        if needs.train and not data.given:
+        if needs.train and not data.has_rows:
             raise InputError(
                 f"stage '{stage.name}' is fitted on training features, and no training images were given: give them, "
                 "fit(h, labels), or as images (train=, --train)"
