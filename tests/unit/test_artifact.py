@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import nescio
 from conftest import TINY_TRANSFORM, random_features, tiny_net, training
-from nescio.core import artifact, detector
+from nescio.core import artifact, detector_file
 from nescio.core.artifact import Kind, read, write
 from nescio.core.detector import Detector
 from nescio.core.errors import InputError
@@ -25,7 +25,7 @@ from nescio.models.runs import Run
 from nescio.training import state
 from nescio.training.state import State
 
-KINDS = [module.KIND for module in (deployed, detector, results_files, runs, sample, state)]
+KINDS = [module.KIND for module in (deployed, detector_file, results_files, runs, sample, state)]
 STORED = Path(__file__).parents[1] / "reference/format-1"
 
 
@@ -82,8 +82,8 @@ def test_a_safetensors_file_of_somebody_else_is_none_of_ours(tmp_path: Path) -> 
 def test_tied_weights_views_and_odd_names_come_back(tmp_path: Path) -> None:
     whole = torch.arange(12.0).reshape(3, 4)
     tensors = {"a": whole, "b": whole, "column": whole[:, 1], "row": whole[1], "array": np.arange(3)[::-1]}
-    write(tmp_path / "a", detector.KIND, {"name": "caf\udce9"}, tensors)
-    found = read(tmp_path / "a", detector.KIND)
+    write(tmp_path / "a", detector_file.KIND, {"name": "caf\udce9"}, tensors)
+    found = read(tmp_path / "a", detector_file.KIND)
     assert found.meta == {"name": "caf\udce9"}
     for name, t in tensors.items():
         assert torch.equal(found.tensors[name], torch.as_tensor(np.array(t))), name
