@@ -52,7 +52,7 @@ def main() -> None:
             detector.fit(features)
             detector.input_stage.choose(classifier, detector, [images[:2]])
             # this network has no dropout of its own to be averaged over
-            network = classifier.changed(with_dropout) if name == "mcdropout" else classifier
+            network = classifier.with_body(with_dropout) if name == "mcdropout" else classifier
             row["network"] = f"{network_seconds(network, pass_of(detector), detector, images) / plain:.1f}"
         else:
             tries = [detector, *(Detector(str(detector)) for _ in range(2))]
@@ -78,7 +78,7 @@ def with_dropout(body: nn.Module) -> nn.Module:
 @torch.no_grad()
 def network_seconds(classifier: Classifier, network_pass: Pass, detector: Detector, images: torch.Tensor) -> float:
     """The shortest of five passes over the images, 32 at a time."""
-    network = classifier.changed(network_pass.prepare).optimised().probed(detector.needs.probes)
+    network = classifier.with_body(network_pass.prepare).optimised().probed(detector.needs.probes)
     return min(seconds(lambda: [network_pass.run(network, x) for x in images.split(32)]) for _ in range(5))
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import nescio
 from conftest import TINY_TRANSFORM, random_features, tiny_net, training
-from nescio.core import artifact, detector
+from nescio.core import artifact, detector_file
 from nescio.core.artifact import Kind, read, write
 from nescio.core.detector import Detector
 from nescio.core.errors import InputError
@@ -25,7 +25,7 @@ from nescio.models.runs import Run
 from nescio.training import state
 from nescio.training.state import State
 
-KINDS = [module.KIND for module in (deployed, detector, results_files, runs, sample, state)]
+KINDS = [module.KIND for module in (deployed, detector_file, results_files, runs, sample, state)]
 STORED = Path(__file__).parents[1] / "reference/format-1"
 
 
@@ -60,14 +60,14 @@ def test_what_is_written_is_read(path: Path, kind: Kind) -> None:
 def test_each_fault_has_one_line_and_a_way_out(path: Path, kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
     other = next(k for k in KINDS if k is not kind)
     assert f"is not {other.called}, but a file of nescio of the kind '{kind.name}'" in refused(path, other)
-    newer = Kind(kind.name, 99, kind.called, kind.way_out)
+    newer = Kind(kind.name, 99, kind.called, kind.hint)
     write(path, newer, {}, {} if path.suffix == ".nescio" else None)
     assert "was written by a later version of nescio (format 99); update nescio" in refused(path, kind)
     whole = path.read_bytes()
     for text in (b"hello", b"", whole[:-9], whole.replace(b"/99", b"/01"), b"[]"):
         path.write_bytes(text)
         assert f"is damaged and cannot be read as {kind.called} (" in (said := refused(path, kind))
-        assert said.endswith(kind.way_out)
+        assert said.endswith(kind.hint)
     path.unlink()
     assert refused(path, kind) == f"no file {path}"
 
@@ -82,8 +82,8 @@ def test_a_safetensors_file_of_somebody_else_is_none_of_ours(tmp_path: Path) -> 
 def test_tied_weights_views_and_odd_names_come_back(tmp_path: Path) -> None:
     whole = torch.arange(12.0).reshape(3, 4)
     tensors = {"a": whole, "b": whole, "column": whole[:, 1], "row": whole[1], "array": np.arange(3)[::-1]}
-    write(tmp_path / "a", detector.KIND, {"name": "caf\udce9"}, tensors)
-    found = read(tmp_path / "a", detector.KIND)
+    write(tmp_path / "a", detector_file.KIND, {"name": "caf\udce9"}, tensors)
+    found = read(tmp_path / "a", detector_file.KIND)
     assert found.meta == {"name": "caf\udce9"}
     for name, t in tensors.items():
         assert torch.equal(found.tensors[name], torch.as_tensor(np.array(t))), name

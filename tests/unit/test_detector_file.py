@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 import nescio
 from conftest import random_features, training
 from nescio.core.artifact import read, write
-from nescio.core.detector import KIND, Detector, fit_all
+from nescio.core.detector import Detector, fit_all
+from nescio.core.detector_file import KIND
 from nescio.core.errors import InputError, NotFitted
 from nescio.core.feature_set import FeatureSet
 from nescio.core.features import Features

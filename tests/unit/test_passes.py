@@ -36,7 +36,7 @@ def unlabelled_fit(spec: str, classifier: Classifier) -> Detector:
 @torch.no_grad()
 def run(detector: Detector, classifier: Classifier, x: torch.Tensor) -> Features:
     network_pass = pass_of(detector)
-    return network_pass.run(classifier.changed(network_pass.prepare).optimised().probed(detector.needs.probes), x)
+    return network_pass.run(classifier.with_body(network_pass.prepare).optimised().probed(detector.needs.probes), x)
 
 
 def test_rankfeat_removes_the_largest_singular_value(classifier: Classifier) -> None:
@@ -152,7 +152,7 @@ def test_mcdropout_thins_the_network_under_probes_too() -> None:
     classifier = Classifier(WithDropout().eval(), TINY_TRANSFORM)
     detector = unlabelled_fit("mcdropout:n=4+msp", classifier)
     network_pass = pass_of(detector)
-    network = classifier.changed(network_pass.prepare).optimised().probed(Detector("multimahalanobis").needs.probes)
+    network = classifier.with_body(network_pass.prepare).optimised().probed(Detector("multimahalanobis").needs.probes)
     with torch.no_grad():
         f = network_pass.run(network, X)
         torch.testing.assert_close(detector(f), detector(run(detector, classifier, X)), rtol=1e-5, atol=1e-7)
@@ -344,7 +344,7 @@ def test_truncated_batch_norms_under_probes(name: str) -> None:
     x = torch.randn(2, 3, 64, 64)
     plain = run(unlabelled_fit("bats+energy", classifier), classifier, x)
     network_pass = pass_of(unlabelled_fit("bats+energy", classifier))
-    body = classifier.changed(network_pass.prepare).optimised()
+    body = classifier.with_body(network_pass.prepare).optimised()
     with torch.no_grad():
         probed = network_pass.run(body.probed(Gram(orders=2).needs.probes), x)
     torch.testing.assert_close(probed.h, plain.h, rtol=1e-4, atol=1e-5)

@@ -38,8 +38,8 @@ def of_arrays(function: Function) -> Function:
         return value.float() if is_half else value
 
     @functools.wraps(function)
-    def either(*given: Any, **named: Any) -> Any:
-        every = dict(zip(names, given, strict=False)) | named
+    def either(*values: Any, **named: Any) -> Any:
+        every = dict(zip(names, values, strict=False)) | named
         first = every.get(names[0])
         every = {name: tensor(name, value, first) for name, value in every.items()}
         rows = every.get(names[0])

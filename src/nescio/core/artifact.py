@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nescio.core.errors import InputError
-from nescio.core.files import WAY_OUT, whole
+from nescio.core.files import HINT, whole
 from nescio.core.reading import parse_json, plain, read_json
 
 AnyTensor = Tensor | npt.NDArray[Any]
@@ -41,7 +41,7 @@ class Kind:
         name: as the file says it.
         version: of what is written. Raised when an earlier version of nescio could not read it; older ones are read.
         called: what messages call it.
-        way_out: what to do about a file that cannot be read.
+        hint: what to do about a file that cannot be read.
         unmarked: whether the first files did not say what they are.
         finite: whether every number in its JSON is finite: what is not is written as null, and refused when read.
     """
@@ -49,7 +49,7 @@ class Kind:
     name: str
     version: int
     called: str
-    way_out: str
+    hint: str
     unmarked: bool = False
     finite: bool = True
 
@@ -89,14 +89,14 @@ def write(
     kind: Kind,
     meta: Mapping[str, Any],
     tensors: Mapping[str, AnyTensor] | None = None,
-    way_out: str = WAY_OUT,
+    hint: str = HINT,
 ) -> None:
     """Write a file, whole; without ``tensors`` it is JSON.
 
     Raises:
-        InputError: it cannot be written; it ends in ``way_out``. What stood there before stays.
+        InputError: it cannot be written; it ends in ``hint``. What stood there before stays.
     """
-    with whole(path, way_out) as partial:
+    with whole(path, hint) as partial:
         put(partial, kind, meta, tensors)
 
 
@@ -149,7 +149,7 @@ def kind_of(path: Path) -> str | None:
 
 def damaged(path: Path, kind: Kind, why: str) -> InputError:
     """For contents that are not what was written."""
-    return InputError(f"{path} is damaged and cannot be read as {kind.called} ({why}); {kind.way_out}")
+    return InputError(f"{path} is damaged and cannot be read as {kind.called} ({why}); {kind.hint}")
 
 
 def _described(kind: Kind, meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -166,14 +166,14 @@ def _encoded(about: Mapping[str, Any], indent: int | None = None) -> str:
 def _of_its_own(named: Mapping[str, AnyTensor]) -> dict[str, Tensor]:
     """In main memory, each in a place of its own: tied weights are one tensor with two names, a view part of one."""
     own: dict[str, Tensor] = {}
-    places = set()
-    for name, given in named.items():
-        t = given if isinstance(given, Tensor) else torch.from_numpy(np.require(given, requirements=["C", "W"]))
+    storages = set()
+    for name, value in named.items():
+        t = value if isinstance(value, Tensor) else torch.from_numpy(np.require(value, requirements=["C", "W"]))
         t = t.detach().cpu().contiguous()
-        place = t.untyped_storage().data_ptr()
-        if place in places or t.untyped_storage().nbytes() != t.numel() * t.element_size():
+        storage = t.untyped_storage().data_ptr()
+        if storage in storages or t.untyped_storage().nbytes() != t.numel() * t.element_size():
             t = t.clone(memory_format=torch.contiguous_format)
-        places.add(place)
+        storages.add(storage)
         own[name] = t
     return own
 
@@ -191,12 +191,12 @@ def _format(about: Any, kind: Kind | None = None) -> tuple[str | None, int]:
     """
     if not isinstance(about, dict):
         raise ValueError("it does not say its format")
-    said = about.get(_FORMAT)
-    marked = re.fullmatch(r"nescio-([a-z]+)/([0-9]{1,9})", said) if isinstance(said, str) else None
+    stated = about.get(_FORMAT)
+    marked = re.fullmatch(r"nescio-([a-z]+)/([0-9]{1,9})", stated) if isinstance(stated, str) else None
     if marked:
         return marked[1], int(marked[2])
-    if type(said) is int and said in (1, 2):  # as the first two versions of deployed files say it
-        return "deployed", said
+    if type(stated) is int and stated in (1, 2):  # as the first two versions of deployed files say it
+        return "deployed", stated
     if _FORMAT not in about:
         return (kind.name, 1) if kind is not None and kind.unmarked else (None, 0)
     raise ValueError("it does not say its format")

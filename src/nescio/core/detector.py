@@ -6,33 +6,25 @@ import hashlib
 import logging
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from nescio.core.artifact import Kind, read, write
-from nescio.core.errors import InputError, Missing, NotFitted, some
+from nescio.core.detector_file import LARGE, StoredChain, megabytes
+from nescio.core.errors import InputError
 from nescio.core.feature_set import BLOCK, AnyHead, FeatureSet, as_head
-from nescio.core.features import NO_HEAD, PLAIN_PASS, Features, Head, NoHead
+from nescio.core.features import PLAIN_PASS, Features, NoHead
 from nescio.core.fitting import BY_IMAGES, check_width, checked
-from nescio.core.needs import Needs
-from nescio.core.options import Option
-from nescio.core.spec import check_order, parse_stages
-from nescio.core.stage import REGISTRY, Chain, InputStage, Score, Stage, fit_stage
-
-KIND = Kind("detector", 2, "a detector", "fit and save it again")
-_HEAD = "head."
-"""Before the names of the head's tensors in a file; those that stages learned begin with ``stages.``."""
-LARGE = 1_000_000_000
-"""Bytes of learned tensors above which a user should know what they are about to store and load."""
+from nescio.core.spec import check_order
+from nescio.core.stage import Chain, InputStage, Stage, fit_stage
+from nescio.core.steps import AnyStages, check_there, steps_of
 
 log = logging.getLogger(__name__)
 
 
-class Detector(Chain):
+class Detector(StoredChain):
     """Stages in the order input → shape → modulate → score, written as one spec string.
 
     >>> Detector("react:clip=1.6+energy")
@@ -52,23 +44,17 @@ class Detector(Chain):
     """
 
     def __init__(self, stages: AnyStages, model: str | None = None, classes: int | None = None) -> None:
-        parts = [stages] if isinstance(stages, str | Stage | Chain) or not isinstance(stages, Iterable) else stages
+        items = [stages] if isinstance(stages, str | Stage | Chain) or not isinstance(stages, Iterable) else stages
         whole = isinstance(stages, str)
-        steps = [step for part in parts for step in steps_of(part, model, classes, partial=not whole)]
+        steps = [step for item in items for step in steps_of(item, model, classes, partial=not whole)]
         if not whole:
             check_order(steps, "+".join(map(repr, steps)))
         super().__init__(steps)
-        self.fitted_to: str | None = None
-        """Fingerprint of the head that the detector was fitted for; empty where there was none."""
-        self.head: Head = NO_HEAD
-        """The head that it was fitted with: arrays of features that it is called on are read by this one."""
-        self.width: int | None = None
-        """L of the features that it was fitted on."""
 
     @classmethod
-    def joined(cls, parts: Sequence[Any]) -> Detector:
+    def joined(cls, items: Sequence[Any]) -> Detector:
         """What ``+`` makes: a detector that may lack its score yet."""
-        steps = [step for part in parts for step in steps_of(part, partial=True)]
+        steps = [step for item in items for step in steps_of(item, partial=True)]
         check_order(steps, "+".join(map(repr, steps)), partial=True)
         made = cls("msp")
         made.stages = torch.nn.ModuleList(steps)
@@ -134,14 +120,14 @@ class Detector(Chain):
             return self.usable_scores(features)
         if isinstance(features, FeatureSet):
             return score_all([self], self._set(features, None, head).chunks())[0][0]
-        given = logits if features is None else features
-        if given is None:
+        rows = logits if features is None else features
+        if rows is None:
             raise InputError(f"detector '{self}' scores features or logits; give one of them")
         record = FeatureSet(features, head=self.head if head is None else as_head(head), logits=logits).record()
         with torch.no_grad():
             self.check(record)
             scores = self.usable_scores(record)
-        return scores if isinstance(given, Tensor) else scores.cpu().numpy()
+        return scores if isinstance(rows, Tensor) else scores.cpu().numpy()
 
     def _set(self, features: Any, labels: Any, head: AnyHead | None) -> FeatureSet:
         """Features with what is given beside them.
@@ -182,15 +168,6 @@ class Detector(Chain):
         if not (features.has_head and features.has_h):
             check_there(self.steps, features)
 
-    def check_complete(self) -> None:
-        """Refuse a detector that has no score yet.
-
-        Raises:
-            InputError: it has none.
-        """
-        if self.steps[-1].place != "score":
-            check_order(self.steps, repr(self))
-
     def usable_scores(self, features: Features) -> Tensor:
         """Scores ``(B,)`` of features that were checked, NaN where something that the detector reads is not finite."""
         finite = features.finite(self.columns)
@@ -209,11 +186,6 @@ class Detector(Chain):
         return scores.to(torch.float64)
 
     @property
-    def size(self) -> int:
-        """Bytes of what the stages learned: what a file of the detector takes."""
-        return sum(t.numel() * t.element_size() for t in self.state_dict().values())
-
-    @property
     def pass_key(self) -> str:
         """A hash of all that decides what the input stage's pass does; without one, the name of the plain pass."""
         if self.input_stage is None:
@@ -225,152 +197,27 @@ class Detector(Chain):
                 digest.update(name.encode() + t.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
-    def save(self, path: str | Path) -> None:
-        """Write the detector to one file that ``nescio.load`` reads; an existing file is replaced whole.
-
-        The file is enough to score arrays: it holds the head, too, where a stage reads the head or logits.
-
-        Raises:
-            NotFitted: it has still to learn something.
-            InputError: it holds a function, or a stage without a name: no file can say what these do.
-        """
-        self.check_storable()
-        learned = dict(self.state_dict())
-        if (self.needs.head or self.needs.logits) and not isinstance(self.head, NoHead):
-            learned |= {f"{_HEAD}weight": self.head.weight, f"{_HEAD}bias": self.head.bias}
-        meta = {"spec": repr(self), "head": self.fitted_to, "width": self.width, "settings": self.settings()}
-        big = log.warning if self.size > LARGE else log.info
-        big("detector %r takes %s on disk", self, _megabytes(self.size))
-        write(Path(path), KIND, meta, learned)
-
-    def check_storable(self) -> None:
-        """Refuse a detector that no file can hold.
-
-        Raises:
-            NotFitted, InputError: as ``save``.
-        """
-        self.check_complete()
-        stages = [module for module in self.modules() if isinstance(module, Stage)]
-        for stage in stages:
-            if REGISTRY.get(stage.name) is not type(stage):
-                raise InputError(
-                    f"a file cannot hold '{stage!r}' of detector '{self}', which is code without a name: write it as a "
-                    "class with one (class MyScore(nescio.Score, name='my-score')), and import it before loading"
-                )
-        if any(getattr(stage, name) is None for stage in stages for name in stage.declared()):
-            raise NotFitted(f"detector '{self}' is not fitted; fit it before saving")
-
-    @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Read what ``save`` wrote.
-
-        Raises:
-            InputError: the file is missing, damaged, not a detector or of a later version, or its stages are not known.
-        """
-        file = read(Path(path), KIND)
-        with file.taken_apart():
-            detector, stored = cls(file.meta["spec"]), file.under(_HEAD)
-            head = Head(stored["weight"], stored["bias"]) if stored else NO_HEAD
-            learned = {name: t for name, t in file.tensors.items() if not name.startswith(_HEAD)}
-            detector.restore(learned, file.meta["head"], head, file.meta.get("width"))
-        return detector
-
-    def restore(self, learned: Mapping[str, Tensor], fitted_to: str | None, head: Head, width: int | None) -> None:
-        """Take over what a detector of the same spec learned.
-
-        Args:
-            learned: its ``state_dict()``.
-            fitted_to: fingerprint of the head that it was fitted for; None where it was not fitted.
-            head: that head, as far as it is known.
-            width: L of the features that it was fitted on; None where that is not known.
-
-        Raises:
-            InputError: these are not what this detector learns, or do not fit each other.
-        """
-        own = {
-            f"{owner}.{name}": (module, name)
-            for owner, module in self.named_modules()
-            if isinstance(module, Stage)
-            for name in module.declared()
-        }
-        if set(own) != set(learned):
-            odd = some(sorted(set(own) ^ set(learned)))
-            raise InputError(f"these tensors are not what detector '{self}' learns ({odd})")
-        known = not isinstance(head, NoHead)
-        if not isinstance(fitted_to, str | None) or (known and head.fingerprint != fitted_to):
-            raise InputError(f"this is not the head that detector '{self}' was fitted for")
-        if width is not None and (type(width) is not int or (known and head.weight.shape[1] != width)):
-            raise InputError(f"the width {width!r:.40} of detector '{self}' is not that of its head")
-        for key, (module, name) in own.items():
-            module.register_buffer(name, learned[key])
-        self.fitted_to, self.head, self.width = fitted_to, head, width
-
 
 Stage.join = Detector.joined
-AnyStages = str | Stage | Chain | Sequence[Any]
 AnyDetector = AnyStages | Callable[[Features], Tensor]
 
 
-class Function(Score):
-    """A function of the caller's own, from features to scores ``(B,)``."""
-
-    needs = Needs(features=False)  # nobody knows what it reads
-
-    def __init__(self, function: Callable[[Features], Tensor]) -> None:
-        super().__init__()
-        self.function = function
-        self.name = getattr(function, "__name__", type(function).__name__)  # type: ignore[misc]
-
-    def __repr__(self) -> str:
-        return self.name
-
-    def forward(self, f: Features) -> Tensor:
-        """Score a batch."""
-        return torch.as_tensor(self.function(f)).to(torch.float64)
-
-    @classmethod
-    def options(cls) -> dict[str, Option]:
-        """None: a function is no option."""
-        return {}
-
-
-def steps_of(part: Any, model: str | None = None, classes: int | None = None, *, partial: bool = False) -> list[Stage]:
-    """The stages of a spec string, a stage, a chain of them or a function.
-
-    Raises:
-        InputError: it is none of these, or as ``Detector``.
-    """
-    if isinstance(part, str):
-        return parse_stages(part, model, classes, partial=partial)
-    if isinstance(part, Stage):
-        return [part]
-    if isinstance(part, Chain):
-        return part.steps
-    if callable(part) and not isinstance(part, type):
-        return [Function(part)]
-    made = f"; make one: {part.__name__}()" if isinstance(part, type) else ""
-    raise InputError(
-        f"expected a detector as a spec string, e.g. 'fmls', as stages joined with +, or a function of features; got "
-        f"{getattr(part, '__name__', type(part).__name__)}{made}"
-    )
-
-
 def detectors_of(
-    given: AnyDetector | Iterable[AnyDetector], model: str | None = None, classes: int | None = None
+    detectors: AnyDetector | Iterable[AnyDetector], model: str | None = None, classes: int | None = None
 ) -> dict[str, Detector]:
     """Detectors by what the caller called them: the spec string as it was given, else the detector's own.
 
     Args:
-        given: one or several: spec strings, stages, detectors, functions of features.
+        detectors: one or several: spec strings, stages, detectors, functions of features.
         model: the network's name, for presets.
         classes: how many it tells apart.
 
     Raises:
         InputError: one is no detector.
     """
-    several: Iterable[Any] = [given]
-    if isinstance(given, Iterable) and not isinstance(given, str | Stage | Chain):
-        several = given
+    several: Iterable[Any] = [detectors]
+    if isinstance(detectors, Iterable) and not isinstance(detectors, str | Stage | Chain):
+        several = detectors
     found: dict[str, Detector] = {}
     for one in several:
         detector = one if isinstance(one, Detector) else Detector([one] if callable(one) else one, model, classes)
@@ -382,25 +229,6 @@ def detectors_of(
         if not any(found[n] is detector for n in same):  # another of the same name, fitted on other features say
             found[f"{name} ({len(same) + 1})" if same else name] = detector
     return found
-
-
-def check_there(stages: Iterable[Stage], features: Features) -> None:
-    """Refuse features that lack what a stage declares to read.
-
-    Raises:
-        Missing: the stage, and what it reads.
-    """
-    for stage in stages:
-        needs = stage.needs
-        if needs.features and not features.has_h:
-            raise Missing(f"stage '{stage.name}' reads penultimate features, and these are logits alone: give both")
-        if needs.head and not features.has_head:
-            raise Missing(f"stage '{stage.name}' reads the classification head, and there is none: {_GIVE_HEAD}")
-        if needs.logits and not (features.has_logits or "pred" in vars(features)):
-            raise Missing(f"stage '{stage.name}' reads logits, and there is no head to compute them by: {_GIVE_HEAD}")
-
-
-_GIVE_HEAD = "give head=(W, b), or a model with a classification head"
 
 
 def fit_all(
@@ -445,7 +273,7 @@ def fit_all(
             detector.head, detector.fitted_to, detector.width = data.head, data.head.fingerprint, _width(data)
         seconds.append(spent)
         if detector.size > LARGE:
-            log.warning("detector %r holds %s of training features", detector, _megabytes(detector.size))
+            log.warning("detector %r holds %s of training features", detector, megabytes(detector.size))
     return seconds
 
 
@@ -457,7 +285,7 @@ def _check_enough(detector: Detector, data: FeatureSet) -> None:
     """
     for stage in detector.steps:
         needs = stage.needs
-        if needs.train and not data.given:
+        if needs.train and not data.has_rows:
             raise InputError(
                 f"stage '{stage.name}' is fitted on training features, and no training images were given: give them, "
                 "fit(h, labels), or as images (train=, --train)"
@@ -469,12 +297,8 @@ def _check_enough(detector: Detector, data: FeatureSet) -> None:
 def _width(data: FeatureSet) -> int | None:
     if not isinstance(data.head, NoHead):
         return data.head.weight.shape[1]
-    first = next(data.chunks(), None) if data.given else None
+    first = next(data.chunks(), None) if data.has_rows else None
     return first.h.shape[1] if first is not None and first.has_h else None
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB"
 
 
 @torch.no_grad()
@@ -498,6 +322,6 @@ def score_all(detectors: Sequence[Detector], chunks: Iterable[Features]) -> tupl
             start = time.perf_counter()
             detector.check(f)
             whole = any(stage.groups_by_class for stage in detector.steps)
-            scores[i] += [detector.usable_scores(part) for part in ([f] if whole else blocks)]
+            scores[i] += [detector.usable_scores(block) for block in ([f] if whole else blocks)]
             seconds[i] += time.perf_counter() - start
     return [torch.cat(s) for s in scores], seconds

@@ -78,13 +78,13 @@ class FeatureSet:
         return self._chunks()
 
     @property
-    def given(self) -> bool:
+    def has_rows(self) -> bool:
         """Whether there is anything to read."""
         return self._chunks is not None
 
     def map(self, change: Callable[[Features], Features]) -> FeatureSet:
         """The same rows as ``change`` makes them."""
-        chunks = (lambda: map(change, self.chunks())) if self.given else None
+        chunks = (lambda: map(change, self.chunks())) if self.has_rows else None
         return FeatureSet.stream(chunks, self.head, None if self.held_out is None else self.held_out.map(change))
 
     @property
@@ -94,7 +94,7 @@ class FeatureSet:
 
     def with_held_out(self, held_out: FeatureSet | None) -> FeatureSet:
         """The same rows, and ID features apart from them."""
-        return FeatureSet.stream(self.chunks if self.given else None, self.head, held_out)
+        return FeatureSet.stream(self.chunks if self.has_rows else None, self.head, held_out)
 
     def with_head(self, head: Head) -> FeatureSet:
         """The same rows, as another head reads them; logits and predictions follow from it."""
@@ -121,9 +121,9 @@ class FeatureSet:
         return self._numbers(lambda f: f.pred if f.has_logits else None)
 
     def _numbers(self, column: Callable[[Features], Tensor | None]) -> Numbers:
-        parts = [(len(f), column(f)) for f in self.chunks()]
+        columns = [(len(f), column(f)) for f in self.chunks()]
         return np.concatenate(
-            [np.full(n, -1) if t is None else t.cpu().numpy() for n, t in parts] or [np.empty(0)]
+            [np.full(n, -1) if t is None else t.cpu().numpy() for n, t in columns] or [np.empty(0)]
         ).astype(np.int64)
 
     @property
@@ -145,7 +145,7 @@ class FeatureSet:
     @property
     def network_pass(self) -> str:
         """Key of the pass that made the rows."""
-        first = next(self.chunks(), None) if self.given else None
+        first = next(self.chunks(), None) if self.has_rows else None
         return PLAIN_PASS if first is None else first.network_pass
 
     def record(self) -> Features:
@@ -157,10 +157,10 @@ class FeatureSet:
 
     @cached_property
     def _count(self) -> int:
-        return sum(map(len, self.chunks())) if self.given else 0
+        return sum(map(len, self.chunks())) if self.has_rows else 0
 
     def __repr__(self) -> str:
-        first = next(self.chunks(), None) if self.given else None
+        first = next(self.chunks(), None) if self.has_rows else None
         if first is None:
             return "FeatureSet(no rows)"
         return f"FeatureSet({len(self):,} {first.described})"
@@ -189,7 +189,7 @@ class FeatureSet:
         """Where the head is, else the rows."""
         if not isinstance(self.head, NoHead):
             return self.head.weight.device
-        first = next(self.chunks(), None) if self.given else None
+        first = next(self.chunks(), None) if self.has_rows else None
         return torch.device("cpu") if first is None else (first.h if first.has_h else first.logits).device
 
     @cached_property
@@ -206,75 +206,75 @@ def of_record(record: Features) -> FeatureSet:
     return FeatureSet.stream(lambda: iter([record]), record.head)
 
 
-def joined(parts: list[Features]) -> Features:
+def joined(records: list[Features]) -> Features:
     """Several records of the same kind as one.
 
     Raises:
         InputError: there are none.
     """
-    if not parts:
+    if not records:
         raise InputError("there are no features")
-    first = parts[0]
-    if len(parts) == 1:
+    first = records[0]
+    if len(records) == 1:
         return first
 
-    columns = {name: torch.cat([f.aux[name] for f in parts]) for name in first.aux}
+    columns = {name: torch.cat([f.aux[name] for f in records]) for name in first.aux}
     there = [name for name, t in first.tensors().items() if t is not None]
-    own = {name: torch.cat([vars(f)[name] for f in parts]) for name in there}
+    own = {name: torch.cat([vars(f)[name] for f in records]) for name in there}
     return first.with_fields(**own, aux=Columns.of(columns), _raw=None)
 
 
-def as_head(given: Any) -> Head:
+def as_head(value: Any) -> Head:
     """A head from what people hold: ``(W, b)``, a linear layer, a ``Head``; ``NO_HEAD`` for None.
 
     Raises:
         InputError: it is none of these, or its shapes do not fit.
     """
-    if given is None or isinstance(given, Head):
-        return NO_HEAD if given is None else given
-    if isinstance(given, nn.Module):
-        weight, bias = getattr(given, "weight", None), getattr(given, "bias", None)
+    if value is None or isinstance(value, Head):
+        return NO_HEAD if value is None else value
+    if isinstance(value, nn.Module):
+        weight, bias = getattr(value, "weight", None), getattr(value, "bias", None)
         if not isinstance(weight, Tensor) or weight.flatten(1).shape[1:] != weight.shape[1:2]:
-            raise InputError(f"head={type(given).__name__} is no linear layer; give an nn.Linear or head=(W, b)")
+            raise InputError(f"head={type(value).__name__} is no linear layer; give an nn.Linear or head=(W, b)")
         return Head(weight.detach().flatten(1), weight.new_zeros(len(weight)) if bias is None else bias.detach())
-    if isinstance(given, tuple | list) and len(given) == 2:
-        weight, bias = (None if t is None else floats(t, "head") for t in given)
+    if isinstance(value, tuple | list) and len(value) == 2:
+        weight, bias = (None if t is None else floats(t, "head") for t in value)
         if weight is not None:
             return Head(weight, weight.new_zeros(len(weight)) if bias is None else bias)
-    raise InputError(f"expected a head as (W, b), an nn.Linear or a Head, got {type(given).__name__}")
+    raise InputError(f"expected a head as (W, b), an nn.Linear or a Head, got {type(value).__name__}")
 
 
-def floats(given: Any, what: str) -> Tensor:
+def floats(value: Any, what: str) -> Tensor:
     """A tensor of float32 or float64.
 
     Raises:
         InputError: they are no numbers.
     """
-    if isinstance(given, Tensor):
-        t = given.detach()
+    if isinstance(value, Tensor):
+        t = value.detach()
     else:
         try:
-            array = np.asarray(given)
+            array = np.asarray(value)
             plain = array.dtype.isnative and min(array.strides, default=0) >= 0
             t = torch.from_numpy(array if plain else array.astype(array.dtype.newbyteorder("="), order="C"))
         except (TypeError, ValueError) as e:
-            got = f"{type(given).__name__} ({e})"
+            got = f"{type(value).__name__} ({e})"
             raise InputError(f"{what}: expected an array or tensor of numbers, got {got}") from None
     if t.is_complex() or t.dtype == torch.bool:
         raise InputError(f"{what}: expected an array or tensor of numbers, got {t.dtype}")
     return t if t.dtype in (torch.float32, torch.float64) else t.to(torch.float32)
 
 
-def _classes(given: Any, n: int, what: str) -> Tensor:
+def _classes(value: Any, n: int, what: str) -> Tensor:
     """Class numbers ``(n,)`` int64.
 
     Raises:
         InputError: they are no whole numbers, or not as many.
     """
     try:
-        t = given if isinstance(given, Tensor) else torch.from_numpy(np.array(given))
+        t = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
     except TypeError:
-        raise InputError(f"{what}: expected whole numbers from 0 on, got {np.array(given).dtype}") from None
+        raise InputError(f"{what}: expected whole numbers from 0 on, got {np.array(value).dtype}") from None
     if t.ndim != 1 or len(t) != n:
         raise InputError(f"{what}: expected one for each of {n:,} rows, (N,), got {tuple(t.shape)}")
     if t.is_floating_point() and bool((t == t.round()).all()):

@@ -49,11 +49,11 @@ class Head:
             return ((self.weight * self.keep(pred)) @ h[:, :, None])[:, :, 0] + self.bias
         order = pred.argsort(stable=True)  # rows of one class together, so that each mask is made once
         classes, counts = torch.unique_consecutive(pred[order], return_counts=True)
-        parts = [
+        logits = [
             torch.nn.functional.linear(rows, self.weight * self.keep(c), self.bias)
             for c, rows in zip(classes.tolist(), torch.split(h[order], counts.tolist()), strict=True)
         ]
-        return torch.cat(parts)[order.argsort()] if parts else self.linear(h)
+        return torch.cat(logits)[order.argsort()] if logits else self.linear(h)
 
     def linear(self, h: Tensor) -> Tensor:
         """``W h + b``: logits ``(B, C)`` from all weights, whatever the prediction."""
@@ -271,9 +271,9 @@ class Features:
 
     def finite(self, columns: Collection[str] = ()) -> Tensor:
         """Whether everything in a row is finite: h, and what probes or heads of these names said. ``(B,)`` bool."""
-        parts = [self.aux[name] for name in self.aux if name.rpartition(".")[0] in columns]
-        parts += [] if self._logits is None or not self.has_h else [self._logits]
-        return functools.reduce(torch.logical_and, (t.isfinite().all(dim=1) for t in parts), self._finite)
+        read = [self.aux[name] for name in self.aux if name.rpartition(".")[0] in columns]
+        read += [] if self._logits is None or not self.has_h else [self._logits]
+        return functools.reduce(torch.logical_and, (t.isfinite().all(dim=1) for t in read), self._finite)
 
     def rows(self, pick: Tensor | slice) -> Features:
         """Some rows of the record, by index or as a slice."""

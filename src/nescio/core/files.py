@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from nescio.core.errors import InputError
 
-WAY_OUT = "make room there, or name another place"
+HINT = "make room there, or name another place"
 OF_THE_DISK = frozenset(
     {
         *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM),
@@ -30,26 +30,26 @@ _HOST = hashlib.blake2b(platform.node().encode(), digest_size=3).hexdigest()
 
 
 @contextmanager
-def writing(path: Path, way_out: str = WAY_OUT) -> Iterator[None]:
-    """What goes wrong with the disk within, as an InputError that names ``path`` and ends in ``way_out``."""
+def writing(path: Path, hint: str = HINT) -> Iterator[None]:
+    """What goes wrong with the disk within, as an InputError that names ``path`` and ends in ``hint``."""
     try:
         yield
     except (OSError, SafetensorError) as e:
         if isinstance(e, OSError) and e.errno not in OF_THE_DISK:
             raise
-        raise InputError(f"{path} cannot be written: {getattr(e, 'strerror', None) or e}; {way_out}") from None
+        raise InputError(f"{path} cannot be written: {getattr(e, 'strerror', None) or e}; {hint}") from None
 
 
 @contextmanager
-def whole(path: Path, way_out: str = WAY_OUT) -> Iterator[Path]:
+def whole(path: Path, hint: str = HINT) -> Iterator[Path]:
     """A path to write to that takes the place of ``path`` at the end, or vanishes on an error.
 
     Raises:
-        InputError: it cannot be written: a full disk, a folder that is not for us; it ends in ``way_out``. What stood
+        InputError: it cannot be written: a full disk, a folder that is not for us; it ends in ``hint``. What stood
             there before stays.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}-{_HOST}.partial")
-    with writing(path, way_out):
+    with writing(path, hint):
         _remove_leftovers(path)
         try:
             partial.touch()

@@ -79,7 +79,7 @@ def checked(data: FeatureSet, network_pass: str, columns: Collection[str], wante
                 raise InputError(f"there are no {title} features, which detector '{wanted_by}' is fitted on")
             seen = True
 
-        return FeatureSet.stream(chunks if rows.given else None, rows.head)
+        return FeatureSet.stream(chunks if rows.has_rows else None, rows.head)
 
     held_out = data.held_out
     return watched(data, "training").with_held_out(None if held_out is None else watched(held_out, "held-out"))
@@ -148,7 +148,7 @@ def held_out(data: FeatureSet, share: float) -> tuple[FeatureSet, FeatureSet]:
     """
     if data.held_out is not None:
         return data, data.held_out
-    if not data.given:
+    if not data.has_rows:
         return data, data
     fit = FeatureSet.stream(lambda: subsample(data, share, rest=True), data.head)
     return fit, FeatureSet.stream(lambda: subsample(data, share), data.head)

@@ -97,14 +97,14 @@ def _declared(init: Callable[..., None]) -> dict[str, Option]:
 
 
 def _option(name: str, default: Any, hint: Any) -> Option:
-    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return _option(name, default, next(part for part in parts if part is not types.NoneType))
+        return _option(name, default, next(argument for argument in arguments if argument is not types.NoneType))
     if origin is typing.Annotated:
-        inner = _option(name, default, parts[0])
-        return Option(name, default, inner.kind, tuple(b() if isinstance(b, type) else b for b in parts[1:]))
+        inner = _option(name, default, arguments[0])
+        return Option(name, default, inner.kind, tuple(b() if isinstance(b, type) else b for b in arguments[1:]))
     if origin is typing.Literal:
-        return Option(name, default, str, choices=parts)
+        return Option(name, default, str, choices=arguments)
     return Option(name, default, hint)
 
 
@@ -112,15 +112,15 @@ def _checking(init: Callable[..., None]) -> Callable[..., None]:
     """An ``__init__`` that first checks the options that it is given."""
 
     @functools.wraps(init)
-    def checked(self: Optioned, *args: Any, **given: Any) -> None:
+    def checked(self: Optioned, *args: Any, **values: Any) -> None:
         options = _declared(init)
-        for name, value in given.items():
+        for name, value in values.items():
             if name in options:
                 try:
-                    given[name] = options[name].checked(value)
+                    values[name] = options[name].checked(value)
                 except TypeError:
                     raise self.wrong_type(options[name], value) from None
-        init(self, *args, **given)
+        init(self, *args, **values)
 
     return checked
 
@@ -153,8 +153,8 @@ class Optioned:
         for item in text.split(",") if text else ():
             key, equals, value = item.partition("=")
             if not equals:
-                way_out = f"write {cls.name}:{item or 'option'}=value"
-                raise InputError(f"option '{item}' of {cls.kind} '{cls.name}' has no value; {way_out}")
+                hint = f"write {cls.name}:{item or 'option'}=value"
+                raise InputError(f"option '{item}' of {cls.kind} '{cls.name}' has no value; {hint}")
             if key in values:
                 raise InputError(f"option '{key}' of {cls.kind} '{cls.name}' is given twice")
             values[key] = cls._parse_value(key, value)
@@ -187,8 +187,8 @@ class Optioned:
 
     def __repr__(self) -> str:
         defaults = {name: option.default for name, option in self.options().items()}
-        given = [f"{k}={_text(v)}" for k, v in self.settings().items() if v != defaults[k]]
-        return f"{self.name}:{','.join(given)}" if given else self.name
+        shown = [f"{k}={_text(v)}" for k, v in self.settings().items() if v != defaults[k]]
+        return f"{self.name}:{','.join(shown)}" if shown else self.name
 
 
 Kind = TypeVar("Kind", bound=Optioned)

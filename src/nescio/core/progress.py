@@ -85,8 +85,8 @@ class Clock:
 
     def __str__(self) -> str:
         total = self.total()
-        parts = self.seconds | {"other": max(0.0, total - sum(self.seconds.values()))}
-        return f"{total:,.1f} s: " + ", ".join(f"{what} {seconds:,.1f}" for what, seconds in parts.items())
+        spent = self.seconds | {"other": max(0.0, total - sum(self.seconds.values()))}
+        return f"{total:,.1f} s: " + ", ".join(f"{what} {seconds:,.1f}" for what, seconds in spent.items())
 
 
 @contextmanager

@@ -144,14 +144,14 @@ def _check_members(stages: Sequence[Stage], spec: str) -> None:
 
 def _split(text: str, separator: str) -> list[str]:
     """Parts between the separators that stand outside of parentheses; the plus of ``1e+3`` does not separate."""
-    parts, depth = [""], 0
+    items, depth = [""], 0
     for i, letter in enumerate(text):
         depth += (letter == "(") - (letter == ")")
         if letter == separator and depth == 0 and not re.search(r"=[\d.]+[eE]$", text[:i]):
-            parts.append("")
+            items.append("")
         else:
-            parts[-1] += letter
-    return parts
+            items[-1] += letter
+    return items
 
 
 def _members(text: str) -> Iterator[str]:
@@ -254,7 +254,7 @@ def search_space(spec: str) -> list[str]:
         raise InputError(
             f"'{spec}' stands for {count:,} detectors, more than {MOST:,}; make its ranges coarser (LOW..HIGH/STEPS)"
         )
-    return ["".join(parts) for parts in itertools.product(*pieces, [spec[at:]])]
+    return ["".join(values) for values in itertools.product(*pieces, [spec[at:]])]
 
 
 def _values(text: str, spec: str) -> list[str]:

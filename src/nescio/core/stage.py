@@ -154,13 +154,13 @@ def fit_stage(stage: Stage, data: FeatureSet) -> None:
         InputError: the data lack something that it reads, or it set something that it does not declare, which saving
             would lose.
     """
-    before, known = dict(vars(stage)), {*_parts_of(stage), *stage.declared(), *stage.options()}
+    before, known = dict(vars(stage)), {*_attributes_of(stage), *stage.declared(), *stage.options()}
     try:
         stage.fit(data)
     except Missing as e:
         raise named(stage, e) from None
-    changed = [name for name, value in vars(stage).items() if value is not None and value is not before.get(name)]
-    lost = [name for name in (*changed, *_parts_of(stage)) if name not in known]
+    new = [name for name, value in vars(stage).items() if value is not None and value is not before.get(name)]
+    lost = [name for name in (*new, *_attributes_of(stage)) if name not in known]
     if lost:
         raise InputError(
             f"stage '{stage.name}' learned '{lost[0]}', which no file of the detector would hold: declare it in the "
@@ -168,7 +168,7 @@ def fit_stage(stage: Stage, data: FeatureSet) -> None:
         )
 
 
-def _parts_of(stage: Stage) -> list[str]:
+def _attributes_of(stage: Stage) -> list[str]:
     """Names of buffers, parameters and modules."""
     return [name for kind in ("_buffers", "_parameters", "_modules") for name in vars(stage)[kind]]
 

@@ -78,8 +78,8 @@ class Items:
     def _numbered(self) -> tuple[Labels, list[str] | None]:
         if self._labels is not None:
             return self._labels, self._classes
-        told = [image_and_label(self.items[i])[1] for i in range(len(self))]
-        labels, names = numbered(told, "an item of the set")
+        values = [image_and_label(self.items[i])[1] for i in range(len(self))]
+        labels, names = numbered(values, "an item of the set")
         return labels, self._classes or names
 
     @property

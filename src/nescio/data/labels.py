@@ -42,13 +42,13 @@ def numbered(values: Sequence[Any], where: str) -> tuple[Labels, list[str] | Non
     """
     # one number in a tensor or array is that number
     plain_values = [v.item() if hasattr(v, "item") and getattr(v, "ndim", 0) == 0 else v for v in values]
-    told = [None if _is_unknown(v) else v for v in plain_values]
-    known = [v for v in told if v is not None]
+    labels = [None if _is_unknown(v) else v for v in plain_values]
+    known = [v for v in labels if v is not None]
     if known and all(isinstance(v, str) for v in known) and not all(_INTEGER.fullmatch(v) for v in known):
         names = sorted(set(known))
         number = {name: i for i, name in enumerate(names)}
-        return np.array([-1 if v is None else number[v] for v in told], dtype=np.int64), names
-    numbers = [-1 if v is None else _class_number(v, where) for v in told]
+        return np.array([-1 if v is None else number[v] for v in labels], dtype=np.int64), names
+    numbers = [-1 if v is None else _class_number(v, where) for v in labels]
     return np.array(numbers, dtype=np.int64), None
 
 

@@ -101,10 +101,10 @@ def unreachable(url: str, e: Exception) -> InputError:
 
 def stamp(files: Sequence[AnyFile]) -> str:
     """A hash of what the file systems say of files, without reading them: path, size, when written, when changed."""
-    return combine(*(p.version + p.url if isinstance(p, Remote) else _said_of(p) for p in files))
+    return combine(*(p.version + p.url if isinstance(p, Remote) else _file_stamp(p) for p in files))
 
 
-def _said_of(path: Path) -> bytes:
+def _file_stamp(path: Path) -> bytes:
     name = os.fsencode(path)  # a file's name need not be text
     try:
         stat = path.stat()

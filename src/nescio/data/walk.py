@@ -25,59 +25,46 @@ def files_below(root: Path, *, out: bool) -> list[Path]:
     Raises:
         InputError: a folder cannot be listed; or there is nothing but links that lead out.
     """
-    walk = _Walk(root, out=out)
-    walk.enter(str(root))
-    if walk.away:
-        told = f"{len(walk.away):,} links lead out of {root}, such as {walk.away[0]}; 'links:{root}' follows them"
-        if not walk.files:
-            raise InputError(f"nothing else is there: {told}")
-        log.warning("skipped: %s", told)
-    if walk.odd:
-        log.warning("skipped: %s pipes, sockets or devices, such as %s", f"{len(walk.odd):,}", walk.odd[0])
-    return sorted(walk.files)
+    home = os.path.realpath(root)
+    files: list[Path] = []
+    away: list[str] = []
+    odd: list[Path] = []
+    seen: set[str] = set()
+    waiting = deque([str(root)])  # the nearer first: a link deep below must not take a class's folder away
+    while waiting:
+        folder = waiting.popleft()
+        if (real := os.path.realpath(folder)) in seen:
+            continue  # a link back to where we were
+        seen.add(real)
+        for entry in _entries(folder):
+            path = Path(entry.path)
+            if entry.is_symlink() and not (out or _is_within(entry.path, home)):
+                away.append(entry.path)
+            elif entry.is_dir():
+                waiting.append(entry.path)
+            # a link to nothing counts as a file, whose reading gives the reason
+            elif entry.is_file() or (entry.is_symlink() and not path.exists()):
+                files.append(path)
+            else:
+                odd.append(path)
+    if away:
+        message = f"{len(away):,} links lead out of {root}, such as {away[0]}; 'links:{root}' follows them"
+        if not files:
+            raise InputError(f"nothing else is there: {message}")
+        log.warning("skipped: %s", message)
+    if odd:
+        log.warning("skipped: %s pipes, sockets or devices, such as %s", f"{len(odd):,}", odd[0])
+    return sorted(files)
 
 
-class _Walk:
-    """What was found so far."""
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda e: e.name)
+    except OSError as e:
+        raise InputError(f"{e.filename} cannot be read: {e.strerror}") from None
 
-    def __init__(self, root: Path, *, out: bool) -> None:
-        self.real, self.out = os.path.realpath(root), out
-        self.files: list[Path] = []
-        self.away: list[str] = []
-        self.odd: list[Path] = []
 
-    def enter(self, start: str) -> None:
-        """List a folder and all below it."""
-        seen: set[str] = set()
-        waiting = deque([start])  # the nearer first: a link deep below must not take a class's folder away
-        while waiting:
-            folder = waiting.popleft()
-            real = os.path.realpath(folder)
-            if real in seen:
-                continue  # a link back to where we were
-            seen.add(real)
-            try:
-                with os.scandir(folder) as entries:
-                    below = sorted(entries, key=lambda e: e.name)
-            except OSError as e:
-                raise InputError(f"{e.filename} cannot be read: {e.strerror}") from None
-            waiting += [entry.path for entry in below if self._is_folder(entry)]
-
-    def _is_folder(self, entry: os.DirEntry[str]) -> bool:
-        """Whether to look below; a file is noted."""
-        if entry.is_symlink() and not (self.out or self._within(entry.path)):
-            self.away.append(entry.path)
-            return False
-        if entry.is_dir():
-            return True
-        path = Path(entry.path)
-        # a link to nothing counts as a file, whose reading gives the reason
-        if entry.is_file() or (entry.is_symlink() and not path.exists()):
-            self.files.append(path)
-        else:
-            self.odd.append(path)
-        return False
-
-    def _within(self, path: str) -> bool:
-        real = os.path.realpath(path)
-        return real == self.real or real.startswith(self.real.rstrip(os.sep) + os.sep)
+def _is_within(path: str, home: str) -> bool:
+    real = os.path.realpath(path)
+    return real == home or real.startswith(home.rstrip(os.sep) + os.sep)

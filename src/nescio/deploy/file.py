@@ -225,7 +225,7 @@ def _try(deployed: Deployed) -> None:
     x = classifier.transform.normalise(torch.zeros(1, 3, side, side, dtype=torch.uint8, device=classifier.device))
     plain, own = classifier.probed(deployed.plain_probes)(x), None
     if stage is not None:
-        network = classifier.changed(stage.prepare).probed(detector.needs.probes)
+        network = classifier.with_body(stage.prepare).probed(detector.needs.probes)
         own = pass_of(detector, classifier.device).run(network, x)
     deployed.judged(plain, own)
 

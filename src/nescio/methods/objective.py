@@ -105,8 +105,7 @@ class TrainingNetwork(nn.Module):
         self.maps = maps
         self.last = classifier.layer
         self.trailing = (1, 1) if isinstance(self.last, nn.Conv2d) else ()
-        parts = classifier.training_body(split=maps)
-        self.body = nn.ModuleList(parts)
+        self.body = nn.ModuleList(classifier.training_body(split=maps))
         self.at_rest = [classifier]  # in a list: its parameters are those of the body
 
     @property
@@ -231,9 +230,9 @@ class _Gathering(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
-        parts = [torch.empty_like(rows) for _ in range(processes())]
-        torch.distributed.all_gather(parts, rows)
-        return torch.cat(parts)
+        every = [torch.empty_like(rows) for _ in range(processes())]
+        torch.distributed.all_gather(every, rows)
+        return torch.cat(every)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:

@@ -267,9 +267,9 @@ class Classifier(nn.Module):
         for t in (*body.parameters(), *body.buffers()):
             if t.ndim == 4:  # a network may hold others, whose order Module.to would not take
                 t.data = t.data.to(memory_format=torch.channels_last)
-        return self.changed(lambda _: body.requires_grad_(requires_grad=False))
+        return self.with_body(lambda _: body.requires_grad_(requires_grad=False))
 
-    def changed(self, change: Callable[[nn.Module], nn.Module]) -> Classifier:
+    def with_body(self, change: Callable[[nn.Module], nn.Module]) -> Classifier:
         """The same classifier with a body that ``change`` makes of a copy of it. The original is unchanged."""
         twin = copy.copy(self)
         object.__setattr__(twin, "_modules", dict(self._modules))

@@ -155,22 +155,22 @@ def _pooling_that_ends_at(end: fx.Node) -> list[fx.Node]:
     if len(pooled) < 2 or any(side != 1 for side in pooled[2:]):
         return []
     while len(read := inputs(chain[0])) == 1:
-        given = shape(read[0])
-        if len(given) == 4 and given[2] * given[3] > 1:
-            return chain if given[:2] == pooled[:2] else []
-        if _averages_tokens(end, given):
+        before = shape(read[0])
+        if len(before) == 4 and before[2] * before[3] > 1:
+            return chain if before[:2] == pooled[:2] else []
+        if _averages_tokens(end, before):
             return [end]
         # over one side and then over the other, or flattened before: functions alone, as layers may do anything
         functions = chain[0].op != "call_module" and read[0].op != "call_module"
-        if not functions or len(given) != 3 or given[:2] != pooled[:2] or len(chain) == _MOST_STEPS:
+        if not functions or len(before) != 3 or before[:2] != pooled[:2] or len(chain) == _MOST_STEPS:
             return []
         chain.insert(0, read[0])
     return []
 
 
-def _averages_tokens(node: fx.Node, given: tuple[int, ...]) -> bool:
+def _averages_tokens(node: fx.Node, before: tuple[int, ...]) -> bool:
     """Whether an operation averages tokens ``(B, N, K)`` that can be laid out in a square."""
-    if len(given) != 3 or node.target not in ("mean", torch.mean) or math.isqrt(given[1]) ** 2 != given[1]:
+    if len(before) != 3 or node.target not in ("mean", torch.mean) or math.isqrt(before[1]) ** 2 != before[1]:
         return False
     dims = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
-    return given[1] > 1 and dims in (1, -2, (1,), [1], (-2,), [-2])
+    return before[1] > 1 and dims in (1, -2, (1,), [1], (-2,), [-2])

@@ -101,13 +101,13 @@ def strip_prefixes(state: dict[str, Tensor], wanted: Collection[str]) -> dict[st
     return state
 
 
-def load_into(network: nn.Module, state: dict[str, Tensor], told: str) -> None:
+def load_into(network: nn.Module, state: dict[str, Tensor], title: str) -> None:
     """Put weights into a network. Batch norms' counters may be missing: old checkpoints lack them, and inference too.
 
     Args:
         network: changed in place.
         state: all of its weights by name.
-        told: what a message calls them, and the network.
+        title: what a message calls them, and the network.
 
     Raises:
         InputError: a tensor is missing, not the network's, or of another shape.
@@ -126,8 +126,8 @@ def load_into(network: nn.Module, state: dict[str, Tensor], told: str) -> None:
             for what, keys in (("missing", missing), ("not in the model", unexpected), ("other shape", wrong))
             if keys
         ]
-        raise InputError(f"{told} ({'; '.join(found)})")
+        raise InputError(f"{title} ({'; '.join(found)})")
     try:
         network.load_state_dict(state, strict=False)
     except RuntimeError as e:  # of a kind that cannot be converted: quantised, say
-        raise InputError(f"{told} ({str(e).strip().splitlines()[-1].strip()})") from None
+        raise InputError(f"{title} ({str(e).strip().splitlines()[-1].strip()})") from None

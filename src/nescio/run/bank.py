@@ -151,7 +151,7 @@ class Bank(FeatureSet):
         return str(self.manifest["key"]["network_pass"])
 
     @property
-    def given(self) -> bool:
+    def has_rows(self) -> bool:
         """It is there."""
         return True
 

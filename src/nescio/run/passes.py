@@ -59,7 +59,7 @@ def check_model(detector: Detector, classifier: Classifier) -> None:
         hint = known_heads()[head].hint()
         raise InputError(f"{classifier.name} was not trained with the head '{head}' that it reads; {hint}")
     if detector.input_stage is not None:
-        classifier.changed(detector.input_stage.prepare)
+        classifier.with_body(detector.input_stage.prepare)
     if detector.needs.probes:
         _ = classifier.taps
 

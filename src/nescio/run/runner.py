@@ -148,7 +148,7 @@ class Runner:
         """The network as a pass runs it, with probes in it; made once for these weights."""
 
         def whole() -> Classifier:
-            return self._engine.prepare(self.classifier.changed(network_pass.prepare))
+            return self._engine.prepare(self.classifier.with_body(network_pass.prepare))
 
         def probed() -> Network:
             made: Classifier = self.once(network_pass.key, whole)

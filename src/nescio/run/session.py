@@ -103,15 +103,15 @@ class Session(Runner):
             raise InputError(f"these detectors read different passes over the images: {found}; ask for each alone")
         return self.read(images, next(iter(passes.values())), probes_of(found), title)
 
-    def detectors(self, given: AnyDetector | Iterable[AnyDetector] | Mapping[str, Detector]) -> dict[str, Detector]:
+    def detectors(self, detectors: AnyDetector | Iterable[AnyDetector] | Mapping[str, Detector]) -> dict[str, Detector]:
         """Detectors by what the caller called them, with the settings published for this network.
 
         Raises:
             InputError: one is no detector, or this network cannot serve it.
         """
-        if isinstance(given, Mapping):
-            return dict(given)
-        found = detectors_of(given, *self.classifier.published)
+        if isinstance(detectors, Mapping):
+            return dict(detectors)
+        found = detectors_of(detectors, *self.classifier.published)
         for name, detector in found.items():
             try:
                 check_model(detector, self.classifier)
@@ -297,10 +297,10 @@ def grouped(detectors: Mapping[str, Detector], pass_for: Callable[[Detector], Pa
     return [(passes[key], group) for key, group in groups.items()]
 
 
-def as_session(given: Any) -> Session:
+def as_session(model: Any) -> Session:
     """The session itself, or that of a classifier, a network or a name.
 
     Raises:
         InputError: it is none of these.
     """
-    return given if isinstance(given, Session) else Session(given)
+    return model if isinstance(model, Session) else Session(model)

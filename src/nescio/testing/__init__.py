@@ -22,10 +22,10 @@ def check_stage(stage: type[Stage], features: Features | None = None, new: Featu
     Raises:
         AssertionError: it breaks a promise; the message says which.
     """
-    given = features is not None and new is not None
-    for case in [features] if features is not None and given else cases(stage):
+    own = features is not None and new is not None
+    for case in [features] if features is not None and own else cases(stage):
         for check in ALWAYS:
             check(stage, case, case)
-    fit, score = (features, new) if given else (made_up(stage), made_up(stage, seed=5))
+    fit, score = (features, new) if own else (made_up(stage), made_up(stage, seed=5))
     for check in ONCE:
         check(stage, fit, score)  # type: ignore[arg-type]

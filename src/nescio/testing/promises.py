@@ -193,7 +193,7 @@ def _with(detector: Detector, parts: set[str], f: Features, new: Features, missi
     """Scores by these parts of the features alone; logits stand for the rows where there are no features."""
     has_h = "features" in parts or missing == "logits"
 
-    def given(of: Features, key: str, *, labels: bool) -> FeatureSet:
+    def reduced(of: Features, key: str, *, labels: bool) -> FeatureSet:
         record = Features.of(
             of.h if has_h else None,
             head=of.head if "head" in parts else NO_HEAD,
@@ -203,9 +203,9 @@ def _with(detector: Detector, parts: set[str], f: Features, new: Features, missi
         ).with_fields(network_pass=key)
         return FeatureSet.stream(lambda: iter([record]), record.head)
 
-    train = given(f, detector.training_pass_key, labels="labels" in parts)
+    train = reduced(f, detector.training_pass_key, labels="labels" in parts)
     detector.fit(train if "train" in parts else FeatureSet(head=train.head))
-    return detector.usable_scores(given(new, detector.pass_key, labels=False).record())
+    return detector.usable_scores(reduced(new, detector.pass_key, labels=False).record())
 
 
 def no_training_features_are_needed_or_asked_for(stage: type[Stage], f: Features, new: Features) -> None:

@@ -51,11 +51,11 @@ class _Archive(Stored):
             self._copy, self.file = _copied(self.path)
 
     def _set_members(self, members: list[str]) -> None:
-        parts = [Path(m).parts for m in members]
-        while parts and len({p[0] for p in parts}) == 1 and min(map(len, parts)) > 1:
-            parts = [p[1:] for p in parts]  # the archived folder itself is not a class
+        paths = [Path(m).parts for m in members]
+        while paths and len({p[0] for p in paths}) == 1 and min(map(len, paths)) > 1:
+            paths = [p[1:] for p in paths]  # the archived folder itself is not a class
         self.members = members
-        self.classes, self.labels = class_folders(parts, len(members))
+        self.classes, self.labels = class_folders(paths, len(members))
         self._open: Any = None
         self._owner = -1
 

@@ -222,8 +222,8 @@ def of_paths(paths: Sequence[Path], labels: Labels | None, classes: list[str] | 
     """
     gone = [p for p in paths if not p.is_file()]
     if gone:
-        told = f"{len(gone):,} of {len(paths):,} images are not there" if len(paths) > 1 else "no such file"
-        raise InputError(f"{told}: {some(gone, 3)}{hint}")
+        message = f"{len(gone):,} of {len(paths):,} images are not there" if len(paths) > 1 else "no such file"
+        raise InputError(f"{message}: {some(gone, 3)}{hint}")
     return Files(paths, labels=labels, classes=classes)
 
 

@@ -71,7 +71,8 @@ class ParquetSource(Stored):
         path, schema, metadata = self.path, file.schema_arrow, file.metadata
         groups = [metadata.row_group(g) for g in range(metadata.num_row_groups)]
         self._ends = np.cumsum([g.num_rows for g in groups])
-        if (size := _size(path)) is not None and len(self) > size:
+        size = path.stat().st_size if isinstance(path, Path) else path.size
+        if size is not None and len(self) > size:
             raise InputError(f"{path} declares {len(self):,} images in {size:,} bytes: it is damaged, or made to harm")
         features = _declared_features(schema)
         self._image, leaf = _image_leaf(file, _image_column(schema, features, path), path)
@@ -245,12 +246,8 @@ def _rows_at_once(chunk: Any) -> int | None:
         return 1
     if chunk.total_uncompressed_size > max(_AT_ONCE, RATIO * chunk.total_compressed_size):
         return 0
-    parts = -(-chunk.total_uncompressed_size // _AT_ONCE)
-    return None if parts <= 1 else max(1, chunk.num_values // parts)
-
-
-def _size(path: AnyFile) -> int | None:
-    return path.stat().st_size if isinstance(path, Path) else path.size
+    windows = -(-chunk.total_uncompressed_size // _AT_ONCE)
+    return None if windows <= 1 else max(1, chunk.num_values // windows)
 
 
 def _labels(column: Any, classes: Sequence[str] | None, where: str) -> npt.NDArray[np.int64]:

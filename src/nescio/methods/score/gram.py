@@ -82,14 +82,14 @@ class Gram(Score, name="gram"):
 
     def _deviations(self, f: Features) -> Tensor:
         """Summed deviation of each layer ``(B, layers)``."""
-        parts = f.probed(self._probe)
+        layers = f.probed(self._probe)
         bounds = (
-            torch.split(limits[f.pred], [p.shape[1] for p in parts], dim=1) for limits in (self.lowest, self.highest)
+            torch.split(limits[f.pred], [p.shape[1] for p in layers], dim=1) for limits in (self.lowest, self.highest)
         )
         return torch.stack(
             [
                 ((low - g).clamp(min=0) / (low.abs() + _TINY) + (g - high).clamp(min=0) / (high.abs() + _TINY)).sum(1)
-                for g, low, high in zip((p.to(torch.float64) for p in parts), *bounds, strict=True)
+                for g, low, high in zip((p.to(torch.float64) for p in layers), *bounds, strict=True)
             ],
             dim=1,
         )
@@ -108,7 +108,7 @@ def _row_sums(fmap: Tensor, orders: int) -> Tensor:
     if torch.compiler.is_compiling():  # of a graph that is traced, the number of images is open
         return _row_sums_of_few(fmap.flatten(2), orders)
     at_once = max(1, _AT_ONCE // fmap[0].numel())
-    return torch.cat([_row_sums_of_few(part, orders) for part in torch.split(fmap.flatten(2), at_once)])
+    return torch.cat([_row_sums_of_few(few, orders) for few in torch.split(fmap.flatten(2), at_once)])
 
 
 def _row_sums_of_few(x: Tensor, orders: int) -> Tensor:

@@ -69,14 +69,14 @@ class MultiMahalanobis(Score, name="multimahalanobis"):
 
     def _distances(self, f: Features) -> Tensor:
         """Squared distance to the nearest class at each layer ``(B, layers)``."""
-        parts = f.probed("mean")
-        widths = [p.shape[1] for p in parts]
+        layers = f.probed("mean")
+        widths = [p.shape[1] for p in layers]
         if sum(w * w for w in widths) != len(self.whitening):
             raise InputError(f"stage '{self.name}' was fitted on feature maps of other widths; fit it for this model")
         return torch.stack(
             [
                 numerics.squared_distances(x.to(torch.float64) @ root, means).amin(dim=1)
-                for x, (root, means) in zip(parts, self._layers(widths), strict=True)
+                for x, (root, means) in zip(layers, self._layers(widths), strict=True)
             ],
             dim=1,
         )

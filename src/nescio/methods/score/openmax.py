@@ -36,9 +36,9 @@ def openmax(z: Tensor, means: Tensor, shape: Tensor, scale: Tensor, smallest: Te
     x = (distances - smallest[which] + _SHIFT).clamp(min=0) / scale[which]
     extreme = -torch.expm1(-x.pow(shape[which]))
     rank = torch.arange(alpha, 0, -1, dtype=torch.float64, device=logits.device) / alpha
-    given = top * extreme * rank
-    unknown = given.sum(dim=1, keepdim=True)
-    revised = logits.scatter(1, which, top - given)
+    moved = top * extreme * rank
+    unknown = moved.sum(dim=1, keepdim=True)
+    revised = logits.scatter(1, which, top - moved)
     return torch.cat([revised, unknown], dim=1).logsumexp(dim=1) - unknown[:, 0]
 
 

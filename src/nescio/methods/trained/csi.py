@@ -108,6 +108,6 @@ class CSI(InputStage, name="csi"):
     def run(self, network: Network, chain: Chain, x: Tensor) -> Features:
         """Features at 0°, prediction of the mean logits, and these as the head's column."""
         turned = [network(image) for image in numerics.turned(x)]
-        parts = [f.probed(self.name)[0].chunk(numerics.TURNS, dim=1)[turn] for turn, f in enumerate(turned)]
-        f, mean = turned[0], torch.stack(parts).mean(dim=0)
+        logits = [f.probed(self.name)[0].chunk(numerics.TURNS, dim=1)[turn] for turn, f in enumerate(turned)]
+        f, mean = turned[0], torch.stack(logits).mean(dim=0)
         return Features(f.h, f.head, mean.argmax(dim=1), aux=Columns.of({**f.aux, f"{self.name}.0": mean}))

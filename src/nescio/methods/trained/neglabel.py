@@ -100,8 +100,8 @@ class NegLabelHead(FeatureHead, name="neglabel", objective=""):
         """
         words = read_words(path)
         log.info("reading %s words, of which negative labels are chosen", f"{len(words):,}")
-        parts = [embed(words[i : i + _AT_ONCE]).cpu() for i in range(0, len(words), _AT_ONCE)]
-        return cls(chosen(torch.cat(parts), classes))
+        rows = [embed(words[i : i + _AT_ONCE]).cpu() for i in range(0, len(words), _AT_ONCE)]
+        return cls(chosen(torch.cat(rows), classes))
 
     @classmethod
     def like(cls, state: Mapping[str, Tensor]) -> Self:

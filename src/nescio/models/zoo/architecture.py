@@ -78,7 +78,6 @@ def as_they_are(text: str, weights: Any) -> tuple[str, Any]:
 
 def never(name: str) -> bool:
     """``knows`` of a library that is always named."""
-    del name
     return False
 
 

@@ -41,14 +41,12 @@ CIFAR_MODELS = {"densenet-bc-100-12": densenet_bc_100_12, "resnet18-cifar": resn
 
 def architecture(name: str, names: Sequence[str] | None = None) -> Architecture:
     """As ``Library`` says."""
-    del names
     build = CIFAR_MODELS[name]
     return Architecture(name, lambda c, _: build(c or 10), lambda _: CIFAR_TRANSFORM, has_pretrained=False)
 
 
 def untrusted(name: str) -> str | None:
     """As ``Library`` says."""
-    del name
     return None
 
 

@@ -39,7 +39,6 @@ def efficientnet_lite0() -> nn.Module:
 
 def architecture(name: str, names: Sequence[str] | None = None) -> Architecture:
     """As ``Library`` says."""
-    del names
 
     def build(classes: int | None, pretrained: bool) -> nn.Module:
         if pretrained:
@@ -53,7 +52,6 @@ def architecture(name: str, names: Sequence[str] | None = None) -> Architecture:
 
 def untrusted(name: str) -> str | None:
     """As ``Library`` says."""
-    del name
     return None
 
 

@@ -31,7 +31,6 @@ _FILES = {
 
 def architecture(text: str, names: Sequence[str] | None = None) -> Architecture:
     """As ``Library`` says: ``module:factory`` or ``FILE.py:factory``, with options behind another colon."""
-    del names
     module, _, rest = text.partition(":")
     name, _, written = rest.partition(":")
     options = literals(written, text)
@@ -49,7 +48,6 @@ def made_by(factory: nn.Module | Callable[[], Any], name: str | None = None) -> 
     title = name or str(getattr(factory, "__name__", type(factory).__name__))
 
     def build(classes: int | None, pretrained: bool) -> nn.Module:
-        del classes, pretrained
         try:
             network = factory if isinstance(factory, nn.Module) else factory()
         except Exception as e:  # noqa: BLE001 - the user's own code

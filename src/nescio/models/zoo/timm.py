@@ -29,7 +29,6 @@ _SHAPING = {
 
 def architecture(text: str, names: Sequence[str] | None = None) -> Architecture:
     """As ``Library`` says."""
-    del names
     name, _, written = text.partition(":")
     if not timm.is_model(name):
         raise InputError(f"timm has no model '{name}'{nearest(name, timm.list_models())[:80]}")

@@ -16,7 +16,6 @@ resolved = as_they_are
 
 def architecture(name: str, names: Sequence[str] | None = None) -> Architecture:
     """As ``Library`` says."""
-    del names
     known = bare_names()
     if name not in known:
         raise InputError(f"torchvision has no classifier '{name}'{nearest(name, known)}")
@@ -42,8 +41,8 @@ def architecture(name: str, names: Sequence[str] | None = None) -> Architecture:
     def class_names(_: nn.Module, pretrained: bool) -> list[str] | None:
         return list(published.meta["categories"]) if pretrained else None
 
-    said = published.meta.get("_metrics", {}).get("ImageNet-1K", {}).get("acc@1")
-    accuracy = None if said is None else (said / 100, "torchvision states for ImageNet's validation images")
+    top1 = published.meta.get("_metrics", {}).get("ImageNet-1K", {}).get("acc@1")
+    accuracy = None if top1 is None else (top1 / 100, "torchvision states for ImageNet's validation images")
     return Architecture(f"torchvision:{name}", build, transform, class_names=class_names, accuracy=accuracy)
 
 

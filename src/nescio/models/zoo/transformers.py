@@ -18,7 +18,6 @@ _PLAIN = {"trust_remote_code": False}
 
 def architecture(name: str, names: Sequence[str] | None = None) -> Architecture:
     """As ``Library`` says."""
-    del names
     library = _library()
 
     def build(classes: int | None, pretrained: bool) -> nn.Module:
@@ -47,7 +46,6 @@ def architecture(name: str, names: Sequence[str] | None = None) -> Architecture:
 
 def untrusted(name: str) -> str | None:
     """As ``Library`` says."""
-    del name
     return "Hugging Face's hub, or a folder, would be asked what it is"
 
 

@@ -77,6 +77,6 @@ class ZeroShot(nn.Module):
     @torch.no_grad()
     def rows(self, captions: Tensor) -> Tensor:
         """The head's rows ``(C, L)`` from P captions of each class ``(C, P, tokens)``."""
-        parts = torch.split(captions.flatten(0, 1).to(self.scale.device), _CAPTIONS)
-        each = torch.cat([self.read(part) for part in parts])
+        chunks = torch.split(captions.flatten(0, 1).to(self.scale.device), _CAPTIONS)
+        each = torch.cat([self.read(chunk) for chunk in chunks])
         return self.scale * normalize(each.reshape(*captions.shape[:2], -1).mean(dim=1), dim=-1)
