@@ -149,7 +149,7 @@ def test_page_and_figures_come_out_the_same_from_the_files(results: Results, rep
     results.save(tmp_path)
     loaded = Results.load(tmp_path, images=True)
     kept, again = results.as_kept(), loaded.as_kept()
-    assert (again.positions, again.manifest, again.published) == (kept.rows, kept.manifest, kept.published)
+    assert (again.rows, again.manifest, again.published) == (kept.rows, kept.manifest, kept.published)
     assert (
         max(
             abs(getattr(a, m) - getattr(b, m))

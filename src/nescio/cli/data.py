@@ -31,10 +31,10 @@ def data() -> None:
 def list_(suite: str | None, data_root: Path, *, published: bool, errata: bool) -> None:
     """List the suites; of one SUITE, what it needs, what is where, and how to get what is missing."""
     from rich.box import SIMPLE_HEAD
-    from rich.table import Table
     from rich.text import Text
 
     from nescio.evaluation.suites.suite import open_suite
+    from nescio.evaluation.tables import table_of
 
     if suite is None:
         if published or errata:
@@ -49,9 +49,7 @@ def list_(suite: str | None, data_root: Path, *, published: bool, errata: bool) 
         for line in _rows(chosen, data_root):
             screen.print(line, soft_wrap=True)  # a command must not break
         return
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("role", "images", "found"):
-        table.add_column(name, overflow="fold")
+    table = table_of(["role", "images", "found"], box=SIMPLE_HEAD, pad_edge=False)
     for need in needs:
         table.add_row(need.role, f"{need.images:,}" if need.images else "", need.found or Text("missing", "bold red"))
     screen.print(table)
@@ -67,13 +65,11 @@ def list_(suite: str | None, data_root: Path, *, published: bool, errata: bool) 
 
 def _list_suites() -> None:
     from rich.box import SIMPLE_HEAD
-    from rich.table import Table
 
     from nescio.evaluation.suites.suite import suites
+    from nescio.evaluation.tables import table_of
 
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("suite", "ID", "OOD", "models"):
-        table.add_column(name, overflow="fold")
+    table = table_of(["suite", "ID", "OOD", "models"], box=SIMPLE_HEAD, pad_edge=False)
     for s in suites().values():
         table.add_row(s.name, s.id, ", ".join(s.ood), ", ".join(m.name for m in s.models))
     console().print(table)

@@ -134,12 +134,10 @@ def show(file: Path) -> None:
 
 
 def _show_lowered(lowered: Lowered) -> None:
-    from rich.table import Table
+    from nescio.evaluation.tables import table_of
 
-    table = Table()
-    table.add_column("stand-in for OOD" if lowered.stand_ins else "OOD images")
-    for title in ("images", "AUROC fp32", f"AUROC {lowered.precision}", "points lost"):
-        table.add_column(title, justify="right")
+    numbers = ["images", "AUROC fp32", f"AUROC {lowered.precision}", "points lost"]
+    table = table_of(["stand-in for OOD" if lowered.stand_ins else "OOD images"], numbers)
     for loss in lowered.losses:
         table.add_row(
             loss.name,

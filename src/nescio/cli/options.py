@@ -84,15 +84,19 @@ def _classes(ctx: click.Context, _option: click.Parameter, text: str | None) -> 
     file = Path(text).expanduser()
     if not file.is_file():
         raise InputError(f"--classes {text} is no number, and no file of class names, one a line")
-    try:
-        names = [line.strip() for line in file.read_text(encoding="utf-8-sig").rstrip().splitlines()]
-    except (OSError, UnicodeDecodeError) as e:
-        raise InputError(f"{file} cannot be read as text: {e}") from None
+    names = [line.strip() for line in _text(file).rstrip().splitlines()]
     if not all(names) or not names:
         where = f"line {names.index('') + 1} of {file} is empty" if names else f"{file} is empty"
         raise InputError(f"{where}; write a class name on each line, in the order of the labels")
     ctx.meta[_NAMES] = text
     return names
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as e:
+        raise InputError(f"{file} cannot be read as text: {e}") from None
 
 
 MODEL_HELP = (
@@ -161,11 +165,7 @@ def detector_specs(named: tuple[str, ...], file: Path | None) -> list[str]:
     if file is not None:
         if not file.is_file():
             raise InputError(f"no file {file}; it should hold one detector a line")
-        try:
-            text = file.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as e:
-            raise InputError(f"{file} cannot be read as text: {e}") from None
-        lines = (line.partition("#")[0].strip() for line in text.splitlines())
+        lines = (line.partition("#")[0].strip() for line in _text(file).splitlines())
         found = [line for line in lines if line]
         if not found:
             raise InputError(f"{file} names no detector; write one a line, e.g. energy")

@@ -121,7 +121,7 @@ def compare(
     Worse is an FPR95 that rose, or an AUROC that fell, by more than --tolerance and beyond its 95 % interval.
     """
     from nescio.evaluation.compare import compare as run
-    from nescio.evaluation.compare import table_of
+    from nescio.evaluation.compare import table_of_changes
     from nescio.evaluation.results import Results
 
     if new is None and not between:
@@ -134,7 +134,7 @@ def compare(
         tolerance=tolerance / 100,
         resamples=resamples,
     )
-    console().print(table_of(changes))
+    console().print(table_of_changes(changes))
     worse = [c for c in changes if c.verdict == "worse"]
     if worse:
         click.echo(f"{len(worse)} of {len(changes)} numbers got worse", err=True)

@@ -74,12 +74,6 @@ class Judged:
     accepted: npt.NDArray[np.bool_]
     p_id: npt.NDArray[np.float64] | None
 
-    def __getitem__(self, i: int) -> Judged:
-        """Row ``i`` alone."""
-        one = slice(i, i + 1)
-        columns = self.pred[one], self.probability[one], self.score[one], self.p_value[one], self.accepted[one]
-        return Judged(*columns, None if self.p_id is None else self.p_id[one])
-
 
 class Deployed:
     """A detector that is ready for use, as ``nescio.fit`` makes it and ``nescio.load`` reads it.

@@ -249,20 +249,16 @@ def _row(
         raise InputError(f"detector '{name}' on '{ood.name}': {e}") from None
     if resamples:
         values["intervals"] = metrics.intervals(*pair, resamples=resamples)
-    known = right[right >= 0]
+    known, labelled = right[right >= 0], right[rows] >= 0
+    aurc = metrics.aurc(ids[labelled], right[rows][labelled] == 1) if labelled.any() else float("nan")
     return values | {
         "detector": name,
         "ood": ood.name,
-        "aurc": _aurc(ids, right[rows]),
+        "aurc": aurc,
         "id_accuracy": float(known.mean()) if len(known) else float("nan"),
         "n_id": len(pair[0]),
         "n_ood": len(pair[1]),
     }
-
-
-def _aurc(scores: npt.NDArray[np.float64], right: npt.NDArray[np.int64]) -> float:
-    known = right >= 0
-    return metrics.aurc(scores[known], right[known] == 1) if known.any() else float("nan")
 
 
 def _sample(rows: Mapping[str, FeatureSet | None], detectors: Mapping[str, Detector]) -> FeatureSample | None:

@@ -14,6 +14,7 @@ from nescio.core.errors import InputError, nearest, some
 from nescio.evaluation import metrics
 from nescio.evaluation.results import Results
 from nescio.evaluation.rows import Scored
+from nescio.evaluation.tables import table_of
 
 Verdict = Literal["better", "worse", "same"]
 _LESS_IS_BETTER = {"fpr95": True, "auroc": False}
@@ -114,13 +115,10 @@ def _common(one: _Judged, other: _Judged) -> tuple[_Scores, _Scores]:
     return one[1][at], other[1][at_too]
 
 
-def table_of(changes: list[Change]) -> Table:
+def table_of_changes(changes: list[Change]) -> Table:
     """The changes for a terminal, in percentage points, worse ones marked."""
-    table = Table(title="change in percentage points, 95 % interval", title_justify="left")
-    for name in ("detector", "OOD set", "metric"):
-        table.add_column(name, overflow="fold")
-    for name in ("change", "interval", "p", ""):
-        table.add_column(name, justify="right", no_wrap=True)
+    columns = ("detector", "OOD set", "metric"), ("change", "interval", "p", "")
+    table = table_of(*columns, title="change in percentage points, 95 % interval")
     style = {"worse": "bold red", "better": "green", "same": ""}
     for c in changes:
         d = c.difference

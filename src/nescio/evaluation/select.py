@@ -23,6 +23,7 @@ from nescio.evaluation import metrics
 from nescio.evaluation.accuracy import Accuracy, measure, with_classes
 from nescio.evaluation.metrics import Scores
 from nescio.evaluation.proxies import BACKGROUND, MIXED, PROXIES, background_probe, named, proxy_features
+from nescio.evaluation.tables import table_of
 from nescio.models import Classifier
 from nescio.models.heads import FeatureHead
 from nescio.run.passes import PLAIN, probes_of, servable
@@ -102,10 +103,8 @@ class Choice:
 
     def table(self, most: int = 10) -> Table:
         """The best candidates for a terminal."""
-        table = Table(title=f"FPR95 ↓ / AUROC ↑ in % against {', '.join(self.proxies)}", title_justify="left")
-        table.add_column("detector", overflow="fold")
-        for name in (*self.proxies, *(("average",) if len(self.proxies) > 1 else ())):
-            table.add_column(name, justify="right", no_wrap=True)
+        columns = [*self.proxies, *(["average"] if len(self.proxies) > 1 else [])]
+        table = table_of(["detector"], columns, title=f"FPR95 ↓ / AUROC ↑ in % against {', '.join(self.proxies)}")
         for c in self.candidates[:most]:
             cells = [f"{c.fpr95[p] * 100:.2f} / {c.auroc[p] * 100:.2f}" for p in self.proxies]
             if len(self.proxies) > 1:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
@@ -88,16 +89,23 @@ def _percent(share: float) -> str:
     return f"{share * 100:.2f}"
 
 
+def table_of(texts: Sequence[str], numbers: Sequence[str] = (), **options: Any) -> Table:
+    """A table for a terminal: columns of text, which are folded, and then of numbers, which are not broken."""
+    table = Table(title_justify="left", **options)
+    for name in texts:
+        table.add_column(name, overflow="fold")
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
 def terminal(results: Measured, width: int) -> Iterator[Table]:
     """For a terminal of ``width`` columns: one table where it fits, else several below each other."""
     columns = columns_of(results)
     at_once = max(1, (width - _NAME_WIDTH) // _CELL_WIDTH)
     for start in range(0, len(columns), at_once):
         names = columns[start : start + at_once]
-        table = Table(title="FPR95 ↓ / AUROC ↑ in %", title_justify="left")
-        table.add_column("detector", overflow="fold")
-        for name in names:
-            table.add_column(name, justify="right", no_wrap=True)
+        table = table_of(["detector"], names, title="FPR95 ↓ / AUROC ↑ in %")
         for line in lines(results):
             shown = [Text.from_markup(_joined(line.cells.get(n), "[bold]{}[/bold]", width=5)) for n in names]
             if line.kind == OURS:

@@ -54,14 +54,14 @@
   };
   const across = (set, position) => left + (width - left - 4) * position / set.id.length;
   const chart = (set) => {
-    const parts = ["id", "ood"].map((name) => {
+    const shares = ["id", "ood"].map((name) => {
       const total = set[name].reduce((a, b) => a + b, 0);
       return set[name].map((count) => count / total * 100);
     });
-    const highest = Math.max(...parts.flat());
+    const highest = Math.max(...shares.flat());
     const up = (share) => (height - bottom - top) * share / highest;
     const step = (width - left - 4) / set.id.length;
-    const bars = parts.flatMap((values, which) => values.map((share, bin) =>
+    const bars = shares.flatMap((values, which) => values.map((share, bin) =>
       `<rect class="${which ? "ood" : "id"}" data-bin="${bin}" x="${(left + bin * step).toFixed(2)}" width="${step.toFixed(2)}"`
       + ` y="${(height - bottom - up(share)).toFixed(2)}" height="${up(share).toFixed(2)}"/>`));
     const ticks = [0, 0.5, 1].map((part) => {
@@ -87,7 +87,7 @@
 
   const move = () => {
     const at = Number(slider.value);
-    const told = [`${percent(cutOf(0).shares[at])}${mark} of ID`];
+    const accepted = [`${percent(cutOf(0).shares[at])}${mark} of ID`];
     chosen.sets.forEach((set, i) => {
       const position = place(set.edges, cutOf(i).thresholds[at]);
       const figure = by("panels").children[i];
@@ -103,11 +103,11 @@
       label.setAttribute("text-anchor", x > width - 70 ? "end" : "start");
       const share = percent(set.shares[at]);
       figure.querySelector("span").textContent = `accepts ${share}${mark}, rejects ${(100 - share).toFixed(1)}${mark}`;
-      told.push(`${share}${mark} of ${data.sets[i]}`);
+      accepted.push(`${share}${mark} of ${data.sets[i]}`);
     });
     const threshold = cutOf(0).thresholds[at];
-    by("verdict").textContent = `${chosen.name} at ${short(threshold, Math.max(6, chosen.digits))} accepts ${told.join(", ")}.`;
-    slider.setAttribute("aria-valuetext", `accepts ${told[0]}`);
+    by("verdict").textContent = `${chosen.name} at ${short(threshold, Math.max(6, chosen.digits))} accepts ${accepted.join(", ")}.`;
+    slider.setAttribute("aria-valuetext", `accepts ${accepted[0]}`);
   };
 
   // The pictures: those of the best detector stand in the page, the others come with the data.

@@ -31,10 +31,11 @@ class Explainer:
         self.prototypes = deployed.classifier.head.weight if learned is None else learned
         self.source = "head" if learned is None else "training"
         self.network, self.sides = None, None
-        with contextlib.suppress(InputError):  # a network without maps
+        with contextlib.suppress(InputError), torch.no_grad():  # a network without maps
             probe, sides = patch_probe(deployed.classifier)
-            self.network = deployed.session.network(PLAIN, deployed.plain_probes | {_MAPS: probe})
-            self.sides = sides
+            network = deployed.session.network(PLAIN, deployed.plain_probes | {_MAPS: probe})
+            network(deployed.classifier.noise())
+            self.network, self.sides = network, sides
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> tuple[Judged, list[Explanation]]:

@@ -58,8 +58,8 @@ KEEP_ALIVE = 75
 _LONGEST = 200
 """Characters of a file's name that are said back."""
 
-Judgement = tuple[Judged, Explanation | None]
-"""Of one image."""
+Judgement = tuple[Judged, int, Explanation | None]
+"""Of one image: what is said of its batch, its row there, and its explanation."""
 
 
 class Service:
@@ -146,9 +146,11 @@ class Service:
         batcher = self.explaining if explain else self.judging
         answers = await asyncio.gather(*(asyncio.wrap_future(batcher.submit(image, client)) for image in images))
         if count:
-            self._count([judged for judged, _ in answers])
-        verdicts = [self._verdict(judged) for judged, _ in answers]
-        return [ImageVerdict.of(name, v, e) for name, v, (_, e) in zip(names, verdicts, answers, strict=True)]
+            for judged, i, _ in answers:
+                for alarm in self.drift.update(judged.score[i : i + 1], judged.pred[i : i + 1]):
+                    log.warning("the input has changed since image %d (noticed at %d)", alarm.began, alarm.image)
+        verdicts = [self._verdict(judged, i) for judged, i, _ in answers]
+        return [ImageVerdict.of(name, v, e) for name, v, (_, _, e) in zip(names, verdicts, answers, strict=True)]
 
     async def _decoded(self, upload: UploadFile, client: str) -> Tensor | BadImage:
         try:
@@ -163,18 +165,13 @@ class Service:
         def work(images: Tensor) -> list[Judgement]:
             judged, explanations = judge(images)
             self.metrics.batches.observe(len(images))
-            return [(judged[i], explanation) for i, explanation in enumerate(explanations)]
+            return [(judged, i, explanation) for i, explanation in enumerate(explanations)]
 
         return Batcher(work, self.batch_size)
 
-    def _count(self, judged: list[Judged]) -> None:
-        for one in judged:
-            for alarm in self.drift.update(one.score, one.pred):
-                log.warning("the input has changed since image %d (noticed at %d)", alarm.began, alarm.image)
-
-    def _verdict(self, judged: Judged) -> Verdict:
+    def _verdict(self, judged: Judged, i: int) -> Verdict:
         try:
-            verdict = self.deployed.verdict(judged, 0)
+            verdict = self.deployed.verdict(judged, i)
         except InputError as e:
             self.metrics.images.labels("refused").inc()
             raise HTTPException(STATUS[BadImage], str(e)) from None

@@ -124,6 +124,8 @@ class SGD(Optimizer):
             raise InputError("nesterov=true needs a momentum above 0")
 
 
+# not timm.scheduler: its state would have to be stored, and its rates are others (cosine with warm-up: by up to 10 % of
+# lr, measured)
 class Schedule(Optioned):
     """The learning rate as a share of its start, a function of the epoch alone: nothing of it need be stored."""
 

@@ -80,6 +80,7 @@ class State:
     def advance(self) -> None:
         """Count a step of the optimiser and average the weights."""
         self.step += 1
+        # timm.utils.ModelEmaV3 warms up otherwise, keeps a whole second network, and does not swap it with the first
         decay = min(self.decay, (1 + self.step) / (10 + self.step))
         for name, t in self._distinct().items() if self.average else ():
             if t.is_floating_point():

@@ -9,9 +9,9 @@ async function ask(path, options = {}) {
   const headers = token ? { Authorization: `Bearer ${token}` } : {};
   const answer = await fetch(path, { ...options, headers });
   if (answer.status === 401) $("login").hidden = false;
-  const said = await answer.json().catch(() => ({ detail: `HTTP ${answer.status}` }));
-  if (!answer.ok) throw new Error(said.detail);
-  return said;
+  const body = await answer.json().catch(() => ({ detail: `HTTP ${answer.status}` }));
+  if (!answer.ok) throw new Error(body.detail);
+  return body;
 }
 
 async function begin() {
