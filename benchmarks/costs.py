@@ -18,7 +18,7 @@ from torch import nn
 
 from _common import ROOT, data, densenet, parser, seconds
 from nescio import Detector, FeatureSet, Session, open_source
-from nescio.core.detector import fit_all, score_all
+from nescio.core.detector import score_all
 from nescio.core.plugins import load_methods
 from nescio.core.stage import REGISTRY, InputStage
 from nescio.methods.catalogue import COSTS
@@ -56,7 +56,7 @@ def main() -> None:
             row["network"] = f"{network_seconds(network, pass_of(detector), detector, images) / plain:.1f}"
         else:
             tries = [detector, *(Detector(str(detector)) for _ in range(2))]
-            fit = min(s for each in tries for s in fit_all([each], features))
+            fit = min(each.fit(features).fit_seconds for each in tries)
             score = min(s for each in tries for s in score_all([each], test.chunks())[1])
             row |= {"fit": f"{fit:.2f}" if detector.needs.train else "", "score": f"{score / len(test) * 1e6:.1f}"}
             if not stage.takes_members and detector.needs.probes:

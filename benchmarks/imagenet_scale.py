@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from _common import in_turns, parser, seconds
-from nescio.core.detector import BLOCK, Detector, fit_all, score_all
+from nescio.core.detector import BLOCK, Detector, score_all
 from nescio.core.feature_set import FeatureSet
 from nescio.core.features import Features, Head
 from nescio.run.bank import Bank, BankKey
@@ -185,7 +185,7 @@ def main() -> None:
     for spec in options.detector or ARITHMETIC:
         fit, score = ARITHMETIC[spec]
         detector = Detector(spec)
-        (fit_seconds,) = fit_all([detector], FeatureSet.stream(train.chunks, train.head))
+        fit_seconds = detector.fit(FeatureSet.stream(train.chunks, train.head)).fit_seconds
         score_seconds = seconds(lambda d=detector: [score_all([d], bank.chunks()) for bank in tests])
         arithmetic = sum(rates[k][0] * rates[k][1] for k in fit) + sum(rates[k][0] * (N_ID + N_OOD) for k in score)
         reading = once * (detector.needs.train or detector.needs.held_out) + once_test

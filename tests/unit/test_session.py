@@ -86,8 +86,9 @@ def test_a_detector_of_arrays_scores_what_the_session_gives() -> None:
     session = Session(network)
     train = session.features(DataLoader(TensorDataset(X, Y), 8))
     h, y = train.record().h.numpy(), train.labels
-    (seconds,) = session.fit("mahalanobis", DataLoader(TensorDataset(X, Y), 8)).values()
-    assert seconds > 0
+    fitted = session.fit("mahalanobis", DataLoader(TensorDataset(X, Y), 8))
+    assert fitted["mahalanobis"].fit_seconds > 0
+    assert len(session.scores(fitted, X)["mahalanobis"]) == len(X)
     alone = nescio.Detector("mahalanobis").fit(h, y)
     np.testing.assert_allclose(alone(h), alone(train).numpy(), rtol=1e-9)
     fmls = nescio.Detector("fmls").fit(h, y, head=network.fc)

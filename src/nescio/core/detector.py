@@ -233,7 +233,7 @@ def detectors_of(
 
 def fit_all(
     detectors: Sequence[Detector], data: FeatureSet, failed: Callable[[Detector, InputError], None] | None = None
-) -> list[float]:
+) -> None:
     """Fit several detectors at once. Equal shape and modulate stages are fitted once and shared between them.
 
     They can be shared because they are fitted on raw training features, whatever stands before them; a score stage
@@ -243,13 +243,9 @@ def fit_all(
         detectors: to be fitted.
         data: training features, as far as the detectors need them.
         failed: told of a detector that cannot be fitted on these data, and why; without it, that is raised.
-
-    Returns:
-        the seconds that each detector's stages took to fit, a shared stage's counted in full for each.
     """
     shared: dict[tuple[str, type[Stage], str], tuple[Stage, float]] = {}
     raw: dict[tuple[str, frozenset[str]], FeatureSet] = {}
-    seconds = []
     for detector in detectors:
         detector.check_complete()
         *before, last = detector.steps
@@ -271,10 +267,9 @@ def fit_all(
             failed(detector, e)
         else:
             detector.head, detector.fitted_to, detector.width = data.head, data.head.fingerprint, _width(data)
-        seconds.append(spent)
+        detector.fit_seconds = spent
         if detector.size > LARGE:
             log.warning("detector %r holds %s of training features", detector, megabytes(detector.size))
-    return seconds
 
 
 def _check_enough(detector: Detector, data: FeatureSet) -> None:

@@ -33,6 +33,8 @@ class StoredChain(Chain):
         """Fingerprint of the head that the detector was fitted for; empty where there was none."""
         self.head: Head = NO_HEAD
         """The head that it was fitted with: arrays of features that it is called on are read by this one."""
+        self.fit_seconds = 0.0
+        """What fitting took, a stage that it shares with others counted in full."""
         self.width: int | None = None
         """L of the features that it was fitted on."""
 

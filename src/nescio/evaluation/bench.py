@@ -81,12 +81,9 @@ def bench(
     plain = [d for d in found.values() if d.input_stage is None]
     sets.see("id", sets.session.read(sets.images["id"], PLAIN, probes_of(plain), "id"))
     unfitted = {name: d for name, d in found.items() if d.fitted_to is None}
-    seconds: dict[Any, float] = dict(
-        sets.session.fit(unfitted, sets.images["train"], sets.images["calibrate"], seen=sets.see)
-    )
+    sets.session.fit(unfitted, sets.images["train"], sets.images["calibrate"], seen=sets.see)
     scored = {name: sets.scored(name, found) for name in ("id", *ood)}
-    for name in scored:
-        seconds |= {(d, name): s for d, s in sets.seconds[name].items()}
+    seconds = {(d, name): s for name in scored for d, s in sets.seconds[name].items()}
     with session.clock("metrics"):
         right = _right(sets.rows["id"])
         table = _table(found, scored, right, seconds, resamples=resamples, equal=equal)
@@ -129,8 +126,8 @@ def evaluate(
     check_sets(by_role, list(ood), found)
     unfitted = {name: d for name, d in found.items() if d.fitted_to is None}
     data = FeatureSet(head=id.head) if train is None else train
-    took = fit_all(list(unfitted.values()), data if held_out is None else data.with_held_out(held_out))
-    seconds: dict[Any, float] = dict(zip(unfitted, took, strict=True))
+    fit_all(list(unfitted.values()), data if held_out is None else data.with_held_out(held_out))
+    seconds: dict[tuple[str, str], float] = {}
     scored = {}
     for name, rows in {"id": id, **ood}.items():
         values, spent = score_all(list(found.values()), rows.chunks())
@@ -221,7 +218,7 @@ def _table(
     detectors: Mapping[str, Detector],
     scored: Mapping[str, Scored],
     right: npt.NDArray[np.int64],
-    seconds: Mapping[Any, float],
+    seconds: Mapping[tuple[str, str], float],
     *,
     resamples: int,
     equal: bool,
@@ -230,7 +227,7 @@ def _table(
     rows = []
     for name, detector in detectors.items():
         for ood in oods:
-            spent = seconds.get(name, 0.0) + seconds[name, "id"] + seconds[name, ood.name]
+            spent = detector.fit_seconds + seconds[name, "id"] + seconds[name, ood.name]
             own_pass = repr(detector.input_stage) if detector.input_stage else ""
             row = _row(name, ids, ood, right, resamples=resamples, equal=equal)
             rows.append(Row(**row, seconds=spent, own_pass=own_pass))

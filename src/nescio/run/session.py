@@ -35,8 +35,7 @@ class Session(Runner):
     """A network and how it is run. Features of named sets of images are computed once and kept in banks on disk.
 
     >>> session = Session(net)  # or a name: Session("torchvision:resnet50", cache="banks", workers=4)
-    >>> detectors = [Detector("knn"), Detector("odin+msp")]
-    >>> seconds = session.fit(detectors, train_loader)  # or images by name, "imagenet/train"
+    >>> detectors = session.fit(["knn", "odin+msp"], train_loader)  # or images by name, "imagenet/train"
     >>> session.scores(detectors, test_loader)["knn"].shape
     (60,)
 
@@ -171,11 +170,11 @@ class Session(Runner):
         *,
         failed: Callable[[Detector, InputError], None] | None = None,
         seen: Callable[[str, FeatureSet], None] | None = None,
-    ) -> dict[str, float]:
-        """Fit detectors in place, each on the features of the pass that it is fitted on.
+    ) -> dict[str, Detector]:
+        """Fit detectors, each on the features of the pass that it is fitted on.
 
         Args:
-            detectors: to be fitted. Stages that are equal are fitted once.
+            detectors: to be fitted in place, or spec strings. Stages that are equal are fitted once.
             train: the network's training images, with labels, where one is fitted on them.
             held_out: ID images that are none of these, for ensembles and a fitted temperature; without, a share of the
                 training images is kept apart for them.
@@ -183,10 +182,10 @@ class Session(Runner):
             seen: told of the features of the plain pass, and what they are: ``train`` or ``calibrate``.
 
         Returns:
-            the seconds that each took.
+            the fitted detectors by what the caller called them, as ``scores`` takes them.
         """
         found = self.meet(train, held_out).detectors(detectors)
-        head, seconds = self.classifier.head.to("cpu"), dict[str, float]()
+        head = self.classifier.head.to("cpu")
         for network_pass, names in grouped(found, training_pass):
             members = [found[name] for name in names]
             apart = [d for d in members if d.needs.held_out]
@@ -200,9 +199,9 @@ class Session(Runner):
                     seen(title, rows)
                 data = rows.with_held_out(data.held_out) if title == "train" else data.with_held_out(rows)
             with self.clock("fit"):
-                seconds |= zip(names, fit_all(members, data, failed), strict=True)
+                fit_all(members, data, failed)
                 self._choose(train if held_out is None else held_out, members)
-        return seconds
+        return found
 
     @torch.no_grad()
     def _choose(self, images: Images | None, detectors: Iterable[Detector]) -> None:
