@@ -304,8 +304,8 @@ class Classifier(nn.Module):
         body = shallow_copy(self.body).train()
         if not split:
             return [body]
-        parts = split_backbone(body, self.noise(), self.name)
-        return [part.train() for part in (parts.backbone, parts.pool, parts.neck)]
+        cut = split_backbone(body, self.noise(), self.name)
+        return [module.train() for module in (cut.backbone, cut.pool, cut.neck)]
 
     @cached_property
     def taps(self) -> Taps:

@@ -144,8 +144,8 @@ def _of_run(model: Model, weights: Weights | None) -> tuple[Model, Weights | Non
     return architecture, weights or folder / WEIGHTS, run
 
 
-def _run_folder(given: object) -> Path | None:
-    folder = Path(given).expanduser() if isinstance(given, str | Path) else None
+def _run_folder(path: object) -> Path | None:
+    folder = Path(path).expanduser() if isinstance(path, str | Path) else None
     return folder if folder and (folder / RUN).is_file() else None
 
 
@@ -221,11 +221,11 @@ def _resolved(
 
 
 def _chosen_transform(
-    network: nn.Module, architecture: Architecture, given: str | AnyTransform | Function | None
+    network: nn.Module, architecture: Architecture, wanted: str | AnyTransform | Function | None
 ) -> AnyTransform:
     own = architecture.transform(network)
-    if given is not None:
-        return as_transform(given, own)
+    if wanted is not None:
+        return as_transform(wanted, own)
     if own is None:
         raise InputError(
             f"model '{architecture.name}' brings no test transform; "

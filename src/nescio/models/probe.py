@@ -53,10 +53,10 @@ def fit_probe(features: FeatureSet, *, classes: int | Sequence[str]) -> Head:
 
 def _gathered(features: FeatureSet) -> tuple[Tensor, Tensor]:
     """Labelled rows ``(N, L)`` in float64, and their labels; drawn where they are more than are fitted on."""
-    n, parts = 0, []
+    n, masks = 0, []
     for f in features.chunks():
         known = torch.zeros(len(f), dtype=torch.bool) if f.labels is None else f.labels >= 0
-        parts.append(known.cpu())
+        masks.append(known.cpu())
         n += int(known.sum())
     if n == 0:
         raise InputError("a head is fitted on labelled features, and none of these has a label: give labels")
@@ -69,7 +69,7 @@ def _gathered(features: FeatureSet) -> tuple[Tensor, Tensor]:
     if order is not None:
         taken[order] = True
     rows, labels, start = [], [], 0
-    for known, f in zip(parts, features.chunks(), strict=True):
+    for known, f in zip(masks, features.chunks(), strict=True):
         if f.labels is None or not bool(known.any()):
             continue
         at = known.nonzero().flatten()

@@ -162,9 +162,9 @@ def needs_are_what_it_reads(stage: type[Stage], f: Features, new: Features) -> N
     """With what it declares and nothing else, the scores are the same; without any of that, a message names it."""
     detector = _alone(stage)
     needs, own = detector.needs, detector.steps[0]
-    parts = {"features": needs.features, "head": needs.head, "logits": needs.logits and not needs.head}
-    parts |= {"train": needs.fitting, "labels": needs.labels}
-    declared = {name for name, needed in parts.items() if needed}
+    kinds = {"features": needs.features, "head": needs.head, "logits": needs.logits and not needs.head}
+    kinds |= {"train": needs.fitting, "labels": needs.labels}
+    declared = {name for name, needed in kinds.items() if needed}
     full = fitted(_alone(stage), f, len(f))
     try:
         scores = _with(_alone(stage), declared, f, new)
@@ -189,22 +189,22 @@ def _alone(stage: type[Stage]) -> Detector:
     return Detector([own, lambda f: f.h.norm(dim=1)]) if stage.place == "shape" and not own.needs.head else detector
 
 
-def _with(detector: Detector, parts: set[str], f: Features, new: Features, missing: str = "") -> Tensor:
-    """Scores by these parts of the features alone; logits stand for the rows where there are no features."""
-    has_h = "features" in parts or missing == "logits"
+def _with(detector: Detector, kinds: set[str], f: Features, new: Features, missing: str = "") -> Tensor:
+    """Scores by these kinds of features alone; logits stand for the rows where there are no features."""
+    has_h = "features" in kinds or missing == "logits"
 
     def reduced(of: Features, key: str, *, labels: bool) -> FeatureSet:
         record = Features.of(
             of.h if has_h else None,
-            head=of.head if "head" in parts else NO_HEAD,
-            logits=of.logits if "logits" in parts or not has_h else None,
+            head=of.head if "head" in kinds else NO_HEAD,
+            logits=of.logits if "logits" in kinds or not has_h else None,
             labels=of.labels if labels else None,
             aux={n: t for n, t in of.aux.items() if n.rpartition(".")[0] in detector.columns},
         ).with_fields(network_pass=key)
         return FeatureSet.stream(lambda: iter([record]), record.head)
 
-    train = reduced(f, detector.training_pass_key, labels="labels" in parts)
-    detector.fit(train if "train" in parts else FeatureSet(head=train.head))
+    train = reduced(f, detector.training_pass_key, labels="labels" in kinds)
+    detector.fit(train if "train" in kinds else FeatureSet(head=train.head))
     return detector.usable_scores(reduced(new, detector.pass_key, labels=False).record())
 
 

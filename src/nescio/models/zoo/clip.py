@@ -63,15 +63,15 @@ class Spec:
         arch = arch.replace("/", "-")
         before, prompt, prompts = options.partition("prompt=")
         pairs = [option.partition("=")[::2] for option in before.rstrip(",").split(",") if option]
-        given = dict(pairs)
-        if not given.keys() <= _OPTIONS or not all(given.values()) or len(pairs) > len(given):
+        chosen = dict(pairs)
+        if not chosen.keys() <= _OPTIONS or not all(chosen.values()) or len(pairs) > len(chosen):
             raise InputError(
                 f"option '{before.rstrip(',')}' of '{PREFIX}{text}' cannot be read; write "
                 "pretrained=TAG,negatives=FILE, each once and FILE without a comma"
             )
         if any(f",{option}=" in prompts for option in _OPTIONS):
             raise InputError(f"prompt= takes the rest of '{PREFIX}{text}': write it last")
-        tag = given.get("pretrained")
+        tag = chosen.get("pretrained")
         known = library().list_models()
         if arch not in known:
             raise InputError(f"open_clip has no model '{arch}'{nearest(arch, known)[:80]}")
@@ -79,7 +79,7 @@ class Spec:
             raise InputError(f"open_clip has no weights '{tag}' of {arch}{nearest(tag, tags(arch))}")
         if prompt and prompts not in _SETS and not all("{}" in p for p in prompts.split("|")):
             raise InputError(f"prompt '{prompts}' of '{PREFIX}{text}' has no place {{}} for a name; e.g. '{PROMPT}'")
-        return cls(arch, tag, given.get("negatives"), prompts if prompt else None)
+        return cls(arch, tag, chosen.get("negatives"), prompts if prompt else None)
 
     @property
     def templates(self) -> list[str]:
@@ -90,8 +90,8 @@ class Spec:
 
     def __str__(self) -> str:
         options = {"pretrained": self.tag, "negatives": self.negatives, "prompt": self.prompts}
-        given = ",".join(f"{key}={value}" for key, value in options.items() if value is not None)
-        return f"{PREFIX}{self.arch}" + (f":{given}" if given else "")
+        shown = ",".join(f"{key}={value}" for key, value in options.items() if value is not None)
+        return f"{PREFIX}{self.arch}" + (f":{shown}" if shown else "")
 
 
 def library() -> Any:
@@ -144,14 +144,14 @@ def captions(model: str, names: Sequence[str] | None) -> Tensor:
     try:
         with quiet():
             tokenize = library().get_tokenizer(spec.arch)
-        tokens: Tensor = tokenize([t.replace("{}", name) for name in _said(names) for t in spec.templates])
+        tokens: Tensor = tokenize([t.replace("{}", name) for name in _spoken(names) for t in spec.templates])
     except Exception as e:  # noqa: BLE001 - those of other languages are a hub's, with errors of their own
         reason = str(e).strip().partition("\n")[0] or type(e).__name__
         raise InputError(f"the tokenizer of '{spec.arch}' cannot be had: {reason}") from None
     return tokens.reshape(len(names), len(spec.templates), -1)
 
 
-def _said(names: Sequence[str]) -> list[str]:
+def _spoken(names: Sequence[str]) -> list[str]:
     """How names are said in a caption."""
     import timm
 
