@@ -27,7 +27,7 @@ def input_size(
         )
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     grey = first is not None and first.in_channels == 1
-    return getattr(transform, "channels", 1 if grey else 3), transform.crop, transform.crop
+    return 1 if grey else transform.channels, transform.crop, transform.crop
 
 
 def spread(transform: AnyTransform | None, channels: int) -> Sequence[float]:
