@@ -64,7 +64,8 @@ def report(root: Path) -> str:
             f"{PER_CLASS} images of each of the 20 classes of {SET} for training, as many others for "
             f"calibration. It is right for {first.id_accuracy:.1%} of the {first.n_id:,} test images. The network was "
             "trained on ImageNet, whose classes these are, and the OOD sets' too: that says how few images suffice to "
-            "read its features, and nothing of new classes. `python studies/probe.py`; FPR95 ↓ / AUROC ↑ in percent."
+            "read its features, and nothing of new classes. `knn` compares with 50 neighbours by default, more than "
+            "the 20 images that a class has here. `python studies/probe.py`; FPR95 ↓ / AUROC ↑ in percent."
         ),
         "",
         f"| detector | {' | '.join(OOD)} |",

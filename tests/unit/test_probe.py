@@ -243,6 +243,8 @@ def test_a_fitted_head_needs_its_training_images(images: Path, tmp_path: Path) -
         nescio.fit(session, "energy", calibrate=images / "held")
     with pytest.raises(InputError, match="calibration images are training images"):
         nescio.fit(session, "energy", train=images / "train", calibrate=images / "train")
+    with pytest.raises(InputError, match=r"'energy' reads a head that is still to be fitted: session\.ready\(train\)"):
+        session.fit(["knn", "energy"], images / "train")
     assert not (tmp_path / "banks").exists()
 
 

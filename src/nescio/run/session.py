@@ -118,6 +118,14 @@ class Session(Runner):
                 raise InputError(f"detector '{name}': {e}") from None
         return found
 
+    def _with_heads(self, given: AnyDetector | Iterable[AnyDetector] | Mapping[str, Detector]) -> dict[str, Detector]:
+        """The detectors, once the head that they read is there."""
+        found = self.detectors(given)
+        reading = [name for name, d in found.items() if d.needs.head or d.needs.logits]
+        if reading and self.classifier.awaits_probe:
+            raise InputError(f"detector '{reading[0]}' reads a head that is still to be fitted: session.ready(train)")
+        return found
+
     def read(self, images: Images, network_pass: Pass, probes: Mapping[str, Probe], title: str) -> FeatureSet:
         """Features of all images by a pass, with what probes make of the feature maps on the way."""
         if isinstance(images, FeatureSet):
@@ -184,8 +192,8 @@ class Session(Runner):
         Returns:
             the fitted detectors by what the caller called them, as ``scores`` takes them.
         """
-        found = self.meet(train, held_out).detectors(detectors)
-        head = self.classifier.head.to("cpu")
+        self.meet(train, held_out)
+        found, head = self._with_heads(detectors), self.classifier.head.to("cpu")
         for network_pass, names in grouped(found, training_pass):
             members = [found[name] for name in names]
             apart = [d for d in members if d.needs.held_out]
@@ -241,7 +249,8 @@ class Session(Runner):
         """
         if isinstance(images, DataLoader):
             dataset_of(images)  # refuses another order: nobody would know which score is whose
-        found, made = self.meet(images).detectors(detectors), Scores({}, {}, {}, {})
+        self.meet(images)
+        found, made = self._with_heads(detectors), Scores({}, {}, {}, {})
         for network_pass, names in grouped(found, lambda d: pass_of(d, self.classifier.device)):
             members = [found[name] for name in names]
             rows = (known or {}).get(network_pass.key) or self.read(images, network_pass, probes_of(members), title)

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from nescio.core.errors import check_positive, check_share
 from nescio.core.options import Optioned
-from nescio.data.transform import Transform
+from nescio.data.preprocess import AnyTransform
 
 DRAWS = 5
 """Uniform numbers per image."""
@@ -27,7 +27,7 @@ class Augment(Optioned):
     kind = "augment"
     flip: bool
 
-    def __call__(self, images: Tensor, draws: Tensor, transform: Transform) -> Tensor:
+    def __call__(self, images: Tensor, draws: Tensor, transform: AnyTransform) -> Tensor:
         """Windows of square uint8 images ``(B, 3, S, S)`` by draws ``(B, 5)`` in [0, 1): float, 0 to 255.
 
         Bilinear; what lies outside of an image is black. The test transform says what its centre crop shows.
@@ -42,7 +42,7 @@ class Augment(Optioned):
         return shown * (grid.abs() <= 1 + _EDGE).all(dim=3)[:, None]
 
     @abstractmethod
-    def window(self, draws: Tensor, transform: Transform) -> tuple[Tensor, Tensor]:
+    def window(self, draws: Tensor, transform: AnyTransform) -> tuple[Tensor, Tensor]:
         """Width and height ``(B, 2)``, in sides of the image, and centre ``(B, 2)``, in [-1, 1]."""
 
 
@@ -52,7 +52,7 @@ class Plain(Augment):
     name = "none"
     flip = False
 
-    def window(self, draws: Tensor, transform: Transform) -> tuple[Tensor, Tensor]:
+    def window(self, draws: Tensor, transform: AnyTransform) -> tuple[Tensor, Tensor]:
         """Always the same."""
         share, centre = _centre_crop(transform)
         return draws.new_full((len(draws), 2), share), draws.new_full((len(draws), 2), centre)
@@ -67,7 +67,7 @@ class Shift(Augment):
         self.by = check_share("by", by)
         self.flip = flip
 
-    def window(self, draws: Tensor, transform: Transform) -> tuple[Tensor, Tensor]:
+    def window(self, draws: Tensor, transform: AnyTransform) -> tuple[Tensor, Tensor]:
         """The test crop's size, its centre moved by whole pixels."""
         share, centre = _centre_crop(transform)
         most = round(self.by * transform.crop)
@@ -84,7 +84,7 @@ class Crop(Augment):
         self.least = check_positive("least", check_share("least", least))
         self.flip = flip
 
-    def window(self, draws: Tensor, transform: Transform) -> tuple[Tensor, Tensor]:
+    def window(self, draws: Tensor, transform: AnyTransform) -> tuple[Tensor, Tensor]:
         """Area and the logarithm of the ratio are uniform; the place is, within the image."""
         del transform
         area = self.least + draws[:, 2] * (1 - self.least)
@@ -94,7 +94,7 @@ class Crop(Augment):
         return size, (2 * draws[:, :2] - 1) * (1 - size)
 
 
-def _centre_crop(transform: Transform) -> tuple[float, float]:
+def _centre_crop(transform: AnyTransform) -> tuple[float, float]:
     """The test crop's side, in sides of the resized image, and its centre, in [-1, 1], both ways alike."""
     whole = transform.resize or transform.crop
     left = round((whole - transform.crop) / 2)  # as torchvision places it

@@ -18,6 +18,7 @@ from nescio.core.errors import InputError
 from nescio.core.progress import progress_bar
 from nescio.data.decode import decode
 from nescio.data.loader import default_workers, read_batches, read_spans
+from nescio.data.preprocess import AnyTransform
 from nescio.data.source import Rows, Source
 from nescio.data.transform import Transform
 from nescio.data.workers import in_order
@@ -189,7 +190,7 @@ class Stream:
         self.images = images
 
     def micro_batches(
-        self, done: int, rank: int, world: int, accumulate: int, augment: Augment, transform: Transform
+        self, done: int, rank: int, world: int, accumulate: int, augment: Augment, transform: AnyTransform
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Normalised images ``(views · B, 3, H, W)`` and their numbers ``(B,)``, a part of a process's share at a time.
 

@@ -112,7 +112,7 @@ class Loop:
             streams.append(Stream(self.images.outliers, draws, self.per_epoch, self.size * self.needs.outliers))
         rank, done = self.fabric.global_rank, self.state.step - epoch * self.per_epoch
         shares = (done, rank, self.fabric.world_size, self.recipe.accumulate)
-        feeds = [stream.micro_batches(*shares, self.augment, self.run.test_transform) for stream in streams]
+        feeds = [stream.micro_batches(*shares, self.augment, self.state.classifier.transform) for stream in streams]
         for _ in range(done, self.per_epoch):
             torch.manual_seed(hash_of(seed, self.state.step, rank))  # dropout, resampled patches
             self._step(feeds)
