@@ -128,8 +128,15 @@ def export(obj: dict[str, Any], /, file: Path, out: Path, **options: Any) -> Non
 @file_argument
 def show(file: Path) -> None:
     """Say what is in a FILE that fit wrote: network, detector, threshold and what it promises."""
+    from nescio.core.artifact import kind_of
+    from nescio.core.detector import Detector
     from nescio.deploy import describe
 
+    if kind_of(file) == "detector":
+        detector = Detector.load(file)
+        said = f"a detector alone, without network or threshold: {detector}, {detector.size / 1e6:,.1f} MB"
+        console().print(said, soft_wrap=True, markup=False, highlight=False)
+        return
     _show(describe(file))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
@@ -256,7 +257,9 @@ def floats(value: Any, what: str) -> Tensor:
         try:
             array = np.asarray(value)
             plain = array.dtype.isnative and min(array.strides, default=0) >= 0
-            t = torch.from_numpy(array if plain else array.astype(array.dtype.newbyteorder("="), order="C"))
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "The given NumPy array is not writ")  # nothing here writes to it
+                t = torch.from_numpy(array if plain else array.astype(array.dtype.newbyteorder("="), order="C"))
         except (TypeError, ValueError) as e:
             got = f"{type(value).__name__} ({e})"
             raise InputError(f"{what}: expected an array or tensor of numbers, got {got}") from None

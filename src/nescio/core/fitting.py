@@ -69,14 +69,14 @@ def checked(data: FeatureSet, network_pass: str, columns: Collection[str], wante
 
         def chunks() -> Iterator[Features]:
             nonlocal seen
-            stream, start = rows.chunks(), 0
+            stream, start = filter(len, rows.chunks()), 0
             for f in stream:
                 if not seen:
                     check(f, title, start, stream)
                 start += len(f)
                 yield f
             if start == 0:
-                raise InputError(f"there are no {title} features, which detector '{wanted_by}' is fitted on")
+                raise InputError(f"there are no {title} features, which detector '{wanted_by}' is fitted on: give some")
             seen = True
 
         return FeatureSet.stream(chunks if rows.has_rows else None, rows.head)
@@ -91,10 +91,16 @@ def labelled(data: FeatureSet, wanted_by: str) -> Iterator[tuple[Tensor, Tensor]
     Raises:
         InputError: a label is missing or outside the head's range.
     """
-    n = data.n_classes
+    n, start = data.n_classes, 0
     for f in data.chunks():
-        if f.labels is None or (f.labels < 0).any() or (f.labels >= n).any():
-            raise InputError(f"stage '{wanted_by}' needs images with labels in 0…{n - 1}")
+        asked = f"stage '{wanted_by}' needs images with labels in 0…{n - 1}"
+        if f.labels is None:
+            raise InputError(f"{asked}, and there are none: give them, as fit(h, labels)")
+        bad = ((f.labels < 0) | (f.labels >= n)).nonzero().flatten()
+        if len(bad):
+            row, label = start + int(bad[0]), int(f.labels[bad[0]])
+            raise InputError(f"{asked}, and that of row {row:,} is {label}: correct it, or leave such rows out")
+        start += len(f)
         yield f.h, f.labels
 
 

@@ -25,6 +25,25 @@ PLACES = ("input", "shape", "modulate", "score")
 REGISTRY: dict[str, type[Stage]] = {}
 
 
+def _alone(stage: Stage) -> InputError:
+    kind = type(stage).__name__
+    return InputError(
+        f"stage '{stage.name}' alone takes no arrays: make a detector of it, nescio.Detector({kind}(…)).fit(h)(h_new)"
+    )
+
+
+def _of_features(fit: Callable[..., None]) -> Callable[..., None]:
+    """A stage's ``fit`` that tells whoever takes the stage for a detector so."""
+
+    @functools.wraps(fit)
+    def checked(self: Stage, data: Any = None, *given: Any, **named: Any) -> None:
+        if given or named or not isinstance(data, FeatureSet):
+            raise _alone(self)
+        fit(self, data)
+
+    return checked
+
+
 class Stage(Optioned, nn.Module):
     """One step of a detector. Options are the arguments of ``__init__``, kept under their own names.
 
@@ -45,6 +64,8 @@ class Stage(Optioned, nn.Module):
 
     def __init_subclass__(cls, name: str | None = None, place: str | None = None) -> None:
         super().__init_subclass__()
+        if "fit" in vars(cls):
+            cls.fit = _of_features(vars(cls)["fit"])  # type: ignore[method-assign]
         if place is not None:
             cls.place = place
         cls.name = name or cls.__name__.lower()  # not its base's: that is another stage
@@ -95,6 +116,7 @@ class Stage(Optioned, nn.Module):
         """
         return None
 
+    @_of_features
     def fit(self, data: FeatureSet) -> None:
         """Learn from the head or the training features; most stages have nothing to learn."""
 
@@ -102,8 +124,10 @@ class Stage(Optioned, nn.Module):
         """The single numbers that ``fit`` chose, for a manifest or a message."""
         return {name: float(b) for name, b in self.named_buffers(recurse=False) if b.numel() == 1}
 
-    def __call__(self, features: Features) -> Any:
+    def __call__(self, features: Features | None = None, **given: Any) -> Any:
         """Run ``forward``, after a check that nothing it reads is still unfitted."""
+        if given or not isinstance(features, Features):
+            raise _alone(self)
         for name, buffer in self._buffers.items():
             if buffer is None:
                 raise NotFitted(f"stage '{self.name}' is not fitted (it has no {name} yet): call fit first")

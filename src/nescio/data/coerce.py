@@ -18,7 +18,7 @@ from nescio.data.source import AnySource, Labels, as_source, unlabelled
 
 IMAGE_KEYS = ("image", "img", "images", "pixel_values", "x", "input")
 LABEL_KEYS = ("label", "labels", "fine_label", "cls", "class", "target", "y")
-_CHANNELS = (1, 3, 4)
+CHANNELS = (1, 3, 4)
 
 
 class NotPixels(BadImage):
@@ -150,7 +150,7 @@ def channels_last(shape: Sequence[int]) -> bool:
     Raises:
         NotPixels: neither its first nor its last side can be channels, or both can.
     """
-    first, last = shape[0] in _CHANNELS, shape[2] in _CHANNELS
+    first, last = shape[0] in CHANNELS, shape[2] in CHANNELS
     if 0 in shape or not (first or last):
         raise NotPixels(f"an image of shape {tuple(shape)} is neither grey, RGB nor RGBA (H, W[, C] or C, H, W)")
     if first and last:

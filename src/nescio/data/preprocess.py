@@ -28,6 +28,7 @@ class Preprocess:
         function: PIL image to tensor ``(C, S, S)``, the same each time.
         key: what tells it from others, in the keys of cached features; its repr where None.
         crop: side of the square that the image is resized and cropped to before, where the function keeps its size.
+        grey: give it grey images (mode L); by default where its ``Normalize`` has one mean.
 
     Attributes:
         crop, channels: size ``S`` and number ``C``.
@@ -40,12 +41,14 @@ class Preprocess:
 
     resize: int | None = None
 
-    def __init__(self, function: Function, *, key: str | None = None, crop: int | None = None) -> None:
+    def __init__(
+        self, function: Function, *, key: str | None = None, crop: int | None = None, grey: bool = False
+    ) -> None:
         self.function = function
         self._text = _key(function, key) + (f",crop={crop}" if crop else "")
         normalisation = next(_normalisations(function), None)
         mean, std = normalisation or ((0.0,), (1.0,))
-        self._is_grey = normalisation is not None and len(mean) == 1
+        self._is_grey = grey or (normalisation is not None and len(mean) == 1)
         self._square = Transform(crop, mean=mean, std=std, channels=len(mean)) if crop else None
         self.channels, self.crop = self._tried()
         self.mean, self.std = ((v * self.channels if len(v) == 1 else v) for v in (mean, std))
@@ -62,7 +65,7 @@ class Preprocess:
         shape = tuple(found[0].shape)
         if found[1].shape != found[0].shape:
             raise InputError(
-                f"the transform {self} gives images of different sizes different sizes: name the size that the network "
+                f"the transform {self} does not give all images one size: name the size that the network "
                 "sees, as nescio.data.as_transform(function, crop=32)"
             )
         if len(shape) != 3 or shape[1] != shape[2] or shape[0] not in (1, 3):
@@ -106,6 +109,7 @@ def as_transform(
     *,
     key: str | None = None,
     crop: int | None = None,
+    channels: int = 3,
 ) -> AnyTransform:
     """A transform of options as text, or of a function.
 
@@ -117,6 +121,7 @@ def as_transform(
         own: what options replace parts of.
         key: as for ``Preprocess``.
         crop: as for ``Preprocess``.
+        channels: what the network takes: 1 for grey images, which a function is then given where it keeps colours.
 
     Raises:
         InputError: as ``Transform.parse`` or ``Preprocess``.
@@ -129,10 +134,13 @@ def as_transform(
         raise InputError(f"{type(transform).__name__} is no transform: give options as text, a Transform or a function")
     # what a known transform is called matters to nobody
     made = Preprocess(transform, key=key or type(transform).__name__, crop=crop)
+    grey = channels == 1 and made.channels == 3
+    if grey:
+        made = Preprocess(transform, key=key or type(transform).__name__, crop=crop, grey=True)
     plain = _plain(transform, made)
     if plain is not None and all(_alike(plain, made, _noise(size)) for size in (*_TRIALS, (made.crop, made.crop))):
         return plain
-    return Preprocess(transform, key=key, crop=crop)
+    return Preprocess(transform, key=key, crop=crop, grey=grey)
 
 
 def _plain(function: Function, made: Preprocess) -> Transform | None:

@@ -18,6 +18,8 @@ Opened = TypeVar("Opened", bound=Opener)
 SOURCES: dict[str, Opener] = {}
 """What opens a name that starts with this word and colon (``"noise:"``, given what follows), or a file whose name ends
 like this (``".zip"``, given a path or ``Remote``). ``"://"`` opens URLs, ``""`` every other name."""
+INDEXED: list[Opener] = []
+"""What makes a source of any other object that has a length and gives its items by number."""
 IN_MEMORY: list[tuple[Callable[[Any], bool], Opener]] = []
 """What makes a source of an object, and of which objects; the first that fits does it."""
 

@@ -16,7 +16,7 @@ from nescio.core import numerics
 from nescio.core.errors import InputError
 from nescio.data.decode import Raw
 from nescio.data.hashing import combine
-from nescio.data.registry import IN_MEMORY, SOURCES, load_formats
+from nescio.data.registry import IN_MEMORY, INDEXED, SOURCES, load_formats
 
 Labels = npt.NDArray[np.int64]
 log = logging.getLogger(__name__)
@@ -165,12 +165,13 @@ def as_source(images: AnySource) -> Source:
     """The source of whatever holds images.
 
     Args:
-        images: a source itself; a name, as ``open_source`` takes it; a PyTorch data set (whose items are an image,
-            ``(image, label, …)`` or a dict of both) or a DataLoader of one, in order; a Hugging Face data set; a pandas
-            DataFrame with a column ``path``, ``file`` or ``image``, and perhaps ``label`` or ``class``; a list of
-            paths, encoded bytes, PIL images, arrays or tensors, or of pairs of one and its label; a tensor
-            ``(B, C, H, W)`` or array ``(B, H, W, C)``; one of all these with labels as ``(images, labels)``; one PIL
-            image. Arrays and tensors hold uint8, or floats in [0, 1], of 1, 3 or 4 channels, first or last.
+        images: a source itself; a name, as ``open_source`` takes it; a PyTorch data set, or what has a length and
+            indexing like one (whose items are an image, ``(image, label, …)`` or a dict of both), or a DataLoader of
+            one, in order; a Hugging Face data set; a pandas DataFrame with a column ``path``, ``file`` or ``image``,
+            and perhaps ``label`` or ``class``, or a Series of paths; a list of paths, encoded bytes, PIL images, arrays
+            or tensors, or of pairs of one and its label, or of dicts of both; a tensor ``(B, C, H, W)`` or array
+            ``(B, H, W, C)``, of grey images also ``(B, H, W)``; one of all these with labels as ``(images, labels)``;
+            one PIL image. Arrays and tensors hold uint8, or floats in [0, 1], of 1, 3 or 4 channels, first or last.
 
     Raises:
         InputError: it is none of these, or as ``open_source``.
@@ -181,6 +182,13 @@ def as_source(images: AnySource) -> Source:
         return cast("Source", images)
     load_formats()
     opener = next((opener for fits, opener in IN_MEMORY if fits(images)), None)
+    if (
+        opener is None
+        and hasattr(images, "__len__")
+        and hasattr(images, "__getitem__")
+        and not isinstance(images, Mapping)
+    ):
+        opener = INDEXED[0]
     if opener is None:
         raise InputError(
             f"{type(images).__name__} is no image and no set of images: give a path (a folder, an archive, parquet, a "
@@ -210,8 +218,8 @@ def draw(base: Source, count: int) -> Source:
     return base if count >= len(base) else Rows(base, numerics.drawn(len(base), count).tolist())
 
 
-def open_source(spec: str | Path) -> Source:
-    """Open what a user names on the command line.
+def open_source(spec: AnySource) -> Source:
+    """Open what a user names on the command line, or holds in memory (see ``as_source``).
 
     Args:
         spec: a folder of images (class sub-folders or flat) or of parquet shards; a ``.zip``, ``.tar``, ``.tar.gz`` or
@@ -225,7 +233,7 @@ def open_source(spec: str | Path) -> Source:
     Raises:
         InputError: there is nothing there, it holds no images, or its kind is not known.
     """
-    return open_cut(str(spec), _open_name)
+    return open_cut(str(spec), _open_name) if isinstance(spec, str | Path) else as_source(spec)
 
 
 def _open_name(text: str) -> Source:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -52,7 +53,7 @@ class Transform:
         resize: length of the short side after (antialiased) resizing, in pixels; ``crop`` where None.
         interpolation: ``bilinear``, ``bicubic`` or ``nearest``.
         mean, std: per channel, for pixels in [0, 1]; one number counts for all channels.
-        channels: 3 for RGB, 1 where the network sees grey images.
+        channels: 3 for RGB, 1 where the network sees grey images; by default 1 where ``mean`` is a list of one number.
     """
 
     crop: int
@@ -60,13 +61,15 @@ class Transform:
     interpolation: str = "bilinear"
     mean: tuple[float, ...] = NORMALISATIONS["imagenet"][0]
     std: tuple[float, ...] = NORMALISATIONS["imagenet"][1]
-    channels: int = 3
+    channels: int = 0
 
     def __post_init__(self) -> None:
+        if not self.channels:
+            object.__setattr__(self, "channels", 1 if np.shape(self.mean) == (1,) else 3)
         if self.channels not in (1, 3):
             raise InputError(f"transform has channels={self.channels}: 3 for RGB, 1 for grey images")
         for key in ("mean", "std"):
-            values = tuple(getattr(self, key))
+            values = tuple(np.atleast_1d(getattr(self, key)).tolist())
             if len(values) != self.channels and len(set(values)) != 1:
                 raise InputError(
                     f"transform has channels={self.channels}, but {key}={'/'.join(f'{v:g}' for v in values)}: give "

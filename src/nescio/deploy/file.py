@@ -8,8 +8,9 @@ from the scores, whatever the JSON says: where the two disagree, the file is ref
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from nescio.data.hashing import combine
 from nescio.data.transform import Transform
 from nescio.models import Classifier, load_classifier
 from nescio.models.classifier import FITTED
+from nescio.models.outputs import unwrapped
 from nescio.models.runs import HEAD_PREFIX, MOST_CLASSES, is_names, state_of
 from nescio.models.trusted import trusted_architecture
 from nescio.models.zoo.clip import PREFIX
@@ -119,7 +121,7 @@ def load(
     kind: type[Deployed],
     path: str | Path,
     *,
-    model: str | Callable[[], nn.Module] | None = None,
+    model: Any = None,
     weights: str | Path | None = None,
     device: str | torch.device = "auto",
 ) -> Deployed:
@@ -128,7 +130,8 @@ def load(
     Args:
         kind: the class, which this file must not import: it saves itself with ``save``.
         path: the file.
-        model: what makes the network, as ``load_classifier`` takes it, where no library knows it by the file's name.
+        model: what makes the network, as ``load_classifier`` takes it, where no library knows it by the file's name; or
+            the network, a classifier or a session, whose weights are taken where the file holds none.
         weights: where the file holds but their hash.
         device: as for ``load_classifier``.
 
@@ -221,8 +224,8 @@ def _check_weights(model: dict[str, Any], state: Mapping[str, Tensor]) -> None:
 def _try(deployed: Deployed) -> None:
     """Judge one image: tensors of another shape or kind than the stages read show here, and not in use."""
     classifier, detector = deployed.classifier, deployed.detector
-    stage, side = detector.input_stage, classifier.transform.crop
-    x = classifier.transform.normalise(torch.zeros(1, 3, side, side, dtype=torch.uint8, device=classifier.device))
+    stage, blank = detector.input_stage, torch.zeros(1, *classifier.size, dtype=torch.uint8, device=classifier.device)
+    x = classifier.transform.normalise(blank)
     plain, own = classifier.probed(deployed.plain_probes)(x), None
     if stage is not None:
         network = classifier.with_body(stage.prepare).probed(detector.needs.probes)
@@ -233,12 +236,18 @@ def _try(deployed: Deployed) -> None:
 def _classifier(
     about: dict[str, Any],
     state: dict[str, Tensor],
-    model: str | Callable[[], nn.Module] | None,
+    model: Any,
     weights: str | Path | None,
     device: str | torch.device,
 ) -> Classifier:
     name, classes, transform = about["name"], about["classes"], Transform.parse(about["transform"])
     source = weights or state or None
+    model = getattr(model, "classifier", model)
+    if isinstance(model, Classifier):
+        return _held(model, about)
+    if isinstance(model, nn.Module):
+        network = unwrapped(model)
+        source, model = source or network.state_dict(), lambda: copy.deepcopy(network)
     try:
         made = model or trusted_architecture(name, classes)
     except InputError as e:
@@ -260,6 +269,15 @@ def _classifier(
     classifier.name, classifier.classes = name, about["classes"]
     if weights_hash(state_of(classifier)) != about["weights"]:
         raise InputError("it was made with another model's weights")
+    return classifier
+
+
+def _held(classifier: Classifier, about: dict[str, Any]) -> Classifier:
+    """A classifier in memory, once it is the one that the file is of."""
+    if weights_hash(state_of(classifier)) != about["weights"]:
+        raise InputError("it was made with another model's weights")
+    if not classifier.has_transform or str(classifier.transform) != about["transform"]:
+        raise InputError(f"it reads images prepared in another way: make the classifier with {about['transform']}")
     return classifier
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from nescio.core.errors import InputError, check_choice
 from nescio.core.files import whole
+from nescio.data.preprocess import AnyTransform
 from nescio.data.source import AnySource
 from nescio.deploy.deployed import Deployed
 from nescio.deploy.file import check_transform, record
@@ -71,6 +72,8 @@ def export(
             too large, the network cannot be traced, the packages that this needs are not there, or images do not fit
             the precision or the guarantee.
     """
+    if not isinstance(deployed, Deployed):
+        raise InputError(f"export takes what nescio.load(FILE) or nescio.fit(…) gives, got {type(deployed).__name__}")
     check_choice("precision", precision, PRECISIONS)
     if preprocess is not None:
         check_choice("preprocess", preprocess, LAYOUTS)
@@ -110,7 +113,7 @@ def _graph(judge: Judge, runtime: Any, *, marked: bool = False) -> Any:
     size = sum(t.numel() * t.element_size() for t in judge.state_dict().values())
     if size > LARGEST:
         raise InputError(f"network and detector take {size / 1e9:.1f} GB, and an ONNX file holds 2 GB")
-    example = _noise(judge.transform.crop, judge.layout)
+    example = _noise(judge.transform, judge.layout)
     judge.marked = marked
     model = _converted(judge.eval(), judge.outputs, example, judge.name)
     _check(runtime.InferenceSession(model.SerializeToString()), judge, example, judge.name)
@@ -123,15 +126,16 @@ def metadata(
     """What goes with the graph, by name: text that whoever opens it must know, and ``about``, JSON with all else."""
     about = record(deployed, embedded=True)
     model, calibration, transform = about["model"], about["calibration"], deployed.classifier.transform
-    side = transform.crop
-    shape = f"batch, {side}, {side}, 3" if preprocess == "nhwc" else f"batch, 3, {side}, {side}"
+    side, channels = transform.crop, transform.channels
+    shape = f"batch, {side}, {side}, {channels}" if preprocess == "nhwc" else f"batch, {channels}, {side}, {side}"
     kind = "float32 ({}): pixels in [0, 1] less mean, by std" if preprocess is None else "uint8 ({}): pixels"
+    colour = "grey" if channels == 1 else "RGB"
     return {
         "format": FORMAT,
         "model": model["name"],
         "classes": json.dumps(model["classes"] or model["n_classes"], ensure_ascii=False),
         "transform": model["transform"],
-        "input": f"{kind.format(shape)}, RGB, resized (antialiased) and cropped as 'transform' says",
+        "input": f"{kind.format(shape)}, {colour}, resized (antialiased) and cropped as 'transform' says",
         "outputs": json.dumps(outputs),
         "precision": precision,
         "detector": about["detector"]["spec"],
@@ -194,12 +198,12 @@ def _tidied(model: Any) -> Any:
     return proto
 
 
-def _noise(side: int, preprocess: str | None) -> Tensor:
+def _noise(transform: AnyTransform, preprocess: str | None) -> Tensor:
     """Three images that the graph could be given, always the same."""
-    g = torch.Generator().manual_seed(0)
+    g, sides = torch.Generator().manual_seed(0), (transform.channels, transform.crop, transform.crop)
     if preprocess is None:
-        return torch.randn(3, 3, side, side, generator=g)
-    shape = (3, side, side, 3) if preprocess == "nhwc" else (3, 3, side, side)
+        return torch.randn(3, *sides, generator=g)
+    shape = (3, *sides[1:], sides[0]) if preprocess == "nhwc" else (3, *sides)
     return torch.randint(0, 256, shape, generator=g, dtype=torch.uint8)
 
 

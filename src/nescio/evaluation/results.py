@@ -110,8 +110,9 @@ class Results(Measured):
         """The same for a paper: a ``tabular`` that needs the package booktabs."""
         return tables.latex(self)
 
-    def save_table(self, file: Path) -> None:
+    def save_table(self, file: str | Path) -> None:
         """Write the rows to one file, whole: ``.csv``, ``.parquet``, or ``.json`` with the manifest and averages."""
+        file = Path(file)
         make_folder(file.parent)
         if file.suffix.lower() == ".parquet":
             write_table(file, self.lines())

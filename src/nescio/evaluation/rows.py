@@ -130,12 +130,13 @@ class Measured:
         """Mean of a metric over the OOD sets of a group, each counting the same."""
         return float(np.mean([getattr(self.row(detector, ood), metric) for ood in self.groups[group]]))
 
-    def row(self, detector: str, ood: str) -> Row:
-        """The row of one detector and OOD set.
+    def row(self, detector: object, ood: str) -> Row:
+        """The row of one detector, by its name or itself, and OOD set.
 
         Raises:
             InputError: there is none; the nearest name is named.
         """
+        detector = str(detector)
         found = next((r for r in self.rows if (r.detector, r.ood) == (detector, ood)), None)
         if found is not None:
             return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,7 @@ def _at_positions(classifier: Classifier, fmap: Tensor, labels: Tensor) -> tuple
 
 
 def explain(
-    classifiers: Mapping[str, Classifier],
+    classifiers: Any,
     images: AnySource | Sequence[AnySource],
     out: str | Path,
     *,
@@ -122,7 +122,7 @@ def explain(
     """Draw the maps of some images, models side by side, and store the arrays beside the picture.
 
     Args:
-        classifiers: one or more, by the name to print.
+        classifiers: a session or classifier, or several by the name to print.
         images: up to 24. The confidence is on the true class where the images name classes as the model does, else on
             the predicted one; the picture says which.
         out: the picture, ``.png`` or ``.svg``; the arrays go to the same name with ``.npz``.

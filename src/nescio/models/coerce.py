@@ -12,6 +12,7 @@ from torch import nn
 from nescio.core.errors import InputError
 from nescio.data.preprocess import AnyTransform, Function, as_transform
 from nescio.models.classifier import Classifier
+from nescio.models.inputs import channels_of
 from nescio.models.load import load_classifier
 from nescio.models.outputs import Key, unwrapped
 from nescio.models.zoo.own import made_by
@@ -58,7 +59,7 @@ def as_classifier(
         )
     network = unwrapped(model)
     own = made_by(network).transform(network)
-    transform = own if transform is None else as_transform(transform, own)
+    transform = own if transform is None else as_transform(transform, own, channels=channels_of(network))
     names = None if isinstance(classes, int) else classes
     made = Classifier(network, transform, size=size, head=head, output=output, classes=names)
     n = classes if isinstance(classes, int) or classes is None else len(classes)
@@ -67,13 +68,13 @@ def as_classifier(
     return made
 
 
-def classifiers_by_name(classifiers: object) -> dict[str, Classifier]:
-    """Classifiers by the names to print.
+def classifiers_by_name(given: object) -> dict[str, Classifier]:
+    """Classifiers by the names to print; one alone by its own. Each may be a session, or whatever holds a classifier.
 
     Raises:
-        InputError: they have no names, or one is no classifier.
+        InputError: one is no classifier.
     """
-    if not isinstance(classifiers, Mapping):
-        as_classifier(classifiers)  # what is no classifier either is refused as such
-        raise InputError("expected classifiers by the name to print, as {'mine': classifier}, got one without a name")
-    return {str(name): as_classifier(classifier) for name, classifier in classifiers.items()}
+    if isinstance(given, Mapping):
+        return {str(name): as_classifier(getattr(one, "classifier", one)) for name, one in given.items()}
+    classifier = as_classifier(getattr(given, "classifier", given))
+    return {classifier.name: classifier}

@@ -25,9 +25,13 @@ def input_size(
             f"{name}: how large are its images? Give size=(3, 224, 224), say, where it gets normalised batches, or the "
             "transform that its test images need: nescio.Transform(…)"
         )
+    return 1 if channels_of(model) == 1 else transform.channels, transform.crop, transform.crop
+
+
+def channels_of(model: nn.Module) -> int:
+    """1 where the first convolution reads grey images, else 3."""
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    grey = first is not None and first.in_channels == 1
-    return 1 if grey else transform.channels, transform.crop, transform.crop
+    return 1 if first is not None and first.in_channels == 1 else 3
 
 
 def spread(transform: AnyTransform | None, channels: int) -> Sequence[float]:

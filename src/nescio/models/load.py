@@ -17,6 +17,7 @@ from nescio.data.transform import Transform
 from nescio.models import last_layer
 from nescio.models.classifier import FITTED, NONE, PROBE, Classifier
 from nescio.models.heads import restore_heads
+from nescio.models.inputs import channels_of
 from nescio.models.outputs import Key
 from nescio.models.runs import RUN, WEIGHTS, Run, split_heads
 from nescio.models.trusted import trusted_architecture
@@ -93,7 +94,7 @@ def load_classifier(
     own = _chosen_transform(network, architecture, transform)
     if stored is not None:
         network = _load_weights(network, architecture, stored, classes, head, own)
-    device = _usable(device)
+    device = usable(device)
     beside = restore_heads(stored.beside if stored else {})
     beside |= {name: make(network, device) for name, make in architecture.heads.items() if name not in beside}
     architecture.finish(network)
@@ -198,7 +199,7 @@ def _recorded(run: Run, weights: Weights | None) -> tuple[float, str] | None:
     return (share, "its training recorded") if isinstance(share, float) and 0 <= share <= 1 else None
 
 
-def _usable(device: str | torch.device) -> torch.device:
+def usable(device: str | torch.device) -> torch.device:
     """The device that is meant, once something was put there."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -225,7 +226,7 @@ def _chosen_transform(
 ) -> AnyTransform:
     own = architecture.transform(network)
     if wanted is not None:
-        return as_transform(wanted, own)
+        return as_transform(wanted, own, channels=channels_of(network))
     if own is None:
         raise InputError(
             f"model '{architecture.name}' brings no test transform; "

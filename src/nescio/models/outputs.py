@@ -65,6 +65,10 @@ def key_of(output: Any, wanted: Key | None, rows: int, name: str) -> Key | None:
         if str(wanted) not in known:
             listed = nearest(str(wanted), known) if known else "; it returns one tensor: drop output"
             raise InputError(f"{name} returns no '{wanted}'{listed}")
+        if not isinstance(found := entries[known[str(wanted)]], Tensor):
+            raise InputError(
+                f"{name} returns a {type(found).__name__} as '{wanted}': wrap it so that it returns logits"
+            )
         return known[str(wanted)]
     if isinstance(output, Tensor):
         return None

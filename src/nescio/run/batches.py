@@ -34,8 +34,7 @@ def batches_of(images: Any, size: int, *, prepared: bool) -> Batches | None:
     if not prepared:
         return None
     if isinstance(images, Dataset):
-        stream = isinstance(images, IterableDataset)
-        return loaded(DataLoader(images, size)) if stream or isinstance(image_and_label(images[0])[0], Tensor) else None
+        return loaded(DataLoader(images, size)) if _of_tensors(images) else None
     pair = isinstance(images, tuple) and len(images) == 2 and len(images[0]) == len(images[1])
     x, labels = images if pair else (images, None)
     if isinstance(x, list | tuple) and x and all(isinstance(one, Tensor) for one in x):
@@ -45,6 +44,14 @@ def batches_of(images: Any, size: int, *, prepared: bool) -> Batches | None:
     x = torch.as_tensor(x)
     sets = [x if x.ndim == 4 else x[None]] + ([] if labels is None else [torch.as_tensor(labels)])
     return loaded(DataLoader(TensorDataset(*sets), size))
+
+
+def _of_tensors(images: Any) -> bool:
+    if isinstance(images, IterableDataset):
+        return True
+    if not len(images):
+        raise InputError("there are no images: the data set is empty")
+    return isinstance(image_and_label(images[0])[0], Tensor)
 
 
 def looks_normalised(loader: DataLoader[Any]) -> bool:

@@ -21,6 +21,7 @@ from nescio.core.progress import Clock
 from nescio.core.stage import Network
 from nescio.models import Classifier
 from nescio.models.coerce import as_classifier
+from nescio.models.load import usable
 from nescio.run.bank import DTYPES, Bank
 from nescio.run.batches import Batches, batches_of
 from nescio.run.engine import engine_of
@@ -74,7 +75,7 @@ class Runner:
     def _wrapped(self, size: Sequence[int] | None) -> Classifier:
         options: dict[str, Any] = {"head": self.head, "output": self.output, "classes": self.classes}
         made = as_classifier(self.model, self.transform, size=size, **options)
-        return made if self.device is None else made.to(self.device)
+        return made if self.device is None else made.to(usable(self.device))
 
     @property
     def prepared(self) -> bool:

@@ -87,7 +87,7 @@ class Decoders:
         if answer[0] != _PIXELS:
             raise _KINDS[answer[0]](answer[1:].decode())
         side = self.transform.crop
-        return torch.frombuffer(answer, dtype=torch.uint8, offset=1).reshape(3, side, side)
+        return torch.frombuffer(answer, dtype=torch.uint8, offset=1).reshape(-1, side, side)
 
     async def close(self) -> None:
         """End the processes."""
@@ -260,7 +260,7 @@ def _serve(link: socket.socket, transform: AnyTransform, most: int) -> None:
 
 
 def _answer(raw: bytes, transform: AnyTransform, most: int) -> bytes:
-    """The pixels that the network will see, uint8 ``(3, crop, crop)``, or why there are none."""
+    """The pixels that the network will see, uint8 ``(channels, crop, crop)``, or why there are none."""
     try:
         return bytes([_PIXELS]) + transform.geometry(decode(raw, max_pixels=most)).numpy().tobytes()
     except BadImage as e:

@@ -95,8 +95,7 @@ class Service:
         self.ready = True
 
     def _start(self) -> None:
-        transform = self.deployed.classifier.transform
-        self.deployed.judge(torch.randint(0, 256, (2, 3, transform.crop, transform.crop), dtype=torch.uint8))
+        self.deployed.judge(torch.randint(0, 256, (2, *self.deployed.classifier.size), dtype=torch.uint8))
         self.judging, self.explaining = self._batcher(self._judge), self._batcher(Explainer(self.deployed))
 
     async def stop(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from numbers import Number
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from nescio.core.errors import InputError
-from nescio.data.coerce import Items, NotPixels, channels_last, check_pixels, checked, labels_of, to_numpy
+from nescio.data.coerce import CHANNELS, Items, NotPixels, channels_last, check_pixels, checked, labels_of, to_numpy
 from nescio.data.formats.files import is_image_name, of_paths
 from nescio.data.registry import register
 from nescio.data.source import Concatenated, Source, as_source
@@ -29,7 +29,7 @@ def of_one(image: Image.Image | bytes) -> Source:
 
 @register(Tensor, np.ndarray)
 def of_pixels(pixels: Any, labels: Any = None) -> Source:
-    """A tensor ``(B, C, H, W)`` or array ``(B, H, W, C)``, or of one image."""
+    """A tensor ``(B, C, H, W)`` or array ``(B, H, W, C)``, of grey images also ``(B, H, W)``; or of one image."""
     if isinstance(pixels, np.ndarray) and pixels.dtype == object:
         return listed(list(pixels), labels)
     if pixels.ndim not in ((3, 4) if isinstance(pixels, Tensor) else (2, 3, 4)):
@@ -37,7 +37,7 @@ def of_pixels(pixels: Any, labels: Any = None) -> Source:
             "a tensor (C, H, W) or (B, C, H, W)" if isinstance(pixels, Tensor) else "an array (B, H, W, C), or of one"
         )
         raise InputError(f"expected {form}, got {tuple(pixels.shape)}; grey images have one channel, as x[:, None]")
-    batch = pixels if pixels.ndim == 4 else pixels[None]
+    batch = pixels if pixels.ndim == 4 else pixels[..., None] if _are_grey(pixels, labels) else pixels[None]
     try:
         if batch.ndim == 4 and len(batch):
             channels_last(batch.shape[1:])
@@ -48,15 +48,27 @@ def of_pixels(pixels: Any, labels: Any = None) -> Source:
     return checked(Items(batch, labels=found, classes=classes))
 
 
+def _are_grey(pixels: Any, labels: Any) -> bool:
+    """Whether three sides are those of many grey images; one image has its channels first or last."""
+    if pixels.ndim != 3 or len(pixels) == 1:
+        return False
+    labelled = labels is not None and len(labels) == len(pixels)
+    return labelled or not {pixels.shape[0], pixels.shape[2]} & set(CHANNELS)
+
+
 @register(list, tuple)
 def of_list(images: Sequence[Any]) -> Source:
     """A list of images or of ``(image, label)``; or ``(images, labels)``."""
+    if not images:
+        raise InputError("there are no images: the list is empty")
     # a DataLoader collates its pairs into lists
     of_two = len(images) == 2 and (isinstance(images, tuple) or getattr(images[0], "ndim", 0) == 4)
     if of_two and _are_labels(images[1]):
         return of_pixels(*images) if isinstance(images[0], _PIXELS) else listed(*images)
-    if images and all(isinstance(item, tuple | list) and len(item) == 2 and _is_label(item[1]) for item in images):
+    if all(isinstance(item, tuple | list) and len(item) == 2 and _is_label(item[1]) for item in images):
         return listed(*zip(*images, strict=True))
+    if all(isinstance(item, Mapping) for item in images):
+        return checked(Items(images))
     return listed(images)
 
 

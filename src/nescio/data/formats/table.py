@@ -12,10 +12,10 @@ from nescio.data.coerce import labels_of
 from nescio.data.formats.files import of_paths
 from nescio.data.formats.imagelist import listed
 from nescio.data.registry import register
-from nescio.data.source import Source
+from nescio.data.source import Source, as_source
 from nescio.data.storage import AnyFile
 
-PATHS = ("path", "file", "image", "filename", "filepath", "file_name")
+PATHS = ("path", "file", "image", "filename", "filepath", "file_name", "image_path", "img_path")
 LABELS = ("label", "class", "labels", "target")
 
 
@@ -51,6 +51,12 @@ def of_frame(frame: Any) -> Source:
     """The images that a DataFrame names, or holds, in a column of one of these names; paths start from where we are."""
     images, labels = _columns([str(c) for c in frame.columns], "the DataFrame")
     return listed(frame[images].tolist(), frame[labels].tolist() if labels else None)
+
+
+@register(lambda table: hasattr(table, "iloc") and not hasattr(table, "columns"))
+def of_series(series: Any) -> Source:
+    """The images that a Series names, or holds."""
+    return as_source(series.tolist())
 
 
 def _columns(names: Sequence[str], where: str) -> tuple[str, str | None]:

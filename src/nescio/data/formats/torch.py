@@ -24,7 +24,7 @@ from nescio.core.errors import InputError, nearest
 from nescio.data.coerce import IMAGE_KEYS, LABEL_KEYS, Items, checked, labels_of
 from nescio.data.formats.files import Files
 from nescio.data.hashing import cache_root, combine
-from nescio.data.registry import register
+from nescio.data.registry import INDEXED, register
 from nescio.data.source import Concatenated, Labels, Rows, Source, as_source
 
 
@@ -82,6 +82,9 @@ def of_dataset(dataset: Any) -> Source:
     if type(dataset).__name__ in ("ImageFolder", "DatasetFolder") and dataset.transforms is None:
         return Files([Path(path) for path, _ in dataset.samples], None, np.asarray(dataset.targets), dataset.classes)
     return checked(DatasetSource(dataset))
+
+
+INDEXED.append(of_dataset)
 
 
 @register(DataLoader)
