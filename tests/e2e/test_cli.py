@@ -252,7 +252,8 @@ def test_mistakes_are_one_line_exit_2_and_leave_nothing(here: Path, mistake: str
 def test_debug_shows_the_traceback(here: Path) -> None:
     with pytest.raises(ValueError, match="no such file"):
         CliRunner().invoke(
-            main, ["--debug", "bench", "--model", "mine:make", "--id", "gone", "--ood", "a=b", "--transform", "crop=8"],
+            main, ["--debug", "bench", "--model", "mine:make", "--id", "gone", "--ood", "a=b", "--transform", "crop=8",
+             "--detector", "msp"],
             catch_exceptions=False,
         )  # fmt: skip
 

@@ -159,7 +159,9 @@ def test_a_network_made_in_python_is_asked_for(here: Path) -> None:
     from conftest import TINY_TRANSFORM
     from nescio.models import Classifier
 
-    made = package.fit(Classifier(tiny_net(), TINY_TRANSFORM), "msp", calibrate="id", workers=0, progress=False)
+    made = package.fit(
+        package.Session(Classifier(tiny_net(), TINY_TRANSFORM), workers=0, progress=False), "msp", calibrate="id"
+    )
     made.save("python.nescio")
     result = nescio("score", "python.nescio", "far/a/0.png")
     assert result.exit_code == 2

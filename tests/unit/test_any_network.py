@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from conftest import TINY_TRANSFORM, TinyNet, tiny_net
-from nescio import Classifier, InputError, load_classifier
+from nescio import Classifier, InputError, Transform, load_classifier
 from nescio.core.features import NO_HEAD
 from nescio.models.coerce import as_classifier
 from nescio.models.zoo.zeroshot import Tower
@@ -113,6 +113,9 @@ def test_a_grey_scale_network_gets_grey_noise() -> None:
         x = torch.randn(2, *c.size)
         with torch.no_grad():
             torch.testing.assert_close(c(x).logits, net(x), rtol=1e-4, atol=1e-5)
+    with pytest.raises(InputError, match=r"of channels=1, and its transform makes channels=3; .*,channels=1\)"):
+        _ = c.transform
+    assert Classifier(net, Transform(crop=8, mean=(0.5,), std=(0.2,), channels=1)).transform.channels == 1
 
 
 def test_normalised_batches_need_no_transform_but_a_size() -> None:

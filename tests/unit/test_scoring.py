@@ -134,7 +134,7 @@ def test_features_that_are_not_finite_are_an_error(tmp_path: Path) -> None:
 
     deployed, network = made(), Overflows()
     network.load_state_dict(tiny_net().state_dict())
-    deployed.classifier = Classifier(network.eval(), TINY_TRANSFORM, name="tiny")
+    deployed.session = Session(Classifier(network.eval(), TINY_TRANSFORM, name="tiny"), workers=0, progress=False)
     dark = encoded(picture(1).point(lambda v: v // 8))
     score_images(deployed, Pictures(4, {1: dark}), tmp_path / "s", workers=0, progress=False)
     rows = table(tmp_path / "s").to_pylist()

@@ -503,7 +503,12 @@ class Hangs(Transform):
         return super().geometry(image)
 
 
-def test_a_decoder_that_hangs_or_dies_is_replaced(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_decoder_that_hangs_or_dies_is_replaced(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # however long the processes take to start, the same line comes once
+    monkeypatch.setattr("nescio.serving.decoders.log.filters", [Seldom(clock=lambda: 0.0)])
+
     async def each() -> list[Any]:
         decoders = Decoders(Hangs(4), processes=1, most=1000, seconds=1.0)
         await decoders.start()
@@ -578,7 +583,7 @@ def test_an_address_in_use_is_said(tiny_deployed: Deployed) -> None:
 
 def test_the_command_hands_its_options_on(tiny_deployed: Deployed, monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, Any] = {}
-    monkeypatch.setattr("nescio.deploy.load", lambda *_args, **_options: tiny_deployed)
+    monkeypatch.setattr("nescio.deploy.Deployed.load", lambda *_args, **_options: tiny_deployed)
     monkeypatch.setattr("nescio.serving.serve", lambda deployed, **options: given.update(options, deployed=deployed))
     monkeypatch.setenv("NESCIO_TOKEN", TOKEN)
     options = "--max-bytes 1 --max-pixels 2 --max-images 3 --timeout 4 --concurrency 5 --port 6 --decoders 7"

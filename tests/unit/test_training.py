@@ -412,6 +412,7 @@ def test_files_agree_wherever_it_was_killed(
 
     with monkeypatch.context() as patch:
         patch.setattr(files, "whole", dying)
+        patch.setattr("nescio.core.artifact.whole", dying)
         patch.setattr("nescio.training.state.whole", dying)
         with pytest.raises(ZeroDivisionError):
             run(tmp_path / "run", sets)

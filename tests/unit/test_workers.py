@@ -109,8 +109,8 @@ def test_a_bank_lists_what_killed_and_never_reads_it_again(classifier: Classifie
 def test_training_loses_two_processes_to_an_image_and_no_more(tmp_path: Path) -> None:
     source, cpu = Deadly(30, tmp_path), torch.device("cpu")
     assert held_side(source, TINY_TRANSFORM, workers=1) == 8
-    hardware = Hardware(device="cpu", workers=1, hold=False, max_bad=0.2)
-    images = Images(source, TINY_TRANSFORM, device=cpu, hardware=hardware, progress=False)
+    hardware = Hardware(device="cpu", workers=1, hold=False, max_bad=0.2, progress=False)
+    images = Images(source, TINY_TRANSFORM, device=cpu, hardware=hardware)
     parts = [list(range(15)), list(range(15, 30))]
     epochs = [[numbers.tolist() for _, numbers in images.batches(parts)] for _ in range(3)]
     assert epochs == [[[i for i in part if i not in KILLERS] for part in parts]] * 3

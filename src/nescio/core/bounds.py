@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
-from nescio.core.errors import InputError, check_at_least, check_positive, check_share
+from nescio.core.errors import check_at_least, check_positive, check_share
 
 
 class Bound(Protocol):
@@ -30,9 +30,7 @@ class Share:
 
     def check(self, name: str, value: float) -> None:
         """Refuse what is no share, with a hint where percent were meant."""
-        check_share(name, value, below_one=self.below_one)
-        if self.above_zero and value == 0:
-            raise InputError(f"{name}=0 is not a share in (0, 1{')' if self.below_one else ']'}; give {name} above 0")
+        check_share(name, value, above_zero=self.above_zero, below_one=self.below_one)
 
 
 @dataclass(frozen=True)

@@ -41,12 +41,15 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean '{spellings[close[0]]}'?" if close else f"; known: {', '.join(spellings.values())}"
 
 
-def check_share(name: str, value: float, *, below_one: bool = False) -> float:
-    """A share, quantile or probability: within [0, 1] (or [0, 1)), with a hint when percent were meant."""
-    if 0 <= value < 1 or (value == 1 and not below_one):
+def check_share(name: str, value: float, *, above_zero: bool = False, below_one: bool = False) -> float:
+    """A share, quantile or probability: within [0, 1], or without an end, with a hint when percent were meant."""
+    if 0 < value < 1 or (value == 0 and not above_zero) or (value == 1 and not below_one):
         return value
-    hint = f"; did you mean {name}={value / 100:g}?" if 2 <= value <= 100 else ""
-    raise InputError(f"{name}={value:g} is not a share in [0, 1{')' if below_one else ']'}{hint}")
+    hint = f"; give {name} above 0" if value == 0 else f"; did you mean {name}={value / 100:g}?"
+    hint = hint if value == 0 or 2 <= value <= 100 else ""
+    raise InputError(
+        f"{name}={value:g} is not a share in {'(' if above_zero else '['}0, 1{')' if below_one else ']'}{hint}"
+    )
 
 
 def check_positive(name: str, value: float) -> float:

@@ -54,13 +54,13 @@ def import_code(name: str) -> ModuleType:
     return importlib.import_module(name)
 
 
-def search_hint(error: Exception) -> str:
-    """Where modules are looked for, if that is why importing one failed."""
+def search_hint(error: Exception, file: str = "DIR/FILE.py") -> str:
+    """Where modules are looked for, if that is why importing one failed, and how a ``file`` is named instead."""
     if not isinstance(error, ModuleNotFoundError):
         return ""
     return (
         f"; modules are looked for in {Path.cwd()} and on PYTHONPATH: set it (PYTHONPATH=DIR nescio …), or name the "
-        "file (DIR/FILE.py)"
+        f"file ({file})"
     )
 
 

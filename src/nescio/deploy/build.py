@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +12,9 @@ import torch
 
 from nescio.calibration.conformal import Calibration, check_shares
 from nescio.calibration.posterior import ProxyCalibrator
+from nescio.core.bounds import Share
 from nescio.core.detector import AnyDetector
-from nescio.core.errors import InputError, check_share
+from nescio.core.errors import InputError
 from nescio.core.options import Optioned, parse_named
 from nescio.data.overlap import MOST_SHARED, shared_images
 from nescio.data.source import AnySource, Rows, Source
@@ -113,13 +114,13 @@ class StandIn(Optioned):
     """Images that stand for OOD ones, and the share of ID images that is assumed beside them.
 
     Args:
-        prior: ``P(ID)``, in [0, 1].
+        prior: ``P(ID)``, in (0, 1).
     """
 
     kind = "proxy"
 
-    def __init__(self, *, prior: float = 0.5) -> None:
-        self.prior = check_share("prior", prior)
+    def __init__(self, *, prior: Annotated[float, Share(above_zero=True, below_one=True)] = 0.5) -> None:
+        self.prior = prior
 
 
 STAND_INS: dict[str, type[StandIn]] = {

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from nescio.core.features import NO_HEAD, Columns, Features, Head
 from nescio.core.needs import Maps, Probe
 from nescio.models.heads import decide, read
+from nescio.models.inputs import in_own_type
 from nescio.models.split import Taps
 
 
@@ -24,7 +25,7 @@ class Probed(nn.Module):
 
     def forward(self, x: Tensor) -> Features:
         """Features of normalised images ``x (B, 3, H, W)``, with a column per probe and feature map."""
-        maps = self.maps(x.to(self.std.dtype))
+        maps = self.maps(in_own_type(self.maps, x))
 
         def rest(fmap: Tensor) -> Tensor:
             h: Tensor = self.rest(fmap)

@@ -79,7 +79,8 @@ def find_factory(module: str, name: str) -> Callable[..., Any]:
     except InputError:
         raise
     except Exception as e:  # noqa: BLE001 - importing runs the user's own code
-        raise InputError(f"{what} cannot be imported: {type(e).__name__}: {e}{search_hint(e)}") from None
+        hint = search_hint(e, "DIR/FILE.py:FUNCTION")
+        raise InputError(f"{what} cannot be imported: {type(e).__name__}: {e}{hint}") from None
     factory: Callable[..., Any] | None = getattr(found, name, None)
     if not callable(factory):
         functions = [n for n, v in vars(found).items() if callable(v) and not n.startswith("_")]
