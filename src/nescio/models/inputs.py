@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from nescio.core.errors import InputError
 from nescio.data.preprocess import AnyTransform
@@ -32,6 +32,11 @@ def channels_of(model: nn.Module) -> int:
     """1 where the first convolution reads grey images, else 3."""
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     return 1 if first is not None and first.in_channels == 1 else 3
+
+
+def in_own_type(network: nn.Module, x: Tensor) -> Tensor:
+    """Images in the type of float that the network computes in now, which is its first parameter's."""
+    return next((x.to(p.dtype) for p in network.parameters() if p.is_floating_point()), x)
 
 
 def spread(transform: AnyTransform | None, channels: int) -> Sequence[float]:
