@@ -128,9 +128,9 @@ def serve(file: Path, **options: Any) -> None:
         from nescio.serving import serve as run
     except ImportError as e:
         raise InputError(f"serve needs the package {e.name}: pip install 'nescio[serve]'") from None
-    from nescio.deploy import Deployed
+    from nescio.deploy import load
 
     names = {"bytes": "max_bytes", "pixels": "max_pixels", "images": "max_images", "seconds": "timeout"}
     limits = Limits(**{name: options.pop(o) for name, o in names.items()}, requests=options.pop("concurrency"))
-    deployed = Deployed.load(file, **{k: options.pop(k) for k in ("model", "weights", "device")})
+    deployed = load(file, **{k: options.pop(k) for k in ("model", "weights", "device")})
     run(deployed, limits=limits, **options)
