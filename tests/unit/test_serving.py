@@ -583,7 +583,7 @@ def test_an_address_in_use_is_said(tiny_deployed: Deployed) -> None:
 
 def test_the_command_hands_its_options_on(tiny_deployed: Deployed, monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, Any] = {}
-    monkeypatch.setattr("nescio.deploy.Deployed.load", lambda *_args, **_options: tiny_deployed)
+    monkeypatch.setattr("nescio.deploy.load", lambda *_args, **_options: tiny_deployed)
     monkeypatch.setattr("nescio.serving.serve", lambda deployed, **options: given.update(options, deployed=deployed))
     monkeypatch.setenv("NESCIO_TOKEN", TOKEN)
     options = "--max-bytes 1 --max-pixels 2 --max-images 3 --timeout 4 --concurrency 5 --port 6 --decoders 7"
