@@ -194,6 +194,8 @@ WITHOUT: dict[str, Form] = {
     "a parquet file": lambda h: h.parquet(None, None),
     "a CSV file": lambda h: h.csv("file", rows=[(p,) for p in h.paths]),
     "a DataFrame": lambda h: frame(path=h.paths),
+    "a Series": lambda h: frame(path=h.paths)["path"],
+    "a list of dicts": lambda h: [{"image": image} for image in h.images],
     "a data set of images": lambda h: Items(h.images),
     "a data set of tensors": lambda h: TensorDataset(h.batch),
     "a data set of dicts": lambda h: Items([{"pixel_values": x} for x in h.batch]),

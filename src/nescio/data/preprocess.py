@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -126,10 +127,10 @@ def as_transform(
     Raises:
         InputError: as ``Transform.parse`` or ``Preprocess``.
     """
-    if isinstance(transform, Transform | Preprocess):
-        return transform
     if isinstance(transform, str):
-        return Transform.parse(transform, own)
+        transform = Transform.parse(transform, own)
+    if isinstance(transform, Transform | Preprocess):
+        return _for_channels(transform, channels)
     if not callable(transform):
         raise InputError(f"{type(transform).__name__} is no transform: give options as text, a Transform or a function")
     # what a known transform is called matters to nobody
@@ -141,6 +142,22 @@ def as_transform(
     if plain is not None and all(_alike(plain, made, _noise(size)) for size in (*_TRIALS, (made.crop, made.crop))):
         return plain
     return Preprocess(transform, key=key, crop=crop, grey=grey)
+
+
+def _for_channels(transform: AnyTransform, channels: int) -> AnyTransform:
+    """The transform for so many channels: a grey one where it normalises three alike.
+
+    Raises:
+        InputError: the network takes grey images, and it normalises the channels each in its own way.
+    """
+    if channels >= transform.channels:
+        return transform
+    if isinstance(transform, Preprocess) or len({*transform.mean}) + len({*transform.std}) > 2:
+        raise InputError(
+            f"the network takes grey images, and the transform {transform} gives {transform.channels} channels: say "
+            "how grey ones are normalised, as nescio.Transform(…, mean=0.5, std=0.5, channels=1)"
+        )
+    return dataclasses.replace(transform, channels=channels)
 
 
 def _plain(function: Function, made: Preprocess) -> Transform | None:

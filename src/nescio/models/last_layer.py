@@ -8,7 +8,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from nescio.core.errors import InputError, nearest, some
-from nescio.models.inputs import channels_of
 
 ENCODER = "if its output is features, say so: head='none' (--head none)"
 """The way out for a network without a head."""
@@ -39,8 +38,7 @@ def run(model: nn.Module, x: Tensor, name: str) -> tuple[Any, list[str]]:
         return model(x), ran
     except (RuntimeError, TypeError, ValueError, AssertionError, NotImplementedError) as e:
         reason = str(e).strip().partition("\n")[0]
-        grey = "; it takes grey images: give the transform channels=1" if channels_of(model) < x.shape[1] else ""
-        raise InputError(f"{name} cannot be run on images of shape {tuple(x.shape)}: {reason}{grey}") from None
+        raise InputError(f"{name} cannot be run on images of shape {tuple(x.shape)}: {reason}") from None
     finally:
         handle.remove()
 

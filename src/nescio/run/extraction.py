@@ -47,9 +47,11 @@ def bank_of(runner: Runner, source: Source, network_pass: Pass, probes: Mapping[
     """The bank of features of all images of a source by a pass: opened where it is known, else made.
 
     Raises:
-        InputError: more than the share ``max_bad`` of the images are bad, or all.
+        InputError: there are no images; or more than the share ``max_bad`` of them are bad, or all.
     """
     classifier = runner.classifier
+    if not len(source):
+        raise InputError(f"there are no {title}: give some")
     with contextlib.suppress(InputError):  # names of OOD images need not be the model's
         source = aligned(source, classifier.classes)
     weights = runner.once("fingerprint", lambda: classifier.fingerprint)

@@ -43,31 +43,31 @@ def of_pixels(pixels: Any, labels: Any = None) -> Source:
             channels_last(batch.shape[1:])
         check_pixels(to_numpy(batch))
     except NotPixels as e:
-        raise InputError(str(e)) from None
+        raise InputError(f"{e}{'; many grey images are x[:, None]' if pixels.ndim == 3 else ''}") from None
     found, classes = labels_of(labels, len(batch))
     return checked(Items(batch, labels=found, classes=classes))
 
 
 def _are_grey(pixels: Any, labels: Any) -> bool:
-    """Whether three sides are those of many grey images; one image has its channels first or last."""
+    """Whether three sides are those of many grey images: as many labels say so, or an array of squares."""
     if pixels.ndim != 3 or len(pixels) == 1:
         return False
-    labelled = labels is not None and len(labels) == len(pixels)
-    return labelled or not {pixels.shape[0], pixels.shape[2]} & set(CHANNELS)
+    n, height, width = pixels.shape
+    if labels is not None and len(labels) == n:
+        return True
+    return isinstance(pixels, np.ndarray) and height == width and not {n, width} & set(CHANNELS)
 
 
 @register(list, tuple)
 def of_list(images: Sequence[Any]) -> Source:
     """A list of images or of ``(image, label)``; or ``(images, labels)``."""
-    if not images:
-        raise InputError("there are no images: the list is empty")
     # a DataLoader collates its pairs into lists
     of_two = len(images) == 2 and (isinstance(images, tuple) or getattr(images[0], "ndim", 0) == 4)
     if of_two and _are_labels(images[1]):
         return of_pixels(*images) if isinstance(images[0], _PIXELS) else listed(*images)
-    if all(isinstance(item, tuple | list) and len(item) == 2 and _is_label(item[1]) for item in images):
+    if images and all(isinstance(item, tuple | list) and len(item) == 2 and _is_label(item[1]) for item in images):
         return listed(*zip(*images, strict=True))
-    if all(isinstance(item, Mapping) for item in images):
+    if images and all(isinstance(item, Mapping) for item in images):
         return checked(Items(images))
     return listed(images)
 
