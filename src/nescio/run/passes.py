@@ -108,5 +108,6 @@ def pass_of(detector: Detector, device: torch.device | str = "cpu") -> Pass:
     if stage is None:
         return PLAIN
     # detectors are fitted on banks, and score them, on the CPU; this pass needs the stages where the network is
-    chain = detector if stage.fixed else copy.deepcopy(detector).to(device)
+    there = all(t.device == torch.device(device) for t in detector.buffers())
+    chain = detector if stage.fixed or there else copy.deepcopy(detector).to(device)
     return Pass(detector.pass_key, lambda network, x: stage.run(network, chain, x), stage.prepare)

@@ -224,7 +224,8 @@ class Session(Runner):
                 continue
             if images is None or isinstance(images, FeatureSet):
                 raise InputError(f"detector '{detector}' is fitted on training images; give them (--train)")
-            network = self.network(Pass(PLAIN.key, PLAIN.features, stage.prepare), detector.needs.probes)
+            own = Pass(f"choice of {stage!r}", PLAIN.features, stage.prepare)
+            network = self.network(own, detector.needs.probes)
             fitted = copy.deepcopy(detector).to(self.classifier.device)
             stage.choose(network, fitted, some_batches(self, images))
 
