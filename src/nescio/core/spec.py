@@ -210,7 +210,8 @@ def _parse_stage(text: str, spec: str, model: str | None, classes: int | None) -
     load_methods()
     if name not in REGISTRY:
         known = [*REGISTRY, *presets()]
-        raise InputError(f"unknown stage '{name}' in detector '{spec}'{nearest(name, known)}")
+        own = "a stage of your own is known once its file is imported (--plugin FILE.py)"
+        raise InputError(f"unknown stage '{name}' in detector '{spec}'{nearest(name, known)}; {own}")
     cls = REGISTRY[name]
     if cls.takes_members:
         raise InputError(f"'{name}' in detector '{spec}' needs members; write e.g. {name}(energy,knn)")
