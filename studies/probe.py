@@ -79,8 +79,8 @@ def report(root: Path) -> str:
         "",
         (
             f"From the two folders to the file, command and all: {once:.0f} s with `knn`; {again:.0f} s more for a "
-            f"file with `energy`, whose features are known by then ({machine()}, one decoding process per core; nothing "
-            f"else ran). What the file promises: {promise}."
+            f"file with `energy`, whose features are known by then ({machine()}, one decoding process per core; "
+            f"nothing else ran). What the file promises: {promise}."
         ),
         "",
     ]

@@ -132,7 +132,7 @@ def test_the_examples_in_docstrings_run(tmp_path: Path) -> None:
 def test_the_picture_of_the_layout_shows_what_is_there() -> None:
     root = Path(nescio.__file__).parent
     picture = (PAGES / "docs/design.md").read_text(encoding="utf-8").split("```\nsrc/nescio/\n")[1].split("```")[0]
-    rooms = {path.name for path in root.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    rooms = {path.name for path in root.iterdir() if any(path.glob("*.py"))}
     named = set(re.findall(r"[a-z_]+(?=/)", picture))
     assert rooms <= named
     there = {path.name for path in root.rglob("*") if path.suffix in (".py", ".toml", ".csv")}
