@@ -232,11 +232,14 @@ class Siege:
             await asyncio.sleep(0.05)
 
     async def _kill(self, r: random.Random) -> None:
+        known: dict[int, psutil.Process] = {}  # decoders work on when what they were made from is killed
         while time.perf_counter() < self.end:
             await asyncio.sleep(r.expovariate(2))
-            victims = decoders(self.process)
-            if victims and r.random() < 0.03:  # what they are made from
-                victims = [psutil.Process(victims[0].ppid())]
+            children = decoders(self.process)
+            known = {p.pid: p for p in (*known.values(), *children) if alive(p)}
+            victims = list(known.values())
+            if children and r.random() < 0.03:  # what they are made from
+                victims = [psutil.Process(children[0].ppid())]
             for victim in r.sample(victims, r.randint(1, len(victims)) if victims else 0):
                 with contextlib.suppress(psutil.NoSuchProcess):
                     victim.kill()
@@ -249,6 +252,14 @@ def decoders(process: psutil.Process) -> list[psutil.Process]:
         return [grandchild for child in process.children() for grandchild in child.children()]
     except psutil.NoSuchProcess:
         return []
+
+
+def alive(process: psutil.Process) -> bool:
+    """Whether it runs: neither gone nor ended and waiting to be collected."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def held(process: psutil.Process) -> float:

@@ -21,9 +21,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from nescio.core.feature_set import FeatureSet
-from nescio.core.features import Columns, Features, Head
+from nescio.core.features import Columns, Features
 from nescio.data import Transform
 from nescio.models import Classifier
+from nescio.testing.made import made_up
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the test processes share the cores
@@ -161,13 +162,8 @@ def random_features(
     n: int = 200, width: int = 12, classes: int = 5, seed: int = 0, *, negative: bool = False
 ) -> Features:
     """Class-clustered features with labels, as a network with ReLU (or without) would give them; and made-up probes."""
-    g = torch.Generator().manual_seed(seed)
-    labels = torch.arange(n) % classes
-    centres = torch.randn(classes, width, generator=torch.Generator().manual_seed(1)) * 2
-    h = centres[labels] + torch.randn(n, width, generator=g)
-    h = h if negative else h.relu()
-    head = Head(centres + 0.3, torch.linspace(-1, 1, classes))
-    pred = head(h, labels).argmax(1)
+    f = made_up(n=n, width=width, classes=classes, seed=seed, negative=negative)
+    h, head = f.h, f.head
     aux = {
         "rankfeat.0": h.roll(1, dims=1) * 0.7,
         "ood.0": h[:, :9] - 0.5,
@@ -185,7 +181,7 @@ def random_features(
             for i in range(2)
         },
     }
-    return Features(h, head, pred, labels, Columns.of(aux))
+    return f.with_fields(aux=Columns.of(aux))
 
 
 def training(f: Features, chunk: int = 64) -> FeatureSet:

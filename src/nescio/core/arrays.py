@@ -50,4 +50,4 @@ def of_arrays(function: Function) -> Function:
         return scores if isinstance(first, Tensor) else scores.cpu().numpy()
 
     FUNCTIONS[function.__name__] = either
-    return either  # type: ignore[return-value]
+    return either  # type: ignore[return-value]  # of tensors it is what it was, and it takes arrays, too

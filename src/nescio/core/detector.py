@@ -140,7 +140,7 @@ class Detector(StoredChain):
         if not isinstance(features, FeatureSet):
             return FeatureSet(features, labels, head=head)
         if labels is not None:
-            raise InputError("labels belong into the FeatureSet: FeatureSet(h, labels)")
+            raise InputError("labels belong in the FeatureSet: FeatureSet(h, labels)")
         return features if head is None else features.with_head(as_head(head))
 
     def check(self, features: Features) -> None:
@@ -194,7 +194,7 @@ class Detector(StoredChain):
             return PLAIN_PASS
         stages = self.steps[: self.input_stage.depends_on(self.steps)]
         state = [(name, t) for stage in stages for name, t in sorted(stage.state_dict(keep_vars=True).items())]
-        now = [repr(stages), *(t._version for _, t in state)]  # noqa: SLF001
+        now = [repr(stages), *(t._version for _, t in state)]  # noqa: SLF001 - no public way says so
         known, tensors, key = self._keyed
         if known != now or any(t is not other for (_, t), other in zip(state, tensors, strict=True)):
             digest = hashlib.blake2b("+".join(map(repr, stages)).encode(), digest_size=16)

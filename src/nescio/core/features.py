@@ -201,6 +201,7 @@ class Features:
         aux: Mapping[str, Tensor] | None = None,
     ) -> Features:
         """A record of what there is: features, logits, or both. Without ``pred``, the prediction is the logits'."""
+        # None is what __post_init__ takes away, so that no reader has to ask for it
         return cls(h, head, pred, labels, Columns.of(aux or {}), _logits=logits)  # type: ignore[arg-type]
 
     @property
@@ -249,7 +250,7 @@ class Features:
     def with_fields(self, **changes: Any) -> Features:
         """The record with other fields; what is missing stays so."""
         fields = {f.name: vars(self).get(f.name) for f in dataclasses.fields(self)}
-        return Features(**fields | changes)  # type: ignore[arg-type]
+        return Features(**fields | changes)  # type: ignore[arg-type]  # None as in of()
 
     @property
     def raw(self) -> Features:

@@ -135,7 +135,7 @@ class Optioned:
     def __init_subclass__(cls, **named: Any) -> None:
         super().__init_subclass__(**named)
         if "__init__" in vars(cls):
-            cls.__init__ = _checking(cls.__init__)  # type: ignore[method-assign]
+            cls.__init__ = _checking(cls.__init__)  # type: ignore[method-assign]  # no author has to call it
 
     @classmethod
     def options(cls) -> dict[str, Option]:

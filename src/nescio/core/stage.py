@@ -65,7 +65,7 @@ class Stage(Optioned, nn.Module):
     def __init_subclass__(cls, name: str | None = None, place: str | None = None) -> None:
         super().__init_subclass__()
         if "fit" in vars(cls):
-            cls.fit = _of_features(vars(cls)["fit"])  # type: ignore[method-assign]
+            cls.fit = _of_features(vars(cls)["fit"])  # type: ignore[method-assign]  # no author has to
         if place is not None:
             cls.place = place
         cls.name = name or cls.__name__.lower()  # not its base's: that is another stage

@@ -27,7 +27,7 @@ class Function(Score):
     def __init__(self, function: Callable[[Features], Tensor]) -> None:
         super().__init__()
         self.function = function
-        self.name = getattr(function, "__name__", type(function).__name__)  # type: ignore[misc]
+        self.name = getattr(function, "__name__", type(function).__name__)  # type: ignore[misc]  # each has its own
 
     def __repr__(self) -> str:
         return self.name

@@ -187,7 +187,7 @@ class _Selection:
     ) -> None:
         self.detectors, self.chosen = detectors, chosen
         self.val = session.images(val, "a choice by stand-ins for OOD images")
-        self.train = None if train is None else session.images(train, "it")
+        self.train = None if train is None else session.images(train, "a choice by stand-ins for OOD images")
         sets = {"training": self.train, "validation": self.val}
         self.session = session.of(with_classes(session.classifier, sets))
 

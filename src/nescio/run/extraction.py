@@ -35,10 +35,10 @@ CHOOSING = 1000
 @torch.no_grad()
 def in_memory(runner: Runner, batches: Batches, network_pass: Pass, probes: Mapping[str, Probe]) -> FeatureSet:
     """Features of batches that the network takes as they are."""
-    records = []
+    network, records = runner.network(network_pass, probes), []
     for x, labels in batches:
         with runner.clock("network"):
-            f = network_pass.run(runner.network(network_pass, probes), x.to(runner.classifier.device))
+            f = network_pass.run(network, x.to(runner.classifier.device))
         records.append(f.with_fields(labels=labels).to("cpu"))
     return of_record(joined(records))
 

@@ -161,7 +161,7 @@ class Runner:
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
         """What ``make`` gives, which holds as long as no weight changes."""
         state = self.classifier.state_dict(keep_vars=True).values()
-        if self._weights != (now := tuple(n for t in state for n in (t.data_ptr(), t._version))):  # noqa: SLF001
+        if self._weights != (now := tuple(n for t in state for n in (t.data_ptr(), t._version))):  # noqa: SLF001 - as in detector.py
             self._made.clear()
             self._weights = now
         if key not in self._made:
