@@ -11,7 +11,7 @@ STRANGERS := $(addprefix tests/unit/test_,strangers.py reading.py detector_file.
 # The tests start hundreds of processes; compiling every module anew in each would take longer than the tests.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help quickstart test test-oldest lint lock study-cifar10 study-imagenet-sample study-ssod benchmark clean
+.PHONY: help quickstart docs test test-oldest lint lock study-cifar10 study-imagenet-sample study-ssod benchmark clean
 
 help:
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -32,6 +32,9 @@ quickstart: $(READY)  ## run the main job on embedded data: a table and quicksta
 test: $(READY)  ## lint, types, import arrows and every test
 	@$(MAKE) --no-print-directory lint
 	$(BIN)/pytest -n $(WORKERS) tests
+
+docs: $(READY)  ## build the pages into site/: strictly, offline, every code block run
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 test-oldest: $(READY)  ## the security tests on the oldest versions that pyproject.toml allows
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(OLDEST)
@@ -66,4 +69,4 @@ benchmark: $(READY)  ## speed ratios (peer.py, imagenet_scale.py, training.py an
 	$(BIN)/python benchmarks/metrics.py
 
 clean:  ## remove what the targets made
-	rm -rf $(VENV) $(OLDEST) quickstart results
+	rm -rf $(VENV) $(OLDEST) quickstart results build site

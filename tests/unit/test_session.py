@@ -220,7 +220,7 @@ def test_a_set_takes_another_head_and_a_fitted_detector_is_deployed_as_it_is(tmp
         (lambda: Session(tiny_net()).features("images/"), "how large are its images"),
         (lambda: Session(tiny_net()).features(DataLoader((X * 255).byte(), 4)), "normalise"),
         (lambda: Session(tiny_net(), engine="steam"), "unknown engine 'steam'"),
-        (lambda: nescio.evaluate("msp", id=X, ood={}), "expected a FeatureSet"),
+        (lambda: nescio.evaluate("msp", id="images/", ood={}), "expected features"),
         (lambda: nescio.Detector(lambda f: f.h)(np.ones((4, 3))), r"scores of shape \(4, 3\) for 4 rows"),
         (lambda: nescio.Detector("knn").fit(nescio.FeatureSet(np.ones((4, 3))), [0, 0, 1, 1]), "belong in the Fea"),
         (lambda: Session(tiny_net())("images/"), "expected normalised images"),

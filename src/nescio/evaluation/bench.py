@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from nescio.core.detector import AnyDetector, Detector, detectors_of, fit_all, score_all
 from nescio.core.errors import InputError
 from nescio.core.feature_set import FeatureSet
-from nescio.core.features import NoHead
+from nescio.core.features import NO_HEAD, Head, NoHead
 from nescio.core.spec import all_specs, names_preset
 from nescio.data.source import Source, by_name
 from nescio.evaluation import metrics
@@ -35,6 +36,8 @@ from nescio.run.session import Images, Session, as_session
 
 log = logging.getLogger(__name__)
 
+AnyFeatures = FeatureSet | npt.NDArray[Any] | torch.Tensor
+"""Features, with what belongs to them or alone."""
 TITLES = {"train": "training", "calibrate": "calibration", "id": "id"}
 """Sets of ID images, and what messages call them."""
 
@@ -97,10 +100,10 @@ def bench(
 def evaluate(
     detectors: AnyDetector | Sequence[AnyDetector],
     *,
-    id: FeatureSet,  # noqa: A002 - the field's word for it
-    ood: Mapping[str, FeatureSet],
-    train: FeatureSet | None = None,
-    held_out: FeatureSet | None = None,
+    id: AnyFeatures,  # noqa: A002 - the field's word for it
+    ood: Mapping[str, AnyFeatures],
+    train: AnyFeatures | None = None,
+    held_out: AnyFeatures | None = None,
     resamples: int = 0,
     equal: bool = False,
 ) -> Results:
@@ -108,7 +111,8 @@ def evaluate(
 
     Args:
         detectors: as for ``bench``.
-        id: features of ID test images (with labels, for the accuracy).
+        id: features of ID test images: a feature set (with labels, for the accuracy), or an array or tensor
+            ``(N, L)``, which is read with the head of ``train``.
         ood: features of OOD images, by name.
         train: features of training images, with labels; may be missing if no detector needs them.
         held_out: as for ``bench``.
@@ -119,26 +123,38 @@ def evaluate(
         InputError: an input does not fit the others; the message names it and the way out.
     """
     found, ood = detectors_of(detectors), by_name(ood, "ood")
-    by_role = {"train": train, "calibrate": held_out, "id": id, **ood}
-    for name, rows in by_role.items():
-        if rows is not None and not isinstance(rows, FeatureSet):
-            raise InputError(f"{name}: expected a FeatureSet, got {type(rows).__name__}; nescio.bench takes images")
+    fitted_on = None if train is None else _features("train", train)
+    head = NO_HEAD if fitted_on is None else fitted_on.head
+    apart = None if held_out is None else _features("held_out", held_out, head)
+    judged_on = {name: _features(name, rows, head) for name, rows in {"id": id, **ood}.items()}
+    by_role = {"train": fitted_on, "calibrate": apart, **judged_on}
     check_sets(by_role, list(ood), found)
     unfitted = {name: d for name, d in found.items() if d.fitted_to is None}
-    data = FeatureSet(head=id.head) if train is None else train
-    fit_all(list(unfitted.values()), data if held_out is None else data.with_held_out(held_out))
+    data = FeatureSet(head=judged_on["id"].head) if fitted_on is None else fitted_on
+    fit_all(list(unfitted.values()), data if apart is None else data.with_held_out(apart))
     seconds: dict[tuple[str, str], float] = {}
     scored = {}
-    for name, rows in {"id": id, **ood}.items():
+    for name, rows in judged_on.items():
         values, spent = score_all(list(found.values()), rows.chunks())
         seconds |= {(d, name): s for d, s in zip(found, spent, strict=True)}
         scores = {d: v.cpu().numpy() for d, v in zip(found, values, strict=True)}
         scored[name] = Scored(name, None, dict.fromkeys(found, rows.positions), scores, _by_row(rows, rows.pred))
-    right = _right(id)
+    right = _right(judged_on["id"])
     table = _table(found, scored, right, seconds, resamples=resamples, equal=equal)
     manifest = features_manifest(found, {name: rows for name, rows in by_role.items() if rows is not None})
     oods = [scored[name] for name in ood]
     return Results(table, manifest | {"equal": equal, "resamples": resamples}, scored["id"], oods, [], _labelled(right))
+
+
+def _features(name: str, rows: AnyFeatures, head: Head = NO_HEAD) -> FeatureSet:
+    """Features as a feature set; arrays get a head to be read with."""
+    if isinstance(rows, FeatureSet):
+        return rows
+    if isinstance(rows, (np.ndarray, torch.Tensor)):
+        return FeatureSet(rows, head=head)
+    raise InputError(
+        f"{name}: expected features (a FeatureSet or an array), got {type(rows).__name__}; nescio.bench takes images"
+    )
 
 
 class _Sets:

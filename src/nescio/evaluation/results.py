@@ -64,6 +64,9 @@ class Results(Measured):
         found = "" if best is None else f"; best AUROC {self.average(best, 'auroc'):.2%}, of {best}"
         return f"Results({len(self.detectors)} detectors on {len(self.ood_sets)} OOD sets{found})"
 
+    def __str__(self) -> str:
+        return tables.text(self)
+
     def _repr_html_(self) -> str:
         return tables.html(self)
 

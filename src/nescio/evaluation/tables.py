@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -124,6 +126,14 @@ def _formatted(
     for line in lines(results):
         name = ours.format(spelled(line.detector)) if line.kind == OURS else other.format(spelled(line.kind))
         yield [name, *(_joined(line.cells.get(c), bold) for c in columns)]
+
+
+def text(results: Measured, width: int = 100) -> str:
+    """As a terminal of ``width`` columns shows it, without colours; then the accuracy."""
+    with io.StringIO() as file:
+        screen = Console(file=file, width=width, color_system=None)
+        screen.print(*terminal(results, width), sep="\n")
+        return f"{file.getvalue()}{accuracy(results)}".rstrip()
 
 
 def html(results: Measured) -> str:
