@@ -46,7 +46,7 @@ with torch.no_grad():
     h_test = backbone(images(60, 1)).numpy()
 z = h_test @ W.T + b
 """
-README = """
+TOUR = """
 from pathlib import Path
 
 from PIL import Image
@@ -60,7 +60,7 @@ for n, name in enumerate(["images/train", "images/test", "images/dtd"]):
         pixels = np.random.default_rng(100 * n + i).integers(0, 256, (32, 32, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{i}.png")
 """
-IN_README = """
+IN_TOUR = """
 kept = nescio.load("detector.nescio")
 by_hand = detector(h_test)
 np.testing.assert_array_equal(kept(h_test), by_hand)
@@ -76,6 +76,12 @@ np.testing.assert_allclose(table.row("knn", "svhn").auroc, expected)
 np.testing.assert_allclose(float(metrics.compute()["auroc"]), nescio.evaluation.metrics.auroc(by_hand, detector(svhn)))
 assert head.weight.shape == (10, 16)
 assert {"msp", "energy", "fmls"} <= {r.detector for r in results.rows}
+"""
+IN_README = """
+knn = nescio.Detector("knn").fit(h_train)
+svhn = backbone(images(40, 2, 3.0)).detach().numpy()
+expected = nescio.evaluation.metrics.auroc(knn(h_test), knn(svhn))
+np.testing.assert_allclose(results.row("knn", "svhn").auroc, expected)
 """
 IN_DESIGN = """
 np.testing.assert_allclose(session.scores([detector], test_loader)[repr(detector)], detector(h_test), rtol=1e-5)
@@ -98,9 +104,11 @@ for name in sys.argv[1:]:
 """
 
 
-def blocks(page: str, heading: str) -> list[str]:
-    """The Python of one section of a page, block by block."""
-    section = (PAGES / page).read_text(encoding="utf-8").split(f"\n## {heading}\n")[1].split("\n## ")[0]
+def blocks(page: str, heading: str = "") -> list[str]:
+    """The Python of a page or of one of its sections, block by block."""
+    section = (PAGES / page).read_text(encoding="utf-8")
+    if heading:
+        section = section.split(f"\n## {heading}\n")[1].split("\n## ")[0]
     return re.findall(r"```python\n(.*?)```", section, re.DOTALL)
 
 
@@ -112,9 +120,15 @@ def run(folder: Path, *parts: str, words: Sequence[str] = ()) -> None:
 
 
 def test_the_readmes_python_runs(tmp_path: Path) -> None:
-    parts = blocks("README.md", "From Python")
+    (alone, network) = blocks("README.md")
+    run(tmp_path, alone)
+    run(tmp_path, "import nescio", TOGETHER, network, IN_README)
+
+
+def test_the_tours_python_runs(tmp_path: Path) -> None:
+    parts = blocks("docs/get-started/python.md")
     assert len(parts) >= 6
-    run(tmp_path, TOGETHER, README, *parts, IN_README)
+    run(tmp_path, TOGETHER, TOUR, *parts, IN_TOUR)
 
 
 def test_the_designs_python_runs(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ class LS(OfPrototypes, Modulate, name="ls"):
 
     Args:
         prototypes: ``train``, the means above, or ``head``: the head's own rows in their place, which needs no training
-            images. What that costs is measured in the README.
+            images. What that costs: docs/benchmarks/accuracy.md.
 
     Source: Sun et al., "Classifier-head Informed Feature Masking and Prototype-based Logit Smoothing for
     Out-of-Distribution Detection", 2024, eqs. 6-8.

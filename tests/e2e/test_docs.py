@@ -1,0 +1,73 @@
+"""The site, built as a user builds it: strictly and offline. A code block that fails, or a link that leads nowhere, fails the build."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("docs")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder / "site")]
+    env = os.environ | {"NESCIO_DOCS_SCRATCH": str(folder / "scratch"), "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "site"
+
+
+@pytest.fixture
+def page(browser: Any, site: Path) -> Iterator[tuple[Any, list[str]]]:
+    """The first page, and the addresses that it and those after it ask for beyond the folder."""
+    page, asked = browser.new_page(), []
+    page.on("request", lambda r: asked.append(r.url) if not r.url.startswith(("file:", "data:", "blob:")) else None)
+    page.goto(f"file://{site}/index.html")
+    yield page, asked
+    page.close()
+
+
+def test_no_page_is_empty_and_none_shows_a_traceback(site: Path) -> None:
+    pages = [path for path in site.rglob("*.html") if path.name != "404.html"]
+    assert len(pages) > 50
+    for path in pages:
+        text = path.read_text(encoding="utf-8")
+        body = re.sub(r"<[^>]+>", "", text.split("<article")[1].split("</article>")[0])
+        assert len(body) > 300, path
+        assert "Traceback" not in body, path
+
+
+@pytest.mark.parametrize(
+    ("words", "where"),
+    [("FPR95", "FPR95"), ("threshold", "threshold"), ("own model", "own model"), ("CUDA out of memory", "memory")],
+)
+def test_the_search_finds_it_offline(page: tuple[Any, list[str]], words: str, where: str) -> None:
+    here, asked = page
+    here.locator("input[name=query]").fill(words)
+    first = here.locator(".md-search-result__item").first
+    first.wait_for(timeout=60_000)
+    assert where.lower() in first.inner_text().lower()
+    assert not asked
+
+
+def test_a_page_with_formulas_and_figures_asks_the_network_for_nothing(page: tuple[Any, list[str]], site: Path) -> None:
+    here, asked = page
+    here.goto(f"file://{site}/methods/fm.html")
+    assert here.locator("math").count() > 0
+    assert not asked
+
+
+def test_the_links_of_the_readme_lead_to_files() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text.count("\n") <= 150
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", text)
+    assert len(links) > 20
+    assert not [link for link in links if not (ROOT / link).exists()]
