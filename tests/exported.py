@@ -35,6 +35,6 @@ def in_onnx_runtime(
     names = ["logits", *detectors]
     together = Scores(classifier, list(detectors.values())).eval()
     example = torch.randn(3, 3, classifier.transform.crop, classifier.transform.crop)
-    proto = onnx._converted(together, names, example, classifier.name)
+    proto = onnx._converted(together, names, {"image": example}, classifier.name)
     session = onnxruntime.InferenceSession(proto.SerializeToString())
     return lambda x: dict(zip(names, session.run(None, {"image": x.numpy()}), strict=True))

@@ -55,6 +55,7 @@ if TYPE_CHECKING:  # the same names as below, for type checkers and editors
     from nescio.deploy import export as export
     from nescio.deploy import fit as fit
     from nescio.deploy import load as load
+    from nescio.deploy import push as push
     from nescio.deploy import score_images as score_images
     from nescio.evaluation.bench import bench as bench
     from nescio.evaluation.bench import evaluate as evaluate
@@ -108,7 +109,7 @@ _NAMES = {
     "core.stage": "InputStage Modulate Score Shape",
     "data.source": "open_source",
     "data.transform": "Transform",
-    "deploy": "Deployed Verdict export fit load score_images",
+    "deploy": "Deployed Verdict export fit load push score_images",
     "evaluation.bench": "bench evaluate",
     "evaluation.compare": "compare",
     "evaluation.results": "Results",

@@ -235,6 +235,101 @@ def test_the_file_gives_what_the_detector_gives(tmp_path: Path) -> None:
     assert single["p_value"] == pytest.approx(whole["p_value"][:1], abs=0.03)
 
 
+def test_the_threshold_is_an_input_that_need_not_be_given(tmp_path: Path) -> None:
+    detector = deployed("energy")
+    export(detector, tmp_path / "d.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "d.onnx")
+    groups = detector.calibration.groups
+    (stored,) = session.get_overridable_initializers()
+    assert (stored.name, stored.type, stored.shape) == ("threshold", "tensor(double)", [len(groups)])
+    assert [value.name for value in session.get_inputs()] == ["image"]
+    x = normalised().numpy()
+    logits, score, p_value, accepted, _ = session.run(None, {"image": x})
+    own = np.array([g.least for g in groups])
+    of = np.array([next(i for i, g in enumerate(groups) if c in g.classes) for c in logits.argmax(axis=1)])
+    assert len(set(of.tolist())) > 1
+    for threshold in (own, own + 1, own[::-1].copy(), np.full(len(groups), -np.inf)):
+        given = session.run(["score", "p_value", "accepted"], {"image": x, "threshold": threshold})
+        np.testing.assert_array_equal(given[0], score)
+        np.testing.assert_array_equal(given[1], p_value)
+        np.testing.assert_array_equal(given[2], score >= threshold[of])
+    np.testing.assert_array_equal(accepted, score >= own[of])
+
+
+def test_the_p_value_table_gives_the_threshold_of_any_share(tmp_path: Path) -> None:
+    detector = deployed("energy")
+    export(detector, tmp_path / "d.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "d.onnx")
+    tables = json.loads(session.get_modelmeta().custom_metadata_map["p_values"])
+    logits, score, p_value, *_ = session.run(None, {"image": normalised().numpy()})
+    for c, s, p in zip(logits.argmax(axis=1), score, p_value, strict=True):
+        (scores,) = [t["scores"] for t in tables if c in t["classes"]]
+        assert (1 + np.searchsorted(scores, s, side="right")) / (1 + len(scores)) == pytest.approx(p, abs=1e-12)
+    shares = [t["scores"][int(0.2 * (len(t["scores"]) + 1)) - 1] for t in tables]  # rejects 20 %
+    (accepted,) = session.run(["accepted"], {"image": normalised().numpy(), "threshold": np.array(shares)})
+    np.testing.assert_array_equal(accepted, p_value > 0.2 + 1e-9)
+
+
+def test_openvino_gives_what_onnx_runtime_gives(tmp_path: Path) -> None:
+    openvino = pytest.importorskip("openvino", reason="needs openvino")
+    for spec in ("fm:p=0.6+react:clip=1.6+ls+energy", "knn:k=3", "mahalanobis"):
+        detector = deployed(spec)
+        export(detector, tmp_path / "d.onnx")
+        export(detector, tmp_path / "d.xml")
+        given = {"INFERENCE_PRECISION_HINT": "f32"}
+        compiled = openvino.Core().compile_model(tmp_path / "d.xml", "CPU", given)
+        assert [value.any_name for value in compiled.inputs] == ["image"]
+        found = {value.any_name: column for value, column in compiled({"image": normalised().numpy()}).items()}
+        wanted = run(tmp_path / "d.onnx", normalised())
+        assert list(found) == list(wanted)
+        spread = wanted["score"].std()
+        np.testing.assert_allclose(found["logits"], wanted["logits"], atol=1e-4)
+        np.testing.assert_allclose(found["score"], wanted["score"], atol=1e-3 * spread)
+        least = np.array(
+            [g.least for p in wanted["logits"].argmax(1) for g in detector.calibration.groups if p in g.classes]
+        )
+        clear = np.abs(wanted["score"] - least) > 1e-3 * spread
+        assert clear.mean() > 0.95
+        np.testing.assert_array_equal(found["accepted"][clear], wanted["accepted"][clear])
+    told = openvino.Core().read_model(tmp_path / "d.xml")
+    assert told.get_rt_info(["nescio", "promise"]).astype(str) == detector.calibration.promise()
+    assert list(json.loads(told.get_rt_info(["nescio", "inputs"]).astype(str))) == ["image"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["d.bin", "d.onnx", "d.xml"]
+
+
+def test_a_triton_model_has_a_configuration_that_fits_its_graph(tmp_path: Path) -> None:
+    detector = deployed("energy")
+    export(detector, tmp_path / "models/tiny", preprocess="nhwc")
+    folder = tmp_path / "models/tiny"
+    assert sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()) == [
+        "1/model.onnx",
+        "config.pbtxt",
+        "labels.txt",
+    ]
+    assert (folder / "labels.txt").read_text().splitlines() == detector.classifier.classes
+    config = (folder / "config.pbtxt").read_text()
+    assert config.startswith('name: "tiny"\nbackend: "onnxruntime"\nmax_batch_size: 64\n')
+    lines = re.findall(r'\{ name: "(\w+)", data_type: TYPE_(\w+), dims: (\[[^]]*\])(.*) \}', config)
+    session = onnxruntime.InferenceSession(folder / "1/model.onnx")
+    assert not session.get_overridable_initializers()  # Triton would not let a client set it
+    names = {"FP32": "tensor(float)", "FP64": "tensor(double)", "BOOL": "tensor(bool)", "UINT8": "tensor(uint8)"}
+    found = [(name, names[kind], json.loads(dims)) for name, kind, dims, _ in lines]
+    wanted = [(v.name, v.type, v.shape[1:] or [1]) for v in (*session.get_inputs(), *session.get_outputs())]
+    assert found == wanted
+    assert [name for name, *_, rest in lines if "reshape: { shape: [] }" in rest] == [
+        n for n, _, d in wanted if d == [1]
+    ]
+    assert [name for name, *_, rest in lines if 'label_filename: "labels.txt"' in rest] == ["logits"]
+
+
+def test_the_ending_chooses_the_form(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    for name, said in (("d.pb", r"unknown ending; name a file that ends in \.onnx"), ("taken", "it is a file")):
+        with pytest.raises(InputError, match=said):
+            export(deployed("energy"), tmp_path / name)
+    assert [p.name for p in tmp_path.iterdir()] == ["taken"]
+
+
 @pytest.mark.parametrize("order", ["nchw", "nhwc"])
 def test_pixels_are_normalised_in_the_graph(order: str, tmp_path: Path) -> None:
     classifier = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE * SIDE, CLASSES)), network().transform)
@@ -265,14 +360,19 @@ def test_whoever_opens_the_file_learns_what_it_is(tmp_path: Path) -> None:
     export(detector, tmp_path / "d.onnx", preprocess="nhwc")
     session = onnxruntime.InferenceSession(tmp_path / "d.onnx")
     said = session.get_modelmeta().custom_metadata_map
-    assert said["format"] == "nescio-onnx/1"
+    assert said["format"] == "nescio-onnx/2"
     assert said["detector"] == "energy"
     assert json.loads(said["classes"]) == detector.classifier.classes
     assert said["transform"] == str(detector.classifier.transform)
     assert said["promise"] == detector.calibration.promise()
     groups = json.loads(said["thresholds"])
     assert [g["threshold"] for g in groups] == [g.threshold for g in detector.calibration.groups]
-    assert said["input"].startswith("uint8 (batch, 16, 16, 3): pixels, RGB, resized")
+    inputs = json.loads(said["inputs"])
+    assert inputs["image"].startswith("uint8 (batch, 16, 16, 3): pixels, RGB, resized")
+    assert inputs["threshold"].startswith(f"float64 ({len(groups)},): the least score that is accepted")
+    tables = json.loads(said["p_values"])
+    assert [t["classes"] for t in tables] == [list(g.classes) for g in detector.calibration.groups]
+    assert [t["scores"] for t in tables] == [g.reached.tolist() for g in detector.calibration.groups]
     about = json.loads(said["about"])
     assert about["versions"] == {"nescio": "0"}
     assert about["calibration"]["accept"] == 0.9

@@ -207,7 +207,7 @@ def test_what_reads_the_features_stays_in_float32(tmp_path: Path) -> None:
 
 def test_the_network_put_back_as_it_was_changes_nothing() -> None:
     made = deployed("multimahalanobis")
-    graph = onnx_graph._graph(Judge(made, "nchw"), onnxruntime, marked=True)
+    graph = onnx_graph._graph(Judge(made, "nchw"), marked=True)
     part = cut_network(graph, "normalised", END)
     assert part.graph.output[0].name == END
     assert len(part.graph.output) > 1  # the map that the detector reads, too

@@ -19,6 +19,7 @@ COMMANDS = {
     **dict.fromkeys(("explain", "train"), "train"),
     **dict.fromkeys(("recommend", "tune"), "tune"),
     "data": "data",
+    "push": "hub",
     **dict.fromkeys(("score", "serve"), "score"),
 }
 """The module that each command is in."""

@@ -79,7 +79,7 @@ def fit(obj: dict[str, Any], /, out: Path, *, no_weights: bool, **options: Any) 
 
 @click.command()
 @file_argument
-@out_option("File to write.", required=True)
+@out_option("FILE.onnx, FILE.xml (OpenVINO) or a folder (Triton).", required=True)
 @click.option(
     "--preprocess",
     type=click.Choice(["nchw", "nhwc"]),
@@ -103,35 +103,47 @@ def fit(obj: dict[str, Any], /, out: Path, *, no_weights: bool, **options: Any) 
 @workers_option
 @click.pass_obj
 def export(obj: dict[str, Any], /, file: Path, out: Path, **options: Any) -> None:
-    """Write a FILE that fit wrote as one ONNX graph: images in; logits, score, p_value and accepted out.
+    """Write a FILE that fit wrote as one graph: images in; logits, score, p_value and accepted out.
 
     \b
-    nescio export my.nescio -o my.onnx
+    nescio export my.nescio -o my.onnx        ONNX; the threshold is an optional input
+    nescio export my.nescio -o my.xml         OpenVINO IR: my.xml and my.bin
+    nescio export my.nescio -o models/my      a folder: the model "my" of a Triton model repository
     nescio export my.nescio -o small.onnx --precision int8 --calibrate images/held-out --ood other=images/other
 
-    A network in fp16 or int8 gives other scores: its threshold is calibrated anew, and what it loses is printed.
+    A network in fp16 or int8 gives other scores: its threshold is calibrated again, and the loss is printed.
     """  # noqa: D301 - click reads the backslashes
-    check_file(out)
     from nescio.deploy import Deployed
     from nescio.deploy import export as run
+    from nescio.deploy.forms import total_size, writer_of
+
+    writer_of(out)  # refuses before the work
 
     deployed = Deployed.load(file, model=options.pop("model"), weights=options.pop("weights"), device="cpu")
     options["ood"] = named(options["ood"])
-    make_folder(out.parent)
     lowered = run(deployed, out, **options, progress=not obj["quiet"])
     if lowered is not None:
         _show_lowered(lowered)
-    console().print(f"wrote {out} ({out.stat().st_size / 1e6:,.1f} MB)")
+    console().print(f"wrote {out} ({total_size(out) / 1e6:,.1f} MB)")
 
 
 @click.command()
 @file_argument
-def show(file: Path) -> None:
-    """Say what is in a FILE that fit wrote: network, detector, threshold and what it promises."""
+@click.option("--card", is_flag=True, help="Print the model card that nescio push uploads.")
+def show(file: Path, *, card: bool) -> None:
+    """Say what is in a FILE that fit wrote: network, detector, threshold and what it promises.
+
+    FILE may also be hf:user/name, a detector on the Hugging Face Hub.
+    """
     from nescio.core.artifact import kind_of
     from nescio.core.detector import Detector
     from nescio.deploy import describe
 
+    if card:
+        from nescio.deploy.card import card_of
+
+        click.echo(card_of(file, str(file)))
+        return
     if kind_of(file) == "detector":
         detector = Detector.load(file)
         said = f"a detector alone, without network or threshold: {detector}, {detector.size / 1e6:,.1f} MB"

@@ -45,7 +45,18 @@ data_root_option = click.option(
     show_default=True,
     help="Folder with the data sets of the published benchmarks.",
 )
-file_argument = click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+
+
+def _here(_ctx: click.Context, _argument: click.Parameter, file: Path) -> Path:
+    """A file on this machine; one on the hub is downloaded."""
+    if not str(file).startswith("hf:"):
+        return file
+    from nescio.deploy.hub import fetched
+
+    return fetched(file)
+
+
+file_argument = click.argument("file", type=click.Path(path_type=Path, dir_okay=False), callback=_here)
 device_option = click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, …")
 batch_size_option = click.option(
     "--batch-size", type=click.IntRange(1), help="Images per step.  [default: 32; on a GPU 256]"

@@ -3,6 +3,7 @@
 from nescio.deploy.build import fit
 from nescio.deploy.deployed import Deployed, Judged, Verdict
 from nescio.deploy.file import describe
+from nescio.deploy.hub import push
 from nescio.deploy.loading import load
 from nescio.deploy.onnx import export
 from nescio.deploy.recalibration import Lowered
@@ -18,5 +19,6 @@ __all__ = [
     "export",
     "fit",
     "load",
+    "push",
     "score_images",
 ]

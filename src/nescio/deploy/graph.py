@@ -1,4 +1,4 @@
-"""A detector that is ready for use as one function of a batch of images: what an exported graph computes."""
+"""A detector that is ready for use, as one function of a batch of images: this is what an exported graph computes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from nescio.models.heads import decide
 OUTPUTS = {
     "logits": "float32 (batch, C): the classifier's own; the largest is the label",
     "score": "float64 (batch,): the detector's; higher means more in-distribution; NaN where features are not finite",
-    "p_value": "float64 (batch,): share of calibration ID images that score this low; no probability of ID",
-    "accepted": "bool (batch,): whether the score reaches the calibrated threshold; false where it is NaN",
+    "p_value": "float64 (batch,): share of calibration ID images that score this low; not a probability of ID",
+    "accepted": "bool (batch,): whether the score reaches the threshold; false where it is NaN",
     "p_id": "float64 (batch,): P(x in ID | x)",
 }
 """What the graph gives, in this order. ``p_id`` only where there is an OOD head or a calibrator."""
+IMAGE, THRESHOLD = "image", "threshold"
+"""What the graph takes. The threshold is optional: the calibrated one is stored in the graph."""
 LAYOUTS = ("nchw", "nhwc")
 BEGIN, END = "normalised", "features"
 """Marks in a graph: what the network sees, and the penultimate features that it ends in."""
@@ -55,11 +57,11 @@ class Judge(nn.Module):
         """Names of what shows where its network ends and, with a layout, where it begins."""
         return [] if not self.marked else [END] if self.layout is None else [END, BEGIN]
 
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Judge a batch."""
+    def forward(self, image: Tensor, threshold: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Judge a batch, with the calibrated thresholds or with others, float64 ``(groups,)``."""
         x = self.normalised(image)
         f = self.network(x)
-        return (*self.columns(f), *(t for t, _ in zip((f.h, x), self.marks, strict=False)))
+        return (*self.columns(f, threshold), *(t for t, _ in zip((f.h, x), self.marks, strict=False)))
 
     def normalised(self, image: Tensor) -> Tensor:
         """What the network sees: float32 ``(B, 3, crop, crop)``."""
@@ -68,12 +70,12 @@ class Judge(nn.Module):
         # contiguous, or every view that the network takes of its maps would be spelt out, element by element
         return self.transform.normalise(image.permute(0, 3, 1, 2).contiguous() if self.layout == "nhwc" else image)
 
-    def columns(self, f: Features) -> tuple[Tensor, ...]:
+    def columns(self, f: Features, threshold: Tensor | None = None) -> tuple[Tensor, ...]:
         """What follows from a batch's features, by ``outputs`` without the marks."""
         usable = f.h.isfinite().all(dim=1)
         score = torch.where(usable, self.chain(f), torch.nan)
         logits = decide(self.heads, f.h, f.head)
-        columns = (logits, score, *self.verdict(score, f.pred))
+        columns = (logits, score, *self.verdict(score, f.pred, threshold))
         if self.p_id is not None:
             return (*columns, torch.where(usable, self.p_id(f), torch.nan))
         return columns if self.calibrator is None else (*columns, self.calibrator(score))
@@ -102,12 +104,19 @@ class Threshold(nn.Module):
         }.items():
             self.register_buffer(name, t)
 
-    def forward(self, score: Tensor, pred: Tensor) -> tuple[Tensor, Tensor]:
-        """P-values ``(B,)`` float64, NaN where the score is, and whether each score is accepted ``(B,)``."""
+    def forward(self, score: Tensor, pred: Tensor, thresholds: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """P-values ``(B,)`` float64, NaN where the score is, and whether each score is accepted ``(B,)``.
+
+        Args:
+            score: ``(B,)``.
+            pred: the raw predictions ``(B,)``.
+            thresholds: one for each group ``(groups,)``; the calibrated ones by default.
+        """
+        least = self.thresholds if thresholds is None else thresholds
         group = self.group[pred]
         # one group serves all images: its scores are not repeated for each
         references = self.references if len(self.references) == 1 else self.references[group]
         lower = (references <= score[:, None]).sum(dim=1)
         n = self.counts[group]
         p = (1 + torch.minimum(lower, n)).to(torch.float64) / (1 + n).to(torch.float64)
-        return torch.where(score.isnan(), torch.nan, p), score >= self.thresholds[group]
+        return torch.where(score.isnan(), torch.nan, p), score >= least[group]

@@ -9,6 +9,7 @@ from nescio.core.artifact import kind_of
 from nescio.core.detector import Detector
 from nescio.core.errors import InputError
 from nescio.deploy.deployed import Deployed
+from nescio.deploy.hub import fetched, is_on_hub
 from nescio.evaluation.results import Results
 from nescio.evaluation.results_files import RESULTS
 from nescio.models import load_classifier
@@ -19,15 +20,16 @@ def load(path: str | Path, **options: Any) -> Any:
     """What nescio wrote, as what it was: a ``Detector``, a ``Deployed``, ``Results`` or a ``Classifier``.
 
     Args:
-        path: a file that ``Detector.save`` or ``Deployed.save`` wrote (``nescio fit``), or a folder of results
-            (``nescio bench --out``) or with a trained network (``nescio train``).
+        path: a file that ``Detector.save`` or ``Deployed.save`` wrote (``nescio fit``); a folder of results
+            (``nescio bench --out``) or with a trained network (``nescio train``); or ``hf:user/name[@revision]``, what
+            ``push`` uploaded to the Hugging Face Hub.
         **options: of a deployed file ``model``, ``weights`` and ``device``; of results ``images``; of a trained
             network those of ``load_classifier``.
 
     Raises:
-        InputError: it is missing, damaged, of a later version, or none of these.
+        InputError: it is missing, damaged, of a later version, or none of these; or the hub cannot be reached.
     """
-    path = Path(path)
+    path = fetched(path) if is_on_hub(path) else Path(path)
     folder = path.parent if path.name in (RUN, RESULTS) else path
     if (folder / RESULTS).is_file():
         return Results.load(folder, **options)

@@ -1,4 +1,4 @@
-"""A detector that is ready for use as one ONNX graph: image in; logits, score, p-value and verdict out."""
+"""A detector that is ready for use, as one ONNX graph: images in; logits, score, p-value and verdict out."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ import torch
 from torch import Tensor, nn
 
 from nescio.core.errors import InputError, check_choice
-from nescio.core.files import whole
 from nescio.data.preprocess import AnyTransform
 from nescio.data.source import AnySource
 from nescio.deploy.deployed import Deployed
 from nescio.deploy.file import check_transform, record
-from nescio.deploy.graph import LAYOUTS, OUTPUTS, Judge
+from nescio.deploy.forms import writer_of
+from nescio.deploy.graph import IMAGE, LAYOUTS, OUTPUTS, THRESHOLD, Judge
 from nescio.deploy.lower import FP32, PRECISIONS
 from nescio.deploy.recalibration import Images, Lowered, lower
+from nescio.deploy.side_by_side import sessions
 
-FORMAT = "nescio-onnx/1"
+FORMAT = "nescio-onnx/2"
 MOST = 500_000_000
 """Bytes that a detector in a graph may have learned: a bank of 350,000 features of 342, or of 60,000 of 2,048."""
 LARGEST = 2_000_000_000
-"""Bytes of weights that one file can hold: what it is made of (protobuf) ends at 2 GiB."""
+"""Bytes of weights that one file can hold: its format (protobuf) ends at 2 GiB."""
 _TOLERANCE = 1e-3
-"""Largest difference of the graph's logits from the network's on noise, relative to their scale, that is rounding."""
+"""Largest difference between the graph's logits and the network's on noise, relative to their scale."""
 
 
 def export(
@@ -40,61 +41,69 @@ def export(
     workers: int | None = None,
     progress: bool = True,
 ) -> Lowered | None:
-    """Write a detector, its threshold and the network as one ONNX file for any batch size; what it is goes with it.
+    """Write the network, the detector and its threshold as one graph for any batch size, with a description of itself.
 
     The graph maps ``image`` to ``logits``, ``score``, ``p_value``, ``accepted`` and, with an OOD head or a calibrator,
-    ``p_id``: the same numbers as ``deployed`` up to rounding. Scores are computed in float64, as there. Resizing is
-    not in the graph: a batch is images of one size, and no ONNX operation gives the same pixels as Pillow's antialiased
-    resizing, so the caller resizes and crops as the file's metadata say.
+    ``p_id``. These are the same numbers as those of ``deployed``, up to rounding. Scores are computed in float64, as
+    there. Resizing is not in the graph: a batch holds images of one size, and no ONNX operation gives the same pixels
+    as Pillow's antialiased resizing. So the caller resizes and crops as the metadata say.
 
-    With another precision the network alone is lowered, from the normalised image to the penultimate features. Its
-    scores are others, so thresholds, p-values and ``p_id`` are calibrated anew, as this graph scores ``calibrate``:
-    the promise in the file is of this graph, with the share, confidence and classes of ``deployed``.
+    An ONNX file has a second input, ``threshold``, float64 with one number for each group of predicted classes (one in
+    all without ``per_class``). It is optional: the calibrated threshold is stored as its default.
+
+    In another precision the network alone is lowered, from the normalised image to the penultimate features. This
+    changes the scores, so thresholds, p-values and ``p_id`` are calibrated again on the scores that this graph gives
+    ``calibrate``. The promise in the file is about this graph, with the share, confidence and classes of ``deployed``.
 
     Args:
         deployed: as ``fit`` or ``load`` gives it, on the CPU.
-        path: usually ends in ``.onnx``.
+        path: its ending chooses the form. ``.onnx``: one ONNX file. ``.xml``: OpenVINO IR, with the weights beside it
+            in a ``.bin``. No ending: a folder, the model of that name in a Triton model repository.
         preprocess: ``nchw`` or ``nhwc`` for a graph that takes the pixels of resized and cropped RGB images, uint8
-            ``(batch, 3, crop, crop)`` or ``(batch, crop, crop, 3)``, and normalises them itself; without it, the graph
+            ``(batch, 3, crop, crop)`` or ``(batch, crop, crop, 3)``, and normalises them itself. Without it, the graph
             takes normalised float32 ``(batch, 3, crop, crop)``.
         precision: of the network: ``fp32``, ``fp16`` or ``int8``.
-        calibrate: held-out ID images, needed for ``fp16`` and ``int8`` and for these alone. ``int8`` takes the ranges
-            of its maps from some of them, which calibrate nothing.
-        ood: OOD images by name, to measure the AUROC lost on; without them, stand-ins made of ``calibrate``.
+        calibrate: held-out ID images; required for ``fp16`` and ``int8``, refused for ``fp32``. ``int8`` takes the
+            ranges of its maps from some of them and does not calibrate on these.
+        ood: OOD images by name, to measure the AUROC lost on. By default they are made from ``calibrate``.
         workers: decoding processes; one per core, at most 8, by default.
         progress: show a bar on a terminal.
 
     Returns:
-        what ``fp16`` or ``int8`` lost.
+        what ``fp16`` or ``int8`` lost; None for ``fp32``.
 
     Raises:
         InputError: a stage cannot be part of a graph, images are prepared by code, the detector or the file would be
-            too large, the network cannot be traced, the packages that this needs are not there, or images do not fit
-            the precision or the guarantee.
+            too large, the network cannot be traced, a package is missing, the ending of ``path`` is none of these, or
+            images do not fit the precision or the guarantee.
     """
     if not isinstance(deployed, Deployed):
         raise InputError(f"export takes what nescio.load(FILE) or nescio.fit(…) gives, got {type(deployed).__name__}")
     check_choice("precision", precision, PRECISIONS)
     if preprocess is not None:
         check_choice("preprocess", preprocess, LAYOUTS)
+    write = writer_of(path)
     _refuse(deployed)
-    runtime = _imported()
+    _check_packages()
     lowered = None
     if precision == FP32:
         if calibrate is not None or ood:
-            raise InputError("a graph in fp32 keeps its calibration and loses nothing: give images with fp16 or int8")
-        model = _graph(Judge(deployed, preprocess), runtime)
+            raise InputError(
+                "a graph in fp32 keeps its calibration and loses nothing, so it takes no images: leave out calibrate "
+                "and ood (--calibrate, --ood), or choose fp16 or int8"
+            )
+        model = _graph(Judge(deployed, preprocess))
     else:
         if calibrate is None:
             raise InputError(
-                f"a graph in {precision} gives other scores, so its threshold must be calibrated anew: "
+                f"a graph in {precision} gives other scores, so its threshold must be calibrated again: "
                 "give held-out ID images (--calibrate)"
             )
         images = Images.of(deployed, precision, calibrate, ood)
         model, deployed, lowered = lower(
             deployed,
             images,
-            lambda d: _graph(Judge(d, preprocess), runtime, marked=True),
+            lambda d: _graph(Judge(d, preprocess), marked=True),
             precision,
             layout=preprocess,
             workers=workers,
@@ -103,45 +112,56 @@ def export(
     descriptions = {output.name: OUTPUTS[output.name] for output in model.graph.output}
     for key, value in metadata(deployed, descriptions, preprocess, precision).items():
         model.metadata_props.add(key=key, value=value)
-    with whole(Path(path)) as partial:
-        partial.write_bytes(model.SerializeToString())
+    write(model, Path(path))
     return lowered
 
 
-def _graph(judge: Judge, runtime: Any, *, marked: bool = False) -> Any:
+def _graph(judge: Judge, *, marked: bool = False) -> Any:
     """The graph of a judge, checked against it."""
     size = sum(t.numel() * t.element_size() for t in judge.state_dict().values())
     if size > LARGEST:
         raise InputError(f"network and detector take {size / 1e9:.1f} GB, and an ONNX file holds 2 GB")
     example = _noise(judge.transform, judge.layout)
     judge.marked = marked
-    model = _converted(judge.eval(), judge.outputs, example, judge.name)
-    _check(runtime.InferenceSession(model.SerializeToString()), judge, example, judge.name)
+    threshold = judge.verdict.thresholds.clone()
+    model = _converted(judge.eval(), judge.outputs, {IMAGE: example, THRESHOLD: threshold}, judge.name)
+    _store_threshold(model, threshold)
+    _check(sessions(model)[0], judge, example, judge.name)
     return model
 
 
 def metadata(
     deployed: Deployed, outputs: Mapping[str, str], preprocess: str | None = None, precision: str = FP32
 ) -> dict[str, str]:
-    """What goes with the graph, by name: text that whoever opens it must know, and ``about``, JSON with all else."""
+    """What goes with the graph, by name: text that its users must know, and ``about``, JSON with everything else."""
     about = record(deployed, embedded=True)
     model, calibration, transform = about["model"], about["calibration"], deployed.classifier.transform
-    side, channels = transform.crop, transform.channels
-    shape = f"batch, {side}, {side}, {channels}" if preprocess == "nhwc" else f"batch, {channels}, {side}, {side}"
-    kind = "float32 ({}): pixels in [0, 1] less mean, by std" if preprocess is None else "uint8 ({}): pixels"
-    colour = "grey" if channels == 1 else "RGB"
+    groups = deployed.calibration.groups
     return {
         "format": FORMAT,
         "model": model["name"],
         "classes": json.dumps(model["classes"] or model["n_classes"], ensure_ascii=False),
         "transform": model["transform"],
-        "input": f"{kind.format(shape)}, {colour}, resized (antialiased) and cropped as 'transform' says",
+        "inputs": json.dumps(_inputs(transform, len(groups), preprocess)),
         "outputs": json.dumps(outputs),
         "precision": precision,
         "detector": about["detector"]["spec"],
         "thresholds": json.dumps([{k: g[k] for k in ("classes", "threshold", "n")} for g in calibration["groups"]]),
+        "p_values": json.dumps([{"classes": g.classes, "scores": g.reached.tolist()} for g in groups]),
         "promise": calibration["promise"],
         "about": json.dumps(about, ensure_ascii=False),
+    }
+
+
+def _inputs(transform: AnyTransform, groups: int, preprocess: str | None) -> dict[str, str]:
+    side, channels = transform.crop, transform.channels
+    shape = f"batch, {side}, {side}, {channels}" if preprocess == "nhwc" else f"batch, {channels}, {side}, {side}"
+    kind = "float32 ({}): pixels in [0, 1] less mean, by std" if preprocess is None else "uint8 ({}): pixels"
+    colour = "grey" if channels == 1 else "RGB"
+    return {
+        IMAGE: f"{kind.format(shape)}, {colour}, resized (antialiased) and cropped as 'transform' says",
+        THRESHOLD: f"float64 ({groups},): the least score that is accepted, for each entry of 'thresholds'; optional, "
+        "the calibrated one by default",
     }
 
 
@@ -160,42 +180,48 @@ def _refuse(deployed: Deployed) -> None:
         raise InputError("a graph is made on the CPU: load the file with device='cpu'")
 
 
-def _imported() -> Any:
+def _check_packages() -> None:
     try:
         import onnx  # noqa: F401
-        import onnxruntime
+        import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as e:
         raise InputError(f"export needs the package {e.name}: pip install 'nescio[onnx]'") from None
-    return onnxruntime
 
 
 @torch.no_grad()
-def _converted(judge: nn.Module, outputs: Sequence[str], example: Tensor, name: str) -> Any:
-    """The graph of a function of images, as ONNX's own record."""
+def _converted(judge: nn.Module, outputs: Sequence[str], inputs: Mapping[str, Tensor], name: str) -> Any:
+    """The graph of a function whose first input is a batch of images, as ONNX's own record."""
     try:
-        batch = torch.export.Dim("batch")
-        traced = torch.export.export(judge, (example,), dynamic_shapes=({0: batch},), strict=False)
+        dynamic = ({0: torch.export.Dim("batch")}, *(None for _ in range(len(inputs) - 1)))
+        traced = torch.export.export(judge, (*inputs.values(),), dynamic_shapes=dynamic, strict=False)
         program: Any = torch.onnx.export(
-            traced, dynamo=True, input_names=["image"], output_names=outputs, external_data=False, verbose=False
+            traced, dynamo=True, input_names=list(inputs), output_names=outputs, external_data=False, verbose=False
         )
-    except Exception as e:  # whatever the model's own code raises when it is traced
+    except Exception as e:  # the model's own code may raise anything when it is traced
         first = str(e).strip().partition("\n")[0]
         raise InputError(f"{name} cannot be made a graph: {type(e).__name__}: {first}") from e
     return _tidied(program.model)
 
 
 def _tidied(model: Any) -> Any:
-    """Without what tracing left: the source of each operation, with paths of this machine."""
+    """The graph without the sources that tracing noted for each operation: they hold paths of this machine."""
     import onnx_ir
 
     onnx_ir.passes.common.ClearMetadataAndDocStringPass()(model)
     proto = onnx_ir.to_proto(model)
     del proto.graph.value_info[:]
-    for value in (*proto.graph.input, *proto.graph.output):
+    for value in (proto.graph.input[0], *proto.graph.output):
         value.doc_string = OUTPUTS.get(value.name, "")
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     return proto
+
+
+def _store_threshold(model: Any, threshold: Tensor) -> None:
+    """Make the calibrated threshold the default of its input: an input that is also stored need not be given."""
+    from onnx import numpy_helper
+
+    model.graph.initializer.append(numpy_helper.from_array(threshold.numpy(), THRESHOLD))
 
 
 def _noise(transform: AnyTransform, preprocess: str | None) -> Tensor:
@@ -209,10 +235,10 @@ def _noise(transform: AnyTransform, preprocess: str | None) -> Tensor:
 
 @torch.no_grad()
 def _check(session: Any, judge: Judge, example: Tensor, name: str) -> None:
-    """Refuse a graph whose logits are not the network's: tracing follows one way through the model's code."""
+    """Refuse a graph whose logits differ from the network's: tracing follows one path through the model's code."""
     for images in (example, example[:1]):
         logits = judge(images)[0]
-        (found,) = session.run(["logits"], {"image": images.numpy()})
+        (found,) = session.run(["logits"], {IMAGE: images.numpy()})
         off = (torch.from_numpy(found) - logits).abs().max() / logits.abs().max().clamp(min=1e-6)
         if not off < _TOLERANCE:
             raise InputError(f"the graph of {name} gives other logits than the network (off by {float(off):.2g})")
