@@ -11,7 +11,7 @@ STRANGERS := $(addprefix tests/unit/test_,strangers.py reading.py detector_file.
 # The tests start hundreds of processes; compiling every module anew in each would take longer than the tests.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help quickstart docs test test-oldest lint lock study-cifar10 study-imagenet-sample study-ssod benchmark clean
+.PHONY: help quickstart docs test test-oldest lint lock study-cifar10 study-imagenet-sample study-ssod benchmark browser-example clean
 
 help:
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -67,6 +67,9 @@ benchmark: $(READY)  ## speed ratios (peer.py, imagenet_scale.py, training.py an
 	$(BIN)/python benchmarks/one_pass.py
 	$(BIN)/python benchmarks/from_bank.py
 	$(BIN)/python benchmarks/metrics.py
+
+browser-example:  ## fetch onnxruntime-web for examples/browser (needs npm)
+	npm --prefix examples/browser ci --ignore-scripts --no-audit --no-fund
 
 clean:  ## remove what the targets made
 	rm -rf $(VENV) $(OLDEST) quickstart results build site

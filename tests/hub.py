@@ -113,7 +113,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         found = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self.path)
-        assert found is not None, self.path
+        if found is None:  # what is asked of a repository that may not be made
+            self.answer(401, X_Error_Code="RepoNotFound")
+            return
         name, revision, file = found.groups()
         repository = self.hub.repositories.get(name)
         seen = self.headers.get("Authorization") == f"Bearer {TOKEN}"
