@@ -17,8 +17,7 @@ export class Detector {
   constructor(session, about) {
     this.session = session;
     this.promise = about.promise;
-    const classes = JSON.parse(about.classes);
-    this.classes = Array.isArray(classes) ? classes : Array.from({ length: classes }, (_, i) => String(i));
+    this.classes = JSON.parse(about.classes);
     this.transform = Object.fromEntries(about.transform.split(",").map((part) => part.split("=")));
     // calibration scores in ascending order, for all classes or for each group of them
     this.tables = JSON.parse(about.p_values);

@@ -140,7 +140,7 @@ def metadata(
     return {
         "format": FORMAT,
         "model": model["name"],
-        "classes": json.dumps(model["classes"] or model["n_classes"], ensure_ascii=False),
+        "classes": json.dumps(model["classes"] or [str(c) for c in range(model["n_classes"])], ensure_ascii=False),
         "transform": model["transform"],
         "inputs": json.dumps(_inputs(transform, len(groups), preprocess)),
         "outputs": json.dumps(outputs),

@@ -29,9 +29,7 @@ def write_model(model: Any, folder: Path) -> None:
     with whole(folder / VERSION / MODEL) as partial:
         partial.write_bytes(model.SerializeToString())
     about = {entry.key: entry.value for entry in model.metadata_props}
-    classes = json.loads(about["classes"])
-    names = [str(c) for c in range(classes)] if isinstance(classes, int) else classes
-    write_whole(folder / LABELS, "".join(f"{' '.join(name.split())}\n" for name in names))
+    write_whole(folder / LABELS, "".join(f"{' '.join(name.split())}\n" for name in json.loads(about["classes"])))
     write_whole(folder / CONFIG, config(model, folder.absolute().name))
 
 
