@@ -1,9 +1,11 @@
-"""The Dockerfile, as far as it can be tested without Docker: what it copies, installs, runs and asks."""
+"""What runs the service elsewhere, as far as it can be tested here: the Dockerfile, and the guide's unit and probes."""
 
 from __future__ import annotations
 
+import configparser
 import json
 import re
+import shlex
 import subprocess
 import sys
 import threading
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from nescio.cli import main
 from nescio.serving.service import FREE
@@ -70,11 +73,11 @@ def test_it_serves_as_somebody_without_rights(steps: Any) -> None:
     assert order.index("USER") > max(i for i, word in enumerate(order) if word in ("RUN", "COPY"))
     (program, name), options = (json.loads(given(steps, word)[0]) for word in ("ENTRYPOINT", "CMD"))
     assert program == "nescio"
-    command = main.get_command(None, name)
-    with command.make_context(name, options, resilient_parsing=True) as context:
-        assert str(context.params["file"]) == "/models/detector.nescio"
-        assert context.params["host"] == "0.0.0.0"  # noqa: S104 - inside a container
-        assert given(steps, "EXPOSE") == [str(context.params["port"])]
+    assert name == "serve"
+    params = served(options)
+    assert str(params["file"]) == "/models/detector.nescio"
+    assert params["host"] == "0.0.0.0"  # noqa: S104 - inside a container
+    assert given(steps, "EXPOSE") == [str(params["port"])]
 
 
 @pytest.mark.parametrize(("status", "ends"), [(200, 0), (503, 1)])
@@ -108,3 +111,42 @@ def test_no_address_but_an_images_name_stands_in_it() -> None:
     text = (ROOT / "docker/Dockerfile").read_text()
     assert re.findall(r"https?://[^/:' ]+", text) == ["http://127.0.0.1"]
     assert set(re.findall(r"^FROM (\S+)", text, re.MULTILINE)) == {"python:3.11-slim"}
+
+
+def in_the_guide(language: str) -> str:
+    (found,) = re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs/guides/deploy.md").read_text(), re.DOTALL)
+    return found
+
+
+def served(options: list[str]) -> dict[str, Any]:
+    with main.get_command(None, "serve").make_context("serve", options, resilient_parsing=True) as context:
+        return context.params
+
+
+def test_the_guides_unit_starts_the_service() -> None:
+    unit = configparser.ConfigParser(interpolation=None)
+    unit.optionxform = str
+    unit.read_string(in_the_guide("ini"))
+    program, name, *options = shlex.split(unit["Service"]["ExecStart"])
+    assert (Path(program).name, name) == ("nescio", "serve")
+    assert float(unit["Service"]["TimeoutStopSec"]) > served(options)["timeout"]
+
+
+def test_the_guides_probes_ask_paths_that_need_no_token(steps: Any) -> None:
+    pod = yaml.safe_load(in_the_guide("yaml"))["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    asked = {kind: container[f"{kind}Probe"]["httpGet"] for kind in ("startup", "readiness", "liveness")}
+    assert {kind: get["path"] for kind, get in asked.items()} == {
+        "startup": "/ready",
+        "readiness": "/ready",
+        "liveness": "/health",
+    }
+    assert {get["path"] for get in asked.values()} <= FREE
+    params = served(container["args"])
+    assert {get["port"] for get in asked.values()} == {params["port"]}
+    assert pod["terminationGracePeriodSeconds"] > params["timeout"]
+    mounted = {mount["mountPath"] for mount in container["volumeMounts"]}
+    assert str(params["file"].parent) in mounted
+    written = [value for value in re.findall(r"[A-Z_]+=(/\S+)", given(steps, "ENV")[0]) if value.startswith("/tmp")]  # noqa: S108
+    assert len(written) == 2
+    assert "/tmp" in mounted  # noqa: S108 - the rest of the container cannot be written to
