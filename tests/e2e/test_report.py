@@ -91,14 +91,13 @@ def written(results: Results, folder: Path) -> Page:
 def test_the_page_says_what_the_results_say(results: Results, report: Path) -> None:
     shown = Page(report.read_text(encoding="utf-8"))
     best = max(results.detectors, key=lambda d: results.average(d, "auroc"))
-    assert f"Of 4 detectors, {best} tells" in shown.words
+    assert f"Of 4 detectors, {best} separates" in shown.words
     for ood in SETS:
         share = results.row(best, ood).fpr95
         assert f"{ood} {share * 100:.1f} % accepted, {100 - round(share * 100, 1):.1f} % rejected" in shown.words
     gap = abs(results.row("msp", "far").fpr95 - 0.5)
-    assert (
-        f"Published values (Paper & Co) stand beside 1 of these results; ours are {gap * 100:.2f} points" in shown.words
-    )
+    assert "1 of these results has a published value beside it (Paper & Co)." in shown.words
+    assert f"The average difference is {gap * 100:.2f} points of FPR95" in shown.words
     cells = shown.values("td", "data-value")
     expected = []
     for d in words.ranked(results):
@@ -140,6 +139,10 @@ def test_near_and_far_sets_have_averages_of_their_own(results: Results, tmp_path
     assert "Warning: it knows nothing of <these> classes." in shown.text
     heads = re.findall(r'<th scope="colgroup" colspan="2">(.*?)</th>', shown.html)
     assert heads == ["average", "near average", "far average", "far", "near"]
+    assert shown.embedded["columns"] == heads
+    assert shown.embedded["views"] == [[0, 1, 2, 3, 4], [0, 1, 2], [0, 1, 4], [0, 2, 3]]
+    options = re.findall(r"<option>(.*?)</option>", shown.html)
+    assert options == ["all", "averages", "near", "far"]
     first = [float(v) for v in shown.values("td", "data-value")[:10]]
     assert first[2:4] == first[8:10]  # one set is its own average
     assert first[4:6] == first[6:8]
@@ -314,7 +317,7 @@ def test_pictures_stop_where_the_page_would_grow_too_large(
     left_out = [d for d in ranked if d not in small.embedded["wrong"]]
     assert left_out
     assert ranked[0] not in left_out
-    assert all(d in small.words.partition("it lacks the pictures of")[2][:200] for d in left_out)
+    assert all(d in small.words.partition("the pictures of these detectors are left out:")[2][:200] for d in left_out)
 
 
 def test_shares_are_rounded_as_the_script_rounds_them() -> None:
@@ -340,13 +343,13 @@ def opened(browser: Any, report: Path) -> Iterator[Callable[..., Any]]:
     problems: list[str] = []
     contexts = []
 
-    def open_page(width: int = 1280, height: int = 900, **options: Any) -> Any:
+    def open_page(width: int = 1280, height: int = 900, page: Path = report, **options: Any) -> Any:
         contexts.append(browser.new_context(viewport={"width": width, "height": height}, **options))
         view = contexts[-1].new_page()
         view.on("console", lambda message: problems.append(f"{message.type}: {message.text}"))
         view.on("pageerror", lambda error: problems.append(str(error)))
         view.on("request", lambda r: problems.append(r.url[:80]) if not r.url.startswith(("file:", "data:")) else None)
-        view.goto(report.as_uri())
+        view.goto(page.as_uri())
         return view
 
     yield open_page
@@ -442,7 +445,158 @@ def test_the_mistakes_are_those_of_the_chosen_detector(opened: Callable[..., Any
             assert [float(s) for s in scores] == pytest.approx([m.score for m in found], rel=0.01)
             scored = results.id_set if name == "id" else next(s for s in results.ood_sets if s.name == name)
             taken = view.locator(f'#wrong [data-set="{name}"] .taken').all_inner_texts()
-            assert taken == [f"taken for {'abcd'[scored.pred[m.place[1]]]}" for m in found]
+            assert taken == [f"predicted: {'abcd'[scored.pred[m.place[1]]]}" for m in found]
+
+
+@pytest.fixture(scope="module")
+def many(results: Results, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report on thirty detectors, with groups of OOD sets, one of them of a kind that no suite has."""
+    names = [f"{d}-{i}" if i else d for i in range(8) for d in DETECTORS][:30]
+    kept = {n: n.rpartition("-")[0] or n for n in names}
+
+    def repeated(s: Scored) -> Scored:
+        return dataclasses.replace(
+            s,
+            rows={n: s.rows[d] for n, d in kept.items()},
+            scores={n: s.scores[d] for n, d in kept.items()},
+        )
+
+    rows = [dataclasses.replace(results.row(d, ood), detector=n) for n, d in kept.items() for ood in SETS]
+    changed = dataclasses.replace(
+        results,
+        rows=rows,
+        id_set=repeated(results.id_set),
+        ood_sets=[repeated(s) for s in results.ood_sets],
+        manifest=results.manifest | {"groups": {"csid": ["near"], "far average": ["far"]}},
+        published={},
+        sample=None,
+    )
+    path = tmp_path_factory.mktemp("many") / "report.html"
+    write_report(changed, path)
+    return path
+
+
+def shown_rows(view: Any) -> list[str]:
+    rows = "[...document.querySelectorAll('#results tbody tr')].filter(row => row.checkVisibility())"
+    return view.evaluate(f"{rows}.map(row => row.cells[0].dataset.value)")
+
+
+def test_the_table_is_filtered_by_name(opened: Callable[..., Any], many: Path) -> None:
+    view = opened(page=many)
+    assert len(shown_rows(view)) == 30
+    assert view.locator("#counted").inner_text() == ""
+    view.get_by_label("Filter").fill("Energy")
+    assert all("energy" in name for name in shown_rows(view))
+    assert view.locator("#counted").inner_text() == f"{len(shown_rows(view))} of 30 detectors"
+    view.get_by_label("Filter").fill("energy fm -2")
+    assert shown_rows(view) == ["fm:p=0.5+ls+energy-2"]
+    view.get_by_role("button", name="AUROC on average").click()  # sorting keeps the filter
+    assert shown_rows(view) == ["fm:p=0.5+ls+energy-2"]
+    view.get_by_label("Filter").fill("nothing")
+    assert view.locator("#counted").inner_text() == "0 of 30 detectors"
+    view.get_by_label("Filter").fill("")
+    assert len(shown_rows(view)) == 30
+
+
+def test_the_table_shows_the_columns_of_a_group(opened: Callable[..., Any], many: Path) -> None:
+    view = opened(page=many)
+    heads = view.locator("#results th[colspan]:visible")
+    assert heads.all_inner_texts() == ["average", "csid", "far average", "far", "near"]
+    assert view.locator("#view option").all_inner_texts() == ["all", "averages", "csid", "far"]
+    for name, expected in (("csid", ["average", "csid", "near"]), ("averages", ["average", "csid", "far average"])):
+        view.get_by_label("Columns").select_option(name)
+        assert heads.all_inner_texts() == expected
+        assert view.locator("#results tbody tr:first-child td:visible").count() == 2 * len(expected) + 1
+        assert view.locator("#results thead tr:last-child th:visible").count() == 2 * len(expected)
+    assert view.locator("#results td small:visible").count() == 0  # averages have no intervals
+    view.get_by_label("Columns").select_option("all")
+    assert view.locator("#results td small:visible").count() > 0
+    view.get_by_label("intervals").uncheck()
+    assert view.locator("#results td small:visible").count() == 0
+
+
+def test_a_curve_is_highlighted_by_mouse_and_by_keyboard(opened: Callable[..., Any], many: Path) -> None:
+    view = opened(page=many)
+    last = 29
+    assert view.locator("#curves .legend button").count() == last + 1
+    curves = view.locator(f"#curves [data-line='{last}']")
+    assert curves.count() == len(SETS) + 1  # ROC by set, and risk against coverage
+    button = view.locator(f"#curves .legend button[value='{last}']")
+    name = button.inner_text()
+
+    def lit() -> set[str]:
+        return set(view.locator("#curves .lit[data-line]").evaluate_all("lines => lines.map(l => l.dataset.line)"))
+
+    def strength(number: int) -> float:
+        return float(view.locator(f"#curves [data-line='{number}']").first.evaluate("l => getComputedStyle(l).opacity"))
+
+    assert lit() == set()
+    button.hover()
+    assert lit() == {str(last)}
+    row = view.locator("#results tbody tr", has=view.locator(f"th[data-value='{name}']"))
+    numbers = row.locator("td").evaluate_all("cells => cells.map(cell => cell.dataset.value)")
+    caption = view.locator("#curves figcaption .line").first
+    assert caption.inner_text() == f"AUROC {numbers[7]}, FPR95 {numbers[6]}: {name}"  # of the set 'far'
+    view.mouse.move(0, 0)
+    assert lit() == set()
+    assert caption.inner_text() == ""
+
+    button.focus()
+    view.keyboard.press("Enter")
+    assert button.get_attribute("aria-pressed") == "true"
+    assert view.locator("#curves .plate > [role=status]").inner_text() == f"Highlighted: {name}."
+    first = view.locator("#curves [data-line='0'] .hit").first
+    first.dispatch_event("pointerenter")
+    assert lit() == {"0", str(last)}
+    first.dispatch_event("pointerleave")
+    assert lit() == {str(last)}
+    view.emulate_media(reduced_motion="reduce")
+    assert strength(last) == 1
+    assert strength(0) < 0.5
+    view.keyboard.press("Escape")
+    assert lit() == set()
+    assert button.get_attribute("aria-pressed") == "false"
+
+
+def test_specs_and_the_command_are_copied(opened: Callable[..., Any]) -> None:
+    view = opened()
+    view.evaluate("void (navigator.clipboard.writeText = async (text) => { window.copied = text; })")
+    view.get_by_role("button", name="Copy the spec of fm:p=0.5+ls+energy").click()
+    assert view.evaluate("copied") == "fm:p=0.5+ls+energy"
+    assert view.locator("#said").inner_text() == "Copied: fm:p=0.5+ls+energy"
+    view.evaluate("void (navigator.clipboard.writeText = async () => { throw new Error('not here'); })")
+    view.evaluate("document.addEventListener('copy', () => { window.copied = String(getSelection()); })")
+    view.get_by_role("button", name="Copy the command").focus()
+    view.keyboard.press("Enter")
+    view.locator("#said", has_text="nescio bench").wait_for(state="attached")
+    assert view.evaluate("copied").startswith("nescio bench")
+    assert view.evaluate("document.activeElement.dataset.from") == "command"
+
+
+def test_thirty_detectors_fit_a_small_window(opened: Callable[..., Any], many: Path) -> None:
+    view = opened(390, 800, page=many)
+    assert view.evaluate("document.documentElement.scrollWidth") == 390
+    assert not view.get_by_label("intervals").is_checked()
+    box = view.locator("#curves .legend").bounding_box()
+    assert box["height"] < 250
+
+
+def test_print_shows_all_in_black_on_white_and_no_controls(opened: Callable[..., Any], many: Path) -> None:
+    view = opened(page=many, color_scheme="dark")
+    view.emulate_media(media="print")
+    background = view.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--paper')")
+    assert background == "#fcfcfa"
+    assert view.locator("nav:visible, .tools:visible, .copy:visible, input:visible, #reset:visible").count() == 0
+    assert view.locator("#results").is_visible()
+    assert view.locator(".wide").evaluate("box => getComputedStyle(box).overflow") == "visible"
+    assert view.locator("#curves svg:visible").count() == len(SETS) + 1
+
+
+def test_files_of_figures_name_the_coloured_curves(many: Path) -> None:
+    svg = (many.parent / "figures/roc.svg").read_text(encoding="utf-8")
+    ids = re.findall(r' id="(.*?)"', svg)
+    assert len(ids) == len(set(ids))
+    assert "22 more" in svg
 
 
 def test_the_heading_of_a_long_table_stays_in_sight(opened: Callable[..., Any]) -> None:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
@@ -18,11 +18,12 @@ from nescio.core.files import make_folder, whole
 
 ID_COLOUR, OOD_COLOUR = "#2a7fb8", "#d9722b"
 Dash = Literal["-", "--"]
-LINES: tuple[tuple[str, Dash], ...] = tuple(
-    (colour, dash) for dash in get_args(Dash) for colour in (ID_COLOUR, OOD_COLOUR, "#1c9e77", "#c2579a")
-)
-"""Colour and dash of each of the curves that share a panel: eight can be told apart, also by the colour-blind."""
 INK = "#010203"  # stands for the page's own text colour until an inline SVG is written
+LINES = (ID_COLOUR, OOD_COLOUR, "#1c9e77", "#c2579a", "#b08d00", "#7b61c9", "#35aebf", INK)
+"""Colours of the curves that share a panel. They differ in lightness, too, so that the colour-blind can use them."""
+OTHERS = "#969ca5"
+"""Colour of the curves after the first eight: more colours would not be distinguishable."""
+_LINE = "curve-number-"
 COLUMNS = 3
 """Panels side by side in a file."""
 _STYLE: dict[Any, Any] = {
@@ -47,11 +48,27 @@ _METADATA: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Key:
-    """What a colour (and dash, ``-`` or ``--``) stands for."""
+    """What a colour (and dash, ``-`` or ``--``) stands for. ``line`` is the number of the curve, if it is one."""
 
     label: str
     colour: str
     dash: Dash = "-"
+    line: int | None = None
+
+
+def line_keys(names: Sequence[str]) -> list[Key]:
+    """Keys of curves: the first eight have colours of their own."""
+    return [Key(name, line_colour(i), line=i) for i, name in enumerate(names)]
+
+
+def line_colour(i: int) -> str:
+    """The colour of the curve with this number."""
+    return LINES[i] if i < len(LINES) else OTHERS
+
+
+def line_id(i: int) -> str:
+    """The ``gid`` of a curve's artists: the page's script finds the curve by its number."""
+    return f"{_LINE}{i}"
 
 
 @dataclass(frozen=True)
@@ -96,19 +113,22 @@ class Plate:
         make_folder(folder)
         columns = min(COLUMNS, len(self.panels))
         rows = -(-len(self.panels) // columns)
-        legend_rows = -(-len(self.keys) // columns)
+        keys = _legend(self.keys)
+        legend_rows = -(-len(keys) // columns)
         with mpl.rc_context(_STYLE):
             width, height = self.size
             figure = Figure(figsize=(width * columns, height * rows + 0.22 * legend_rows + 0.1), layout="constrained")
             axes = figure.subplots(rows, columns, squeeze=False).ravel()
             for ax, panel in zip(axes, self.panels, strict=False):
                 panel.draw(ax)
+                for line in ax.lines:
+                    line.set_gid(None)  # an id may be there once in a file
                 ax.set_title(panel.title, parse_math=False)
             for ax in axes[len(self.panels) :]:
                 ax.remove()
-            if self.keys:
-                handles = [Line2D([], [], color=k.colour, linestyle=k.dash, linewidth=2) for k in self.keys]
-                labels = [_spelled(k.label) for k in self.keys]
+            if keys:
+                handles = [Line2D([], [], color=k.colour, linestyle=k.dash, linewidth=2) for k in keys]
+                labels = [_spelled(k.label) for k in keys]
                 legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns)
                 for text in legend.get_texts():
                     text.set_parse_math(False)
@@ -125,6 +145,13 @@ def page_colour(colour: str) -> str:
     return {INK: "currentColor", ID_COLOUR: "var(--id)", OOD_COLOUR: "var(--ood)"}.get(colour, colour)
 
 
+def _legend(keys: Sequence[Key]) -> list[Key]:
+    """The keys for a file: all grey curves share one."""
+    coloured = [k for k in keys if k.colour != OTHERS]
+    more = len(keys) - len(coloured)
+    return [*coloured, Key(f"{more} more", OTHERS)] if more else coloured
+
+
 def _spelled(label: str) -> str:
     """A label as matplotlib shows it: one that begins with an underscore would be left out."""
     return "\N{ZERO WIDTH SPACE}" + label if label.startswith("_") else label
@@ -136,6 +163,7 @@ def _embedded(svg: str, name: str, about: str) -> str:
         "|".join((INK, ID_COLOUR, OOD_COLOUR)), lambda colour: page_colour(colour[0]), svg[svg.index("<svg") :]
     )
     svg = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</defs>| font-family:[^;\"]*;?", "", svg, flags=re.DOTALL)
+    svg = re.sub(rf'id="{_LINE}(\d+)"', r'data-line="\1"', svg)
     svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", svg).replace("xlink:href", "href")
     svg = re.sub(r'(?<= )(d|x|y|points)="[^"]*"', _rounded, re.sub(r">\s+<", "><", svg))
     return re.sub(

@@ -17,7 +17,7 @@ from nescio.evaluation.results_files import drop_figures
 from nescio.evaluation.sample import PER_SET
 from nescio.evaluation.suites.suite import AVERAGE
 from nescio.report import curves, data, patches, pictures, ranges, space, words
-from nescio.report.figures import Plate, page_colour
+from nescio.report.figures import LINES, Plate, page_colour
 
 LIMIT = 4_800_000
 """Bytes that the page may have; the pictures take what the rest leaves."""
@@ -37,7 +37,8 @@ def write_report(results: Results, path: Path) -> None:
     plates |= along
     maps = patches.patch_maps(results)
     wrong = {d: pictures.mistakes(results, d) for d in ranked}
-    numbers = data.embedded(results)
+    views = _views(results, columns)
+    numbers = data.embedded(results) | {"columns": columns, "views": list(views.values())}
     context = {
         "results": results,
         "manifest": results.manifest,
@@ -46,6 +47,8 @@ def write_report(results: Results, path: Path) -> None:
         "published": words.published(results),
         "accuracies": tables.published_accuracies(results),
         "columns": columns,
+        "views": list(views),
+        "lines": LINES,
         "rows": sorted(_rows(results), key=lambda row: ranked.index(row["detector"])),
         "plates": {name: (plate, plate.inline()) for name, plate in plates.items()},
         "curves": ranked[: curves.MOST_CURVES],
@@ -139,6 +142,16 @@ def _numbered(album: pictures.Album, wrong: Mapping[str, Any], best: str) -> dic
 def _columns(results: Results) -> list[str]:
     """The average, those of groups where there are any, then the OOD sets."""
     return [AVERAGE, *(g for g in results.groups if g != AVERAGE), *(s.name for s in results.ood_sets)]
+
+
+def _views(results: Results, columns: Sequence[str]) -> dict[str, list[int]]:
+    """What the table may be reduced to, by name: numbers of its columns."""
+    groups = {name: members for name, members in results.groups.items() if name != AVERAGE}
+    shown = {"all": list(columns)}
+    if len(results.ood_sets) > 1:
+        shown |= {"averages": [AVERAGE, *groups]}
+    shown |= {name.removesuffix(f" {AVERAGE}"): [AVERAGE, name, *members] for name, members in groups.items()}
+    return {name: [i for i, c in enumerate(columns) if c in wanted] for name, wanted in shown.items()}
 
 
 def _rows(results: Results) -> list[dict[str, Any]]:

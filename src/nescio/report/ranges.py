@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from nescio.evaluation.results import Results
-from nescio.report.figures import LINES, Key, Panel, Plate
+from nescio.report.figures import LINES, Panel, Plate, line_colour, line_id, line_keys
 
 _APART = 0.045
 """Share of the axis that a line of text takes."""
@@ -48,22 +48,23 @@ def _plate(results: Results, option: str, lines: list[Range]) -> Plate:
     def panel(metric: str, title: str) -> Panel:
         return Panel(title, lambda ax: _draw(ax, results, metric, option, lines), "average thick, circled where best")
 
-    keys = [Key(spec, colour, dash) for (spec, _, _), (colour, dash) in zip(lines, LINES, strict=False)]
+    keys = line_keys([spec for spec, _, _ in lines])
     panels = [panel("fpr95", "FPR95 in % (lower is better)"), panel("auroc", "AUROC in % (higher is better)")]
     return Plate(f"curve-{option}", panels, keys, (4.6, 3.0))
 
 
 def _draw(ax: Any, results: Results, metric: str, option: str, lines: list[Range]) -> None:
-    for number, ((_, specs, values), (colour, dash)) in enumerate(zip(lines, LINES, strict=False)):
-        ends = []
+    for number, (_, specs, values) in enumerate(lines):
+        ends: list[tuple[float, str]] = []
+        look: dict[str, Any] = {"color": line_colour(number), "gid": line_id(number)}
         for ood in results.ood_sets:
             single = [100 * getattr(results.row(s, ood.name), metric) for s in specs]
-            ax.plot(values, single, color=colour, linestyle=dash, linewidth=0.7, alpha=0.45)
+            ax.plot(values, single, linewidth=0.7, alpha=0.45, **look)
             ends.append((single[-1], ood.name))
         mean = [100 * results.average(s, metric) for s in specs]
-        ax.plot(values, mean, color=colour, linestyle=dash, linewidth=2.2, marker="o", markersize=3.5)
+        ax.plot(values, mean, linewidth=2.2, marker="o", markersize=3.5, **look)
         best = int(np.argmin(mean) if metric == "fpr95" else np.argmax(mean))
-        ax.plot(values[best], mean[best], "o", color=colour, markersize=8, fillstyle="none")
+        ax.plot(values[best], mean[best], "o", markersize=8, fillstyle="none", **look)
         if number == 0:
             _label(ax, values[-1], ends)
     ax.set(xlabel=option)
@@ -79,4 +80,4 @@ def _label(ax: Any, x: float, ends: list[tuple[float, str]]) -> None:
         else:
             together.append((y, [name]))
     for y, names in together:
-        ax.annotate(", ".join(names), (x, y), (4, 0), textcoords="offset points", fontsize=6.5, va="center")
+        ax.annotate(", ".join(names), (x, y), (7, 0), textcoords="offset points", fontsize=7, va="center")

@@ -22,37 +22,45 @@ _RUNNING = 0.02
 
 
 def feature_map(sample: FeatureSample) -> tuple[Plate, str]:
-    """ID features against those of each OOD set, in one common map to two dimensions; and how the map was made."""
+    """ID features against those of each OOD set, in one common map to two dimensions; and how the map was made.
+
+    Each panel shows the part of the map where its own points are: one set far away would leave little room to all.
+    """
     oods = [name for name in sample.sets if name != "id"]
     most = max(1, (MAPPED - len(sample.sets["id"].h)) // max(1, len(oods)))
     sampled = {name: s.h if name == "id" else s.h[_spaced(len(s.h), most)] for name, s in sample.sets.items()}
     points, how = _flat(np.concatenate([h.astype(np.float64) for h in sampled.values()]))
+    points = _principal(points)  # wider than high, as the panels are
     ends = np.cumsum([len(h) for h in sampled.values()])[:-1]
     placed = dict(zip(sampled, np.split(points, ends), strict=True))
-    low, high = points.min(axis=0), points.max(axis=0)
-    margin = 0.04 * (high - low) + 1e-9
 
     def panel(ood: str) -> Panel:
         def draw(ax: Any) -> None:
             for name, colour in (("id", ID_COLOUR), (ood, OOD_COLOUR)):
-                ax.plot(*placed[name].T, ".", color=colour, markersize=4, markeredgewidth=0, alpha=0.75)
-            ax.set(xlim=(low[0] - margin[0], high[0] + margin[0]), ylim=(low[1] - margin[1], high[1] + margin[1]))
-            ax.set_axis_off()
+                ax.plot(*placed[name].T, ".", color=colour, markersize=5.5, markeredgewidth=0, alpha=0.7)
+            ax.margins(0.03)
+            ax.set(xticks=[], yticks=[])
+            ax.spines[:].set(visible=True, alpha=0.35)
 
         return Panel(ood, draw, f"{how} of {len(placed['id'])} ID and {len(placed[ood])} OOD features")
 
-    return Plate("features", [panel(name) for name in oods], ID_AND_OOD, (3.4, 3.0)), how
+    return Plate("features", [panel(name) for name in oods], ID_AND_OOD, (3.4, 2.6)), how
 
 
 def _spaced(n: int, most: int) -> npt.NDArray[np.int64]:
     return np.unique(np.linspace(0, n - 1, min(n, most)).astype(np.int64))
 
 
-def _flat(h: Floats) -> tuple[Floats, str]:
-    """Points of the plane for features ``(N, L)``, the same every time: by t-SNE where scikit-learn is installed."""
+def _principal(h: Floats) -> Floats:
+    """Points ``(N, L)`` along their principal axes, the longest first; at least two of these."""
     u, s, v = np.linalg.svd(h - h.mean(axis=0), full_matrices=False)
     sign = np.sign(v[np.arange(len(v)), np.abs(v).argmax(axis=1)])  # SVD leaves it open
-    principal = np.pad(u * s * sign, ((0, 0), (0, max(0, 2 - len(s)))))
+    return np.pad(u * s * sign, ((0, 0), (0, max(0, 2 - len(s)))))
+
+
+def _flat(h: Floats) -> tuple[Floats, str]:
+    """Points of the plane for features ``(N, L)``, the same every time: by t-SNE where scikit-learn is installed."""
+    principal = _principal(h)
     spread = principal[:, 0].std()
     perplexity = min(30.0, (len(h) - 1) / 4)
     try:

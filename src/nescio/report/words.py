@@ -84,8 +84,8 @@ def breakable(spec: str) -> Markup:
 
 
 UNKNOWN = {
-    "MODEL": "the network, which was made in Python (--model takes module:factory, too)",
-    "WEIGHTS": "a file of its weights, whose hash is below",
+    "MODEL": "the network, which was made in Python (--model also takes module:factory)",
+    "WEIGHTS": "a file of its weights (its hash is below)",
     "IMAGES": "images that were given in Python",
 }
 

@@ -12,7 +12,7 @@ import numpy as np
 from nescio.core.errors import InputError, some
 from nescio.data.decode import Raw, check_bytes
 from nescio.data.hashing import combine
-from nescio.data.registry import SOURCES, register
+from nescio.data.registry import SOURCES, load_formats, register
 from nescio.data.source import Concatenated, Labels, Source, open_cut, unlabelled
 from nescio.data.storage import AnyFile, Remote, hash_contents, stamp
 from nescio.data.walk import files_below
@@ -131,6 +131,7 @@ def open_here(spec: str) -> Source:
     Raises:
         InputError: as ``open_source``; or it is no such name.
     """
+    load_formats()
     return open_cut(spec, _open_file_or_folder)
 
 
