@@ -326,6 +326,9 @@ def test_an_unknown_command_or_method_suggests_the_nearest() -> None:
     assert {name for name, e in rows.items() if e.onnx == "as members"} == {"mean", "max", "fisher"}
     assert rows["fmls-odin"].network == rows["odin"].network == "2.6"
     assert "fit s and µs leave the network out" in listed[-1]
+    narrow, wide = (next(catalogue.tables(width)) for width in (80, catalogue.WIDE))
+    assert [c.header for c in narrow.columns] == ["name", "what it does", "needs"]
+    assert [c.header for c in wide.columns][3:] == ["paper", "fit s", "µs", "passes", "ONNX"]
     (trained,) = (text for text in listed if text.split()[:1] == ["logitnorm"])
     assert "Wei, ICML 2022" in trained
 

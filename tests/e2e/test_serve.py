@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -135,7 +136,7 @@ def test_the_page_says_class_verdict_and_why(
     page.goto(served)
     page.get_by_text(judge.calibration.promise()).wait_for()
     page.set_input_files("#files", [photographs[0], noise, broken])
-    page.get_by_text("to go").wait_for(state="detached")
+    page.get_by_text(re.compile(r"\d images? left")).wait_for(state="detached")
     cards = {name: page.locator(".card", has_text=name) for name in ("photo0.jpg", "noise.png", "broken.jpg")}
     for name, path in (("photo0.jpg", photographs[0]), ("noise.png", noise)):
         (v,) = judge(path)
@@ -159,15 +160,15 @@ def test_the_page_says_class_verdict_and_why(
     wanted.uncheck()
     assert canvas.evaluate(brightness) == bare
 
-    # images of the page are not counted; those of the API are, until the test begins anew
-    page.get_by_text("those of this page are not counted").wait_for()
+    # images of the page are not counted; those of the API are, until the test is restarted
+    page.get_by_text("Images on this page do not count").wait_for()
     httpx.post(f"{served}/predict", files=[("images", p.open("rb")) for p in photographs], timeout=60)
     page.reload()
     page.get_by_text("images were rejected").wait_for()
     assert page.locator("#bars li").count() == 10
     assert max(box["height"] for bar in page.locator("#bars li").all() if (box := bar.bounding_box())) > 50
-    page.get_by_role("button", name="Begin the test anew").click()
-    page.get_by_text("No image has come in yet").wait_for()
+    page.get_by_role("button", name="Restart the test").click()
+    page.get_by_text("No image has come in through the API yet").wait_for()
     assert httpx.get(f"{served}/drift").json()["seen"] == 0
     assert not problems
     page.close()

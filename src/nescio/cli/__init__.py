@@ -99,6 +99,7 @@ def methods(name: str | None) -> None:
     if name is not None:
         click.echo(catalogue.describe(name))
         return
-    for table in catalogue.tables():
-        console().print(table)
-    click.echo(catalogue.LEFT_OUT)
+    terminal = console()
+    for table in catalogue.tables(terminal.width):
+        terminal.print(table)
+    click.echo(catalogue.LEFT_OUT if terminal.width >= catalogue.WIDE else catalogue.NARROW)

@@ -30,6 +30,10 @@ LEFT_OUT = (
     "is empty, the one plain pass serves. ONNX: whether nescio export takes it."
 )
 
+WIDE = 150
+"""Columns of a terminal that all columns of the catalogue need."""
+NARROW = f"A terminal of {WIDE} columns also shows papers, costs and ONNX. nescio methods NAME prints all about one."
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -84,19 +88,21 @@ def entries() -> Iterator[Entry]:
         yield Entry(name, "objective", _gist(text), needs, _paper(text), "", "", "")
 
 
-def tables() -> Iterator[Table]:
-    """The catalogue for a terminal, a table per place."""
-    found = list(entries())
+def tables(width: int) -> Iterator[Table]:
+    """The catalogue for a terminal of ``width`` columns, a table per place; a narrow one gets the first columns."""
+    found, wide = list(entries()), width >= WIDE
     for place in (*PLACES, "preset", "objective"):
         table = Table(title=place, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, expand=True)
         table.add_column("name", no_wrap=True, min_width=len("multimahalanobis"))
-        table.add_column("what it does", no_wrap=True, overflow="ellipsis", ratio=1)
-        for column in ("needs", "paper"):
-            table.add_column(column, no_wrap=True)
-        for column in ("fit s", "µs", "passes", "ONNX"):
-            table.add_column(column, justify="right", no_wrap=True)
+        table.add_column("what it does", no_wrap=wide, overflow="ellipsis", ratio=3)
+        table.add_column("needs", no_wrap=wide, ratio=None if wide else 1)
+        if wide:
+            table.add_column("paper", no_wrap=True)
+            for column in ("fit s", "µs", "passes", "ONNX"):
+                table.add_column(column, justify="right", no_wrap=True)
         for e in (e for e in found if e.place == place):
-            table.add_row(e.name, e.gist, e.needs, e.paper, e.fit, e.score, e.network, e.onnx)
+            more = (e.paper, e.fit, e.score, e.network, e.onnx) if wide else ()
+            table.add_row(e.name, e.gist, e.needs, *more)
         yield table
 
 

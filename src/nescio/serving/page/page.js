@@ -45,7 +45,7 @@ async function next() {
     judge(file, card).finally(() => { running -= 1; next(); });
   }
   const left = running + waiting.length;
-  $("status").textContent = left ? `${left} to go` : "";
+  $("status").textContent = left ? `${left} ${left === 1 ? "image" : "images"} left` : "";
   if (!left) drift();
 }
 
@@ -69,8 +69,8 @@ function show(card, v, picture) {
   const nearest = v.explanation;
   const rows = [
     [v.accepted ? "probability" : "classifier says", v.accepted ? percent(v.probability) : `${v.label} (${percent(v.probability)})`],
-    ["p-value", `${v.p_value.toFixed(4)}: ${percent(v.p_value)} of ID images score this low`],
-    ["nearest class", `${nearest.nearest} (cosine ${nearest.cosine.toFixed(3)}${nearest.prototypes === "head" ? ", of the head's rows" : ""})`],
+    ["p-value", `${v.p_value.toFixed(4)}: ${percent(v.p_value)} of ID images score this low or lower`],
+    ["nearest class", `${nearest.nearest} (cosine ${nearest.cosine.toFixed(3)}${nearest.prototypes === "head" ? " to the head's weights" : ""})`],
   ];
   if (v.p_id !== null) rows.push(["P(ID | image)", percent(v.p_id)], [`P(${v.label} | image)`, percent(v.posterior)]);
   for (const [term, text] of rows) {
@@ -104,7 +104,7 @@ function draw(card, picture, map) {
       pen.fillRect(left, top, Math.round((x + 1) * SIDE / w) - left, Math.round((y + 1) * SIDE / h) - top);
     }));
   }
-  const seen = map ? "; bright where it sees the class that it says" : "";
+  const seen = map ? "; bright where it sees the class that it predicts" : "";
   canvas.setAttribute("role", "img");
   canvas.setAttribute("aria-label", `the part of ${card.querySelector(".name").textContent} that the classifier sees${seen}`);
 }
@@ -116,10 +116,10 @@ async function drift() {
   const line = $("verdict");
   line.classList.toggle("alarm", p.alarmed > 0);
   const last = p.alarms.at(-1);
-  const compared = `${p.rejected} of the last ${p.window} images were rejected; of new ID images at most ${p.expected_rejected.toFixed(1)} would be, on average.`;
-  if (!p.window) line.textContent = "No image has come in yet through the API; those of this page are not counted.";
-  else if (last) line.textContent = `The input has changed: noticed at image ${last.image}, since about image ${last.began} (${p.alarmed} ${p.alarmed === 1 ? "alarm" : "alarms"} in ${p.seen} images). ${compared}`;
-  else line.textContent = `No change noticed in ${p.seen} images (evidence ${p.evidence.toPrecision(2)}; 1 is an alarm). ${compared}`;
+  const compared = `${p.rejected} of the last ${p.window} images were rejected. Among as many new ID images, at most ${p.expected_rejected.toFixed(1)} would be, on average.`;
+  if (!p.window) line.textContent = "No image has come in through the API yet. Images on this page do not count.";
+  else if (last) line.textContent = `The input has changed since about image ${last.began}. This was noticed at image ${last.image} (${p.alarmed} ${p.alarmed === 1 ? "alarm" : "alarms"} in ${p.seen} images). ${compared}`;
+  else line.textContent = `No change in ${p.seen} images (evidence ${p.evidence.toPrecision(2)}; 1 is an alarm). ${compared}`;
   $("window").textContent = p.window;
   const level = p.window / p.p_values.length, top = Math.max(...p.p_values, level);
   $("bars").style.setProperty("--level", `${100 * level / top}%`);
@@ -142,7 +142,7 @@ async function drift() {
     }));
     return row;
   }));
-  $("more").textContent = classes.length > MOST_CLASSES ? `and ${classes.length - MOST_CLASSES} classes more, with fewer rejected` : "";
+  $("more").textContent = classes.length > MOST_CLASSES ? `and ${classes.length - MOST_CLASSES} more classes, with fewer rejected images` : "";
 }
 
 $("files").addEventListener("change", (e) => { add(e.target.files); e.target.value = ""; });
