@@ -15,6 +15,7 @@ from torch import Tensor
 from nescio.core import numerics
 from nescio.core.errors import InputError
 from nescio.core.feature_set import FeatureSet, joined, of_record
+from nescio.core.features import Features
 from nescio.core.needs import Probe
 from nescio.core.progress import progress_bar
 from nescio.core.stage import Network
@@ -32,15 +33,20 @@ CHOOSING = 1000
 """ID images that an input stage chooses on."""
 
 
-@torch.no_grad()
 def in_memory(runner: Runner, batches: Batches, network_pass: Pass, probes: Mapping[str, Probe]) -> FeatureSet:
     """Features of batches that the network takes as they are."""
+    return of_record(joined(records_of(runner, batches, network_pass, probes)))
+
+
+@torch.no_grad()
+def records_of(runner: Runner, batches: Batches, network_pass: Pass, probes: Mapping[str, Probe]) -> list[Features]:
+    """The same, batch by batch, on the CPU."""
     network, records = runner.network(network_pass, probes), []
     for x, labels in batches:
         with runner.clock("network"):
             f = network_pass.run(network, x.to(runner.classifier.device))
         records.append(f.with_fields(labels=labels).to("cpu"))
-    return of_record(joined(records))
+    return records
 
 
 def bank_of(runner: Runner, source: Source, network_pass: Pass, probes: Mapping[str, Probe], title: str) -> Bank:
