@@ -5,15 +5,21 @@ from __future__ import annotations
 import csv
 import pickle
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+import webdataset
 from PIL import Image
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 from torchvision.datasets import ImageFolder
@@ -27,7 +33,9 @@ from nescio.data.decode import decode
 from nescio.data.formats.parquet import write_parquet
 from nescio.data.formats.torch import dataset_of
 from nescio.data.registry import IN_MEMORY, SOURCES
+from nescio.models import Classifier
 from nescio.run.batches import loaded, looks_normalised
+from nescio.run.session import Session
 
 N = 6
 LABELS = [0, 0, 0, 1, 1, 1]
@@ -95,39 +103,32 @@ class Items(Dataset):
         return self.items[i]
 
 
-class HuggingFace:
-    """As ``datasets.Dataset`` looks from outside."""
-
-    def __init__(self, columns: dict[str, list[Any]], names: list[str] | None, kind: str | None = None) -> None:
-        self.columns, self.format, self.names = columns, {"type": kind}, names
-        made = {"image": type("Image", (), {"__init__": lambda *_, **__: None})()}
-        made |= {"label": type("ClassLabel", (), {"names": names})()} if names else {}
-        self.features = {**dict.fromkeys(columns), **made}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "features": {}}  # whose classes have no module
-
-    def __len__(self) -> int:
-        return N
-
-    def __getitem__(self, at: int | str) -> Any:
-        return self.columns[at] if isinstance(at, str) else {k: v[at] for k, v in self.columns.items()}
-
-    def with_format(self, kind: str | None) -> HuggingFace:
-        return HuggingFace(self.columns, self.names, kind)
-
-    def cast_column(self, name: str, feature: Any) -> HuggingFace:
-        del name, feature
-        encoded = [{"bytes": None, "path": f"{image.filename}"} for image in self.columns["image"]]
-        return HuggingFace({**self.columns, "image": encoded}, self.names)
-
-    def select_columns(self, names: list[str]) -> HuggingFace:
-        return HuggingFace({name: self.columns[name] for name in names}, None)
+def hugging_face(held: Held, kind: str | None = None, *, labelled: bool = True) -> datasets.Dataset:
+    features: dict[str, Any] = {"image": datasets.Image()} | (
+        {"label": datasets.ClassLabel(names=NAMES)} if labelled else {}
+    )
+    rows = {"image": held.paths} | ({"label": LABELS} if labelled else {})
+    return datasets.Dataset.from_dict(rows, datasets.Features(features)).with_format(kind)
 
 
-def hugging_face(held: Held, kind: str | None = None, *, labelled: bool = True) -> HuggingFace:
-    images = {"image": [Image.open(path) for path in held.paths]}
-    return HuggingFace(images | ({"label": LABELS} if labelled else {}), NAMES if labelled else None, kind)
+def tensors(rows: dict[str, Any]) -> dict[str, Any]:
+    return {"pixel_values": [v2.functional.pil_to_tensor(image.convert("RGB")) for image in rows["image"]]}
+
+
+def preprocessed(held: Held) -> datasets.Dataset:
+    """As for a trainer: a function makes tensors of each row."""
+    return hugging_face(held, labelled=False).with_transform(tensors)
+
+
+def shards(held: Held, *, labelled: bool = True) -> str:
+    """Two shards as WebDataset writes them."""
+    for number, rows in enumerate((range(4), range(4, N))):
+        with webdataset.TarWriter(str(held.other / f"s-{number:03}.tar")) as writer:
+            for i in rows:
+                label = {"cls": LABELS[i]} if labelled else {}
+                sample = {"__key__": f"{i:06}", "json": {"caption": "a"}, "png": Path(held.paths[i]).read_bytes()}
+                writer.write(sample | label)
+    return f"webdataset:{held.other}/s-{{000..001}}.tar"
 
 
 def pairs(images: Any, labels: list[Any] = LABELS) -> list[tuple[Any, Any]]:
@@ -155,6 +156,9 @@ WITH_NAMES: dict[str, Form] = {
     "a parquet file": lambda h: h.parquet(np.array(LABELS), NAMES),
     "a CSV file": lambda h: h.csv("path", "class", rows=named(h)),
     "a DataFrame": lambda h: frame(file=h.paths, label=list("aaabbb")),
+    "a Polars frame": lambda h: pl.DataFrame({"file": h.paths, "label": list("aaabbb")}),
+    "an Arrow table of paths": lambda h: pa.table({"path": h.paths, "class": list("aaabbb")}),
+    "an Arrow table with Hugging Face's metadata": lambda h: pq.read_table(h.parquet(np.array(LABELS), NAMES)),
     "an ImageFolder": lambda h: ImageFolder(str(h.folder)),
     "an ImageFolder of tensors": lambda h: ImageFolder(str(h.folder), v2.PILToTensor()),
     "a Subset": lambda h: Subset(ImageFolder(str(h.folder)), range(N)),
@@ -174,6 +178,12 @@ WITH_LABELS: dict[str, Form] = {
     "a CSV file": lambda h: h.csv("image", "label", rows=pairs(h.paths)),
     "a DataFrame": lambda h: frame(path=h.paths, label=[float(y) for y in LABELS]),
     "a DataFrame of images": lambda h: frame(image=h.images, label=LABELS),
+    "a Polars frame of a parquet file": lambda h: pl.read_parquet(h.parquet(np.array(LABELS), None)),
+    "a query of Polars": lambda h: pl.LazyFrame({"path": h.paths, "label": LABELS}),
+    "an Arrow table of bytes": lambda h: pa.table(
+        {"image": [Path(path).read_bytes() for path in h.paths], "label": LABELS}
+    ),
+    "WebDataset's shards": shards,
     "a data set of (image, label)": lambda h: Items(pairs(h.images)),
     "a data set of (tensor, label)": lambda h: TensorDataset(h.batch, torch.tensor(LABELS)),
     "a data set of dicts": lambda h: Items([{"img": x, "fine_label": y} for x, y in pairs(h.arrays)]),
@@ -195,13 +205,15 @@ WITHOUT: dict[str, Form] = {
     "a CSV file": lambda h: h.csv("file", rows=[(p,) for p in h.paths]),
     "a DataFrame": lambda h: frame(path=h.paths),
     "a Series": lambda h: frame(path=h.paths)["path"],
+    "a Polars Series": lambda h: pl.Series(h.paths),
+    "WebDataset's shards": lambda h: shards(h, labelled=False),
     "a list of dicts": lambda h: [{"image": image} for image in h.images],
     "a data set of images": lambda h: Items(h.images),
     "a data set of tensors": lambda h: TensorDataset(h.batch),
     "a data set of dicts": lambda h: Items([{"pixel_values": x} for x in h.batch]),
     "a DataLoader of tensors": lambda h: DataLoader(Items(list(h.batch)), 4),
     "a Hugging Face data set": lambda h: hugging_face(h, labelled=False),
-    "one whose function gives tensors": lambda h: HuggingFace({"pixel_values": list(h.batch)}, None, "custom"),
+    "one whose function gives tensors": preprocessed,
     "a list of paths": lambda h: h.paths,
     "a list of Paths": lambda h: [Path(path) for path in h.paths],
     "a tuple of images": lambda h: tuple(h.images),
@@ -260,8 +272,9 @@ def test_every_form_of_the_registry_is_in_the_table(held: Held, monkeypatch: pyt
     monkeypatch.setattr("nescio.data.source.IN_MEMORY", [(fits, watched(made, made)) for fits, made in IN_MEMORY])
     for form in (*WITH_NAMES.values(), *WITH_LABELS.values(), *WITHOUT.values(), lambda h: h.images[0]):
         as_source(form(held))
-    with pytest.raises(InputError):
-        as_source(iter(held.images))
+    for refused in (iter(held.images), Stream()):
+        with pytest.raises(InputError):
+            as_source(refused)
     assert known - seen == {"noise:", "torchvision:"}  # which hold other images
 
 
@@ -339,6 +352,13 @@ REFUSED: dict[str, tuple[Form, str]] = {
         "no column path, file, image; .*: id, label",
     ),
     "a DataFrame without paths": (lambda h: frame(name=h.paths), "DataFrame has no column path.*: name"),
+    "a Polars frame without paths": (lambda h: pl.DataFrame({"name": h.paths}), "no column path.*: name"),
+    "an Arrow table without paths": (lambda h: pa.table({"name": h.paths}), "Arrow table has no column path.*: name"),
+    "a shard that is gone": (lambda h: f"webdataset:{h.other}/x-{{0..3}}.tar", "there is no shard .*x-0.tar"),
+    "a stream of Hugging Face's": (
+        lambda h: hugging_face(h).to_iterable_dataset(),
+        "is a stream without length: .* read one in order",
+    ),
     "dicts without images": (lambda _: Items([{"audio": 1}]), "no image: its keys are audio"),
 }
 
@@ -407,3 +427,50 @@ def test_another_form_is_one_function_that_registers_itself(held: Held, tmp_path
         assert len(open_source("shelf:anything[:2]")) == 2
     finally:
         del SOURCES[".shelf"], SOURCES["shelf:"], IN_MEMORY[-1]
+
+
+STREAMS: dict[str, Form] = {
+    "Hugging Face's": lambda h: hugging_face(h).to_iterable_dataset(),
+    "WebDataset's": lambda h: webdataset.WebDataset(shards(h)[11:], shardshuffle=False),
+    "WebDataset's, decoded": lambda h: webdataset.WebDataset(shards(h)[11:], shardshuffle=False).decode("pil"),
+    "WebDataset's as pairs": lambda h: (
+        webdataset.WebDataset(shards(h)[11:], shardshuffle=False).decode("pil").to_tuple("png", "cls")
+    ),
+    "PyTorch's": lambda h: Pairs(h.images, list("aaabbb")),
+}
+
+
+class Pairs(torch.utils.data.IterableDataset):
+    def __init__(self, images: list[Any], labels: list[Any]) -> None:
+        self.rows = pairs(images, labels)
+
+    def __iter__(self) -> Any:
+        return iter(self.rows)
+
+
+@pytest.mark.parametrize("form", STREAMS.values(), ids=STREAMS)
+def test_a_stream_of_images_is_read_in_order(held: Held, classifier: Classifier, form: Form) -> None:
+    """Class names that the stream has are looked up among the model's, whatever their order there."""
+    stream, names = form(held), form in (STREAMS["Hugging Face's"], STREAMS["PyTorch's"])
+    session = Session(classifier.named(["z", "b", "y", "a"]), batch_size=4, progress=False)
+    features = session.features(stream)
+    listed = session.features(held.images)
+    torch.testing.assert_close(features.record().h, listed.record().h)
+    assert features.labels.tolist() == ([3, 3, 3, 1, 1, 1] if names else LABELS)
+    scores = session.scores(["msp", "odin+msp"], stream)
+    assert scores["msp"].shape == scores["odin+msp"].shape == (N,)  # it was read once more
+    assert [p.tobytes() for p in pictures(stream)] == pixels(as_source(held.images))
+    with pytest.raises(InputError, match="stream without length"):
+        as_source(stream)
+
+
+def test_a_damaged_image_in_a_stream_is_named(held: Held, classifier: Classifier) -> None:
+    held_back = Pairs([held.images[0], b"no image"], [0, 1])
+    with pytest.raises(InputError, match="item 1 of the stream"):
+        Session(classifier, progress=False).features(held_back)
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "webdataset.shardlists", None)
+    with pytest.raises(InputError, match=r"nescio\[webdataset\]"):
+        as_source("webdataset:s-{0..3}.tar")

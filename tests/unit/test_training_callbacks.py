@@ -82,6 +82,14 @@ def test_training_goes_on_as_if_nothing_had_been_measured() -> None:
     assert not any(m._forward_hooks for m in net.modules())
 
 
+def test_a_forward_that_a_framework_has_set_is_run_on_the_copy() -> None:
+    """Lightning's redirection for DistributedDataParallel leaves the module's own bound method in the module."""
+    net, watch = network(), Watch(**sets())
+    expected = watch(net)
+    net.forward = net.forward
+    assert watch(net) == expected
+
+
 class Stream(IterableDataset[Any]):
     def __iter__(self) -> Any:
         return iter(TensorDataset(images(1, 50, 1.0)))

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch.utils.data import IterableDataset
 
 from nescio.core.errors import BadImage, InputError, some
 from nescio.data.decode import Raw, decode
+from nescio.data.formats.files import is_image_name
 from nescio.data.hashing import combine, hash_images
 from nescio.data.labels import numbered
 from nescio.data.source import AnySource, Labels, as_source, unlabelled
@@ -26,7 +28,7 @@ class NotPixels(BadImage):
 
 
 def pictures(images: AnySource) -> Iterator[Image.Image]:
-    """Each image of whatever ``as_source`` takes, or of an iterator over it, decoded, upright and RGB.
+    """Each image of whatever ``as_source`` takes, of a stream, or of an iterator over either, decoded, upright and RGB.
 
     Raises:
         InputError: one is not an image, or not of a form that is known; it is named.
@@ -35,12 +37,39 @@ def pictures(images: AnySource) -> Iterator[Image.Image]:
         for one in images:
             yield from pictures(one)
         return
+    if is_stream(images):
+        yield from (picture for picture, _ in labelled_pictures(images))
+        return
     source = as_source(images)
     for i in range(len(source)):
         try:
             yield decode(source.read(i))
         except BadImage as e:
             raise InputError(f"{source.name(i)}: {e}") from None
+
+
+def is_stream(images: Any) -> bool:
+    """Whether these are images without number or length, that can be read again: an iterable data set of any library.
+
+    Those of PyTorch (WebDataset's are such) and of Hugging Face's ``datasets``.
+    """
+    return isinstance(images, IterableDataset) or (
+        hasattr(images, "__iter__") and hasattr(images, "features") and not hasattr(images, "__len__")
+    )
+
+
+def labelled_pictures(stream: Any) -> Iterator[tuple[Image.Image, Any]]:
+    """Each image of a stream, decoded, with what the item says of its class, None where it says nothing.
+
+    Raises:
+        InputError: an item is not an image; its number in the stream is named.
+    """
+    for i, item in enumerate(stream):
+        try:
+            image, label = image_and_label(item)
+            yield decode(as_raw(image)), label
+        except (BadImage, OSError) as e:
+            raise InputError(f"item {i:,} of the stream: {e}") from None
 
 
 class Items:
@@ -111,6 +140,7 @@ def image_and_label(item: Any) -> tuple[Any, Any]:
     """
     if isinstance(item, Mapping) and "bytes" not in item:
         image = next((key for key in IMAGE_KEYS if key in item), None)
+        image = image or next((key for key in item if is_image_name(f"x.{key}")), None)  # WebDataset's: jpg, input.png
         if image is None:
             raise InputError(f"an item has no image: its keys are {some(item)}, none of {', '.join(IMAGE_KEYS)}")
         return item[image], next((item[key] for key in LABEL_KEYS if key in item), None)

@@ -167,11 +167,12 @@ def as_source(images: AnySource) -> Source:
     Args:
         images: a source itself; a name, as ``open_source`` takes it; a PyTorch data set, or what has a length and
             indexing like one (whose items are an image, ``(image, label, …)`` or a dict of both), or a DataLoader of
-            one, in order; a Hugging Face data set; a pandas DataFrame with a column ``path``, ``file`` or ``image``,
-            and perhaps ``label`` or ``class``, or a Series of paths; a list of paths, encoded bytes, PIL images, arrays
-            or tensors, or of pairs of one and its label, or of dicts of both; a tensor ``(B, C, H, W)`` or array
-            ``(B, H, W, C)``, of grey images also ``(B, H, W)``; one of all these with labels as ``(images, labels)``;
-            one PIL image. Arrays and tensors hold uint8, or floats in [0, 1], of 1, 3 or 4 channels, first or last.
+            one, in order; a Hugging Face data set; a frame of pandas or Polars, or an Arrow table, with a column
+            ``path``, ``file`` or ``image``, and perhaps ``label`` or ``class``; a Series of paths; a list of paths,
+            encoded bytes, PIL images, arrays or tensors, or of pairs of one and its label, or of dicts of both; a
+            tensor ``(B, C, H, W)`` or array ``(B, H, W, C)``, of grey images also ``(B, H, W)``; one of all these with
+            labels as ``(images, labels)``; one PIL image. Arrays and tensors hold uint8, or floats in [0, 1], of 1, 3
+            or 4 channels, first or last.
 
     Raises:
         InputError: it is none of these, or as ``open_source``.
@@ -224,11 +225,12 @@ def open_source(spec: AnySource) -> Source:
     Args:
         spec: a folder of images (class sub-folders or flat) or of parquet shards; a ``.zip``, ``.tar``, ``.tar.gz`` or
             ``.tgz`` of one; a ``.parquet`` file in the Hugging Face image schema; a ``.csv`` file of paths and labels;
-            a glob over any of these; ``torchvision:CIFAR10/test``, a torchvision data set (downloaded where it can
-            be); ``noise:gaussian`` or ``noise:uniform`` with options, images that are drawn; a file, folder or glob
-            behind a URL (``s3://…``, ``gs://…``, ``https://…``: whatever fsspec reaches). ``[:2000]`` at the end takes
-            the first 2,000 images, ``[~2000]`` any 2,000, always the same ones (all, where there are no more). Links
-            within a folder that lead out of it are skipped with a warning; ``links:FOLDER`` follows them.
+            a glob over any of these; ``torchvision:CIFAR10/test``, a torchvision data set (downloaded where it can be);
+            ``webdataset:shard-{000..010}.tar``, WebDataset's shards; ``noise:gaussian`` or ``noise:uniform`` with
+            options, images that are drawn; a file, folder or glob behind a URL (``s3://…``, ``gs://…``, ``https://…``:
+            whatever fsspec reaches). ``[:2000]`` at the end takes the first 2,000 images, ``[~2000]`` any 2,000, always
+            the same ones (all, where there are no more). Links within a folder that lead out of it are skipped with a
+            warning; ``links:FOLDER`` follows them.
 
     Raises:
         InputError: there is nothing there, it holds no images, or its kind is not known.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import MethodType
 from typing import Any
 
 from torch import Tensor, nn
@@ -94,6 +95,8 @@ def shallow_copy(module: nn.Module, memo: dict[nn.Module, nn.Module] | None = No
         for attribute, value in vars(module).items():
             if isinstance(value, dict) and attribute.startswith("_"):  # parameters, buffers, hooks
                 object.__setattr__(twin, attribute, copy.copy(value))
+            elif getattr(value, "__self__", None) is module and isinstance(value, MethodType):
+                object.__setattr__(twin, attribute, MethodType(value.__func__, twin))  # forward, as Lightning sets it
         twin._compiled_call_impl = None  # noqa: SLF001 - after model.compile() it would run the original
         for name, child in vars(module)["_modules"].items():
             twin.add_module(name, child if child is None else shallow_copy(child, memo))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -11,8 +12,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from nescio.core.errors import InputError
-from nescio.data.coerce import image_and_label
+from nescio.data.coerce import image_and_label, labelled_pictures
 from nescio.data.formats.torch import integers
+from nescio.data.labels import numbered, plain, renumbering
+from nescio.data.source import Labels
+from nescio.models import Classifier
 
 Batches = Iterator[tuple[Tensor, Tensor | None]]
 
@@ -44,6 +48,35 @@ def batches_of(images: Any, size: int, *, prepared: bool) -> Batches | None:
     x = torch.as_tensor(x)
     sets = [x if x.ndim == 4 else x[None]] + ([] if labels is None else [torch.as_tensor(labels)])
     return loaded(DataLoader(TensorDataset(*sets), size))
+
+
+def streamed(stream: Any, classifier: Classifier, size: int) -> Batches:
+    """Normalised batches of a stream's images and their labels, decoded in this process as they come.
+
+    Raises:
+        InputError: an item holds no image; its number in the stream is named.
+    """
+    items, transform = labelled_pictures(stream), classifier.transform
+    features = (getattr(stream, "features", None) or {}).values()
+    theirs = next((f.names for f in features if hasattr(f, "names")), None)  # as Hugging Face's ClassLabel says
+    while some := list(itertools.islice(items, size)):
+        x = torch.stack([transform.geometry(picture) for picture, _ in some])
+        values = [label.decode() if isinstance(label, bytes) else label for _, label in some]
+        yield transform.normalise(x), torch.from_numpy(_in_order_of(classifier.classes, values, theirs))
+
+
+def _in_order_of(own: list[str] | None, values: list[Any], theirs: list[str] | None) -> Labels:
+    """The model's class numbers of a stream's labels; -1 for names that it does not know."""
+    labels, names = numbered(values, "the stream")
+    if names is not None:
+        number = {plain(name): i for i, name in enumerate(own or ())}
+        new: list[int] | None = [number.get(plain(name), -1) for name in names]
+    else:
+        try:
+            new = renumbering(theirs, own) if theirs and own else None
+        except InputError:  # names of OOD images need not be the model's
+            new = None
+    return labels if new is None else np.array([*new, -1])[labels]
 
 
 def _of_tensors(images: Any) -> bool:

@@ -19,11 +19,12 @@ from nescio.core.features import Features
 from nescio.core.needs import Probe
 from nescio.core.progress import Clock
 from nescio.core.stage import Network
+from nescio.data.coerce import is_stream
 from nescio.models import Classifier
 from nescio.models.coerce import as_classifier
 from nescio.models.load import usable
 from nescio.run.bank import DTYPES, Bank
-from nescio.run.batches import Batches, batches_of
+from nescio.run.batches import Batches, batches_of, streamed
 from nescio.run.engine import engine_of
 from nescio.run.passes import PLAIN, Pass
 
@@ -96,6 +97,8 @@ class Runner:
     def batches(self, images: Any) -> Batches | None:
         """Batches that the network takes as they are; None for images that a transform prepares."""
         size = self.batch if self._is_wrapped else self.batch_size or CPU_BATCH
+        if is_stream(images) and not self.prepared:
+            return streamed(images, self.classifier, self.batch)
         batches = batches_of(images, size, prepared=self.prepared)
         if batches is None or self._is_wrapped:
             return batches

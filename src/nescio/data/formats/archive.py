@@ -121,25 +121,33 @@ class TarSource(_Archive):
         try:
             super().__init__(path)
             with _Headers(self.file) as file, tarfile.open(fileobj=file, mode="r:") as archive:
-                found = {m.name: (m.offset_data, m.size) for m in archive if m.isfile() and is_image_name(m.name)}
+                found = {m.name: (m.offset_data, m.size) for m in archive if m.isfile() and self.keeps(m.name)}
             if any(size < 0 for _, size in found.values()):
                 raise tarfile.ReadError("a member has a negative size")
         except (tarfile.TarError, OSError, EOFError, zlib.error) as e:
             raise InputError(f"{path} cannot be read as a tar file: {e}") from None
-        names = sorted(found)
+        names = sorted(filter(is_image_name, found))
         self._where = [found[n] for n in names]
         self._set_members(names)
+        self.others = {name: where for name, where in found.items() if not is_image_name(name)}
+
+    def keeps(self, name: str) -> bool:
+        """Whether a member is one to remember."""
+        return is_image_name(name)
+
+    def bytes_of(self, offset: int, size: int) -> bytes:
+        """What stands there in the file."""
+        check_bytes(size)
+        handle: BinaryIO = self._handle()
+        handle.seek(offset)
+        return handle.read(size)
 
     def _reopen(self) -> BinaryIO:
         return self.file.open("rb")
 
     def read(self, i: int) -> bytes:
         """The member's bytes."""
-        offset, size = self._where[i]
-        check_bytes(size)
-        handle: BinaryIO = self._handle()
-        handle.seek(offset)
-        return handle.read(size)
+        return self.bytes_of(*self._where[i])
 
 
 class _Headers(io.BufferedReader):

@@ -97,7 +97,8 @@ def refuse(images: Any) -> Source:
 def _is_single(item: Any) -> bool:
     if isinstance(item, str | Path):
         return is_image_name(str(item)) and "://" not in str(item)
-    return isinstance(item, _ONE) or (isinstance(item, _PIXELS) and item.ndim < 4)
+    stored = isinstance(item, Mapping) and "bytes" in item  # as Hugging Face's parquet files keep an image
+    return stored or isinstance(item, _ONE) or (isinstance(item, _PIXELS) and item.ndim < 4)
 
 
 def _is_label(value: Any) -> bool:

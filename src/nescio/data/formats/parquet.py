@@ -74,7 +74,7 @@ class ParquetSource(Stored):
         size = path.stat().st_size if isinstance(path, Path) else path.size
         if size is not None and len(self) > size:
             raise InputError(f"{path} declares {len(self):,} images in {size:,} bytes: it is damaged, or made to harm")
-        features = _declared_features(schema)
+        features = declared_features(schema)
         self._image, leaf = _image_leaf(file, _image_column(schema, features, path), path)
         chunks = [g.column(leaf) for g in groups]
         self._as_dictionary = any(_DICTIONARY & set(c.encodings) for c in chunks)
@@ -203,7 +203,7 @@ def _warn_of_other_labels(schema: pa.Schema, path: AnyFile) -> None:
             log.warning("%s: column '%s' holds %s, no integers: its images count as unlabelled", path, name, kind)
 
 
-def _declared_features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
+def declared_features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
     """What Hugging Face's metadata says of the columns; nothing where it is absent or not of the expected form."""
     try:
         features = parse_json((schema.metadata or {})[b"huggingface"])["info"]["features"]

@@ -51,6 +51,26 @@ def open_remote(url: str) -> Source:
         raise InputError(f"{url} cannot be opened ({type(e).__name__}: {e})") from None
 
 
+def remote_files(url: str) -> list[Remote]:
+    """The file behind a URL, or those that a glob there matches.
+
+    Raises:
+        InputError: as ``open_remote``; or there is none.
+    """
+    import fsspec
+
+    try:
+        system, path = fsspec.url_to_fs(url)
+        if "*" not in path:
+            return [_remote(url, system.info(path))]
+        found = _files(system, system.glob(path, detail=True))
+    except Exception as e:  # noqa: BLE001 - every store has errors of its own
+        raise InputError(f"{url} cannot be opened ({type(e).__name__}: {e})") from None
+    if not found:
+        raise InputError(f"no files match '{url}'")
+    return found
+
+
 def local_path(url: str) -> str | None:
     """The path on this machine that a ``file://`` URL names; None for any other."""
     import fsspec

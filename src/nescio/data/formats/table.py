@@ -1,4 +1,4 @@
-"""Tables of paths and labels: CSV files and pandas DataFrames."""
+"""Tables of paths or images, and labels: CSV files, pandas and Polars frames, Arrow tables."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from nescio.core.errors import InputError, some
-from nescio.data.coerce import labels_of
+from nescio.data.coerce import Items, checked, labels_of
 from nescio.data.formats.files import of_paths
 from nescio.data.formats.imagelist import listed
+from nescio.data.formats.parquet import declared_features
 from nescio.data.registry import register
 from nescio.data.source import Source, as_source
 from nescio.data.storage import AnyFile
@@ -43,20 +46,72 @@ def of_csv(file: AnyFile) -> Source:
 
 
 def _is_frame(table: Any) -> bool:
-    return hasattr(table, "iloc") and hasattr(table, "columns")
+    return _has(table, "columns", "iloc") or _has(table, "columns", "get_column")
+
+
+def _has(table: Any, *names: str) -> bool:
+    """Whether its class has these: a query of Polars would compute its own."""
+    return all(hasattr(type(table), name) for name in names)
 
 
 @register(_is_frame)
 def of_frame(frame: Any) -> Source:
-    """The images that a DataFrame names, or holds, in a column of one of these names; paths start from where we are."""
+    """The images that a frame of pandas or Polars names, or holds, in a column of one of these names.
+
+    Paths start from where we are.
+    """
     images, labels = _columns([str(c) for c in frame.columns], "the DataFrame")
-    return listed(frame[images].tolist(), frame[labels].tolist() if labels else None)
+    return listed(_values(frame[images]), _values(frame[labels]) if labels else None)
 
 
-@register(lambda table: hasattr(table, "iloc") and not hasattr(table, "columns"))
+@register(lambda table: _has(table, "collect", "collect_schema") and not _is_frame(table))
+def of_query(query: Any) -> Source:
+    """What a LazyFrame of Polars gives when it is run."""
+    return of_frame(query.collect())
+
+
+@register(lambda table: not _has(table, "columns") and (_has(table, "iloc") or _has(table, "arg_unique")))
 def of_series(series: Any) -> Source:
     """The images that a Series names, or holds."""
-    return as_source(series.tolist())
+    return as_source(_values(series))
+
+
+def _values(column: Any) -> list[Any]:
+    values: list[Any] = column.tolist() if hasattr(column, "iloc") else column.to_list()
+    return values
+
+
+@register(pa.Table)
+def of_arrow(table: pa.Table) -> Source:
+    """The images that an Arrow table names (text), or holds (bytes, or Hugging Face's struct), in such a column.
+
+    What Hugging Face's metadata say of the columns goes first: which are images, and what class numbers mean.
+    """
+    features = declared_features(table.schema)
+    kinds = {str(f.get("_type")): name for name, f in reversed(features.items()) if name in table.column_names}
+    if "Image" in kinds:
+        images, labels = kinds["Image"], kinds.get("ClassLabel")
+    else:
+        images, labels = _columns(table.column_names, "the Arrow table")
+    column, values = table[images], table[labels].to_pylist() if labels else None
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        return listed(column.to_pylist(), values)
+    numbers, names = labels_of(values, len(table))
+    classes = names or (features.get(labels, {}).get("names") if labels else None)
+    return checked(Items(_Cells(column), labels=numbers, classes=classes, called="row {}".format))
+
+
+class _Cells:
+    """A column of an Arrow table, each value made when it is read."""
+
+    def __init__(self, column: Any) -> None:
+        self.column = column
+
+    def __len__(self) -> int:
+        return len(self.column)
+
+    def __getitem__(self, i: int) -> Any:
+        return self.column[i].as_py()
 
 
 def _columns(names: Sequence[str], where: str) -> tuple[str, str | None]:

@@ -21,7 +21,7 @@ from torch.utils.data import (
 )
 
 from nescio.core.errors import InputError, nearest
-from nescio.data.coerce import IMAGE_KEYS, LABEL_KEYS, Items, checked, labels_of
+from nescio.data.coerce import IMAGE_KEYS, LABEL_KEYS, Items, checked, is_stream, labels_of
 from nescio.data.formats.files import Files
 from nescio.data.hashing import cache_root, combine
 from nescio.data.registry import INDEXED, register
@@ -67,6 +67,15 @@ class DatasetSource(Items):
         return self._identity or combine(type(self.items).__name__, str(len(self)))
 
 
+@register(is_stream)
+def refuse(stream: Any) -> Source:
+    """A stream has no numbers: what reads it in order takes it, and nothing else."""
+    raise InputError(
+        f"{type(stream).__name__} is a stream without length: session.features, session.scores and a loaded detector "
+        "read one in order; for all else give a data set with len and indexing"
+    )
+
+
 @register(Dataset)
 def of_dataset(dataset: Any) -> Source:
     """The source of a PyTorch data set; of a part of one, or of several, with their labels and class names.
@@ -77,8 +86,6 @@ def of_dataset(dataset: Any) -> Source:
         return Rows(as_source(dataset.dataset), list(dataset.indices))
     if isinstance(dataset, ConcatDataset):
         return Concatenated([as_source(d) for d in dataset.datasets])
-    if isinstance(dataset, IterableDataset):
-        raise InputError(f"{type(dataset).__name__} is a stream without length; give a data set with len and indexing")
     if type(dataset).__name__ in ("ImageFolder", "DatasetFolder") and dataset.transforms is None:
         return Files([Path(path) for path, _ in dataset.samples], None, np.asarray(dataset.targets), dataset.classes)
     return checked(DatasetSource(dataset))
