@@ -48,8 +48,11 @@ def test_labels_in_tensors_lists_and_floats_are_the_same_labels(spec: str) -> No
         (Y + 0.5, r"labels: expected whole numbers from 0 on, -1 where unknown, got torch.float"),
         (Y == 1, r"labels: expected whole numbers from 0 on, -1 where unknown, got torch.bool"),
         (Y + 1, r"stage 'mahalanobis' needs images with labels in 0…4"),
-        (np.where(Y == 2, 3, Y), r"stage 'mahalanobis' needs training images of each of 5 classes.*none of class 2;"),
-        (None, r"stage 'mahalanobis' is fitted on labelled features: give their classes"),
+        (
+            np.where(Y == 2, 3, Y),
+            r"stage 'mahalanobis' needs training images of each of 5 classes.*none of class 2;",
+        ),
+        (None, r"stage 'mahalanobis' is fitted on labelled features, but there are no labels"),
     ],
 )
 def test_labels_that_do_not_match_are_refused(labels: object, told: str) -> None:
@@ -62,7 +65,7 @@ def test_without_a_head_the_labels_say_how_many_classes_there_are() -> None:
     np.testing.assert_array_equal(detector(NEW.h.numpy()), Detector("mahalanobis").fit(H, Y, head=HEAD)(NEW.h.numpy()))
     with pytest.raises(InputError, match=r"stage 'mahalanobis' needs training images of each of 5 classes.*class 3;"):
         Detector("mahalanobis").fit(H[Y != 3], Y[Y != 3])
-    with pytest.raises(InputError, match=r"stage 'mahalanobis' is fitted on labelled features: give their classes"):
+    with pytest.raises(InputError, match="'mahalanobis' is fitted on labelled features, but there are no labels"):
         Detector("mahalanobis").fit(H)
 
 
@@ -100,7 +103,7 @@ def test_features_of_another_width_are_refused(spec: str) -> None:
     detector = Detector(spec).fit(H, Y, head=HEAD)
     with pytest.raises(InputError, match="12"):
         detector(NEW.h.numpy()[:, :7])
-    with pytest.raises(InputError, match="a row for each image"):
+    with pytest.raises(InputError, match="one row per image"):
         detector(NEW.h.numpy()[0])
     with pytest.raises(InputError, match="expected an array or tensor of numbers"):
         detector(np.array([["a", "b"]]))
@@ -113,7 +116,7 @@ def test_rows_with_nan_score_nan(spec: str) -> None:
     h[3, 1] = np.nan
     expected[3] = np.nan
     np.testing.assert_allclose(detector(h), expected, rtol=1e-12)  # products round by their shape
-    with pytest.raises(InputError, match="1 of 30 training features hold NaN"):
+    with pytest.raises(InputError, match="1 of 30 training features have NaN"):
         Detector("knn").fit(h)
 
 
@@ -124,7 +127,7 @@ def test_logits_are_enough_for_what_reads_logits_alone(spec: str) -> None:
     scores = Detector(spec).fit(train)(logits=NEW.logits.numpy())
     np.testing.assert_array_equal(scores, with_features)
     assert torch.equal(Detector(spec).fit(train)(logits=NEW.logits), with_features)
-    with pytest.raises(InputError, match="stage 'knn': there are logits alone"):
+    with pytest.raises(InputError, match="stage 'knn': there are only logits"):
         Detector("knn").fit(train)
-    with pytest.raises(InputError, match="stage 'knn' reads penultimate features, and these are logits alone"):
+    with pytest.raises(InputError, match="stage 'knn' reads penultimate features, but there are only logits"):
         Detector("knn").fit(H)(logits=NEW.logits)

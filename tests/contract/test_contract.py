@@ -62,7 +62,7 @@ def test_a_detector_is_refused_for_another_head(name: str) -> None:
     f = random_features()
     detector = fitted(example(REGISTRY[name]), f)
     other = Features(f.h, Head(f.head.weight + 1, f.head.bias), f.pred, f.labels, f.aux)
-    with pytest.raises(InputError, match="another model's head"):
+    with pytest.raises(InputError, match="the head of another model"):
         scored(detector, other)
 
 
@@ -110,7 +110,7 @@ def test_each_score_is_a_function_that_gives_what_its_stage_does(name: str) -> N
     arrays = function(**{name: t.numpy() for name, t in given.items()})
     assert isinstance(arrays, np.ndarray)
     np.testing.assert_array_equal(arrays, scores.numpy())
-    with pytest.raises(InputError, match=f"{name}: expected . as a row for each image"):
+    with pytest.raises(InputError, match=f"{name}: expected . with one row per image"):
         function(*[t[0] if t.ndim else t for t in given.values()])
 
 

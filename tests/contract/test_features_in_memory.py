@@ -96,7 +96,9 @@ def test_training_features_that_are_not_finite_are_counted_and_refused(spec: str
     h[70, 2], h[71], h[199, 0] = torch.nan, -torch.inf, torch.inf
     poisoned = dataclasses.replace(F, h=h)
     if Detector(spec).needs.train or Detector(spec).needs.held_out:
-        with pytest.raises(InputError, match=r"3 of 200 training features hold NaN or infinity, the first is row 70; "):
+        with pytest.raises(
+            InputError, match=r"3 of 200 training features have NaN or infinity \(the first is row 70\); "
+        ):
             fitted(spec, poisoned)
     else:
         assert torch.equal(scored(fitted(spec, poisoned), NEW), scored(fitted(spec), NEW))
@@ -129,13 +131,13 @@ def test_a_score_in_float32_comes_out_in_float64_and_a_wrong_width_is_refused() 
     detector = fitted("msp")
     detector.steps[-1].forward = lambda f: f.h.norm(dim=1)
     assert detector(NEW).dtype == torch.float64
-    with pytest.raises(InputError, match=r"expected features of shape \(B, 12\), as the head reads, got \(40, 7\)"):
+    with pytest.raises(InputError, match=r"expected features of shape \(B, 12\), which the head reads, got \(40, 7\)"):
         detector(dataclasses.replace(NEW, h=NEW.h[:, :7]))
-    with pytest.raises(InputError, match=r"expected features of shape \(B, 12\), as the head reads, got \(64, 7\)"):
+    with pytest.raises(InputError, match=r"expected features of shape \(B, 12\), which the head reads, got \(64, 7\)"):
         fitted("knn", dataclasses.replace(F, h=F.h[:, :7]))
 
 
 @pytest.mark.parametrize("spec", [s for s in SPECS if Detector(s).needs.train])
 def test_no_training_features_at_all_are_refused(spec: str) -> None:
-    with pytest.raises(InputError, match="there are no training features, which detector "):
+    with pytest.raises(InputError, match="there are no training features, and detector "):
         Detector(spec).fit(FeatureSet.stream(lambda: iter([]), F.head))

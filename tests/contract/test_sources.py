@@ -315,17 +315,17 @@ def test_labels_that_are_unknown_stay_unknown(held: Held) -> None:
 REFUSED: dict[str, tuple[Form, str]] = {
     "a generator": (lambda h: (x for x in h.images), "generator can be read only once: give a list"),
     "a map": (lambda h: map(str, h.paths), "map can be read only once"),
-    "a number": (lambda _: 7, "int is no image and no set of images"),
+    "a number": (lambda _: 7, "int is not an image or a set of images"),
     "a list of numbers": (lambda _: [7, 8], "int is no image"),
     "a data set of numbers": (lambda _: Items([7]), "int is no image"),
-    "a stream": (lambda _: DataLoader(Stream(), 2), "Stream is a stream without length"),
+    "a stream": (lambda _: DataLoader(Stream(), 2), "Stream is a stream without a length"),
     "a DataLoader that shuffles": (
         lambda h: DataLoader(Items(h.images), shuffle=True),
         r"shuffles.*\(loader\.dataset\)",
     ),
     "one that draws": (
         lambda h: DataLoader(Items(h.images), sampler=torch.utils.data.WeightedRandomSampler([1.0] * N, N)),
-        "chooses its images by a WeightedRandomSampler.*Subset",
+        "draws its images with a WeightedRandomSampler.*Subset",
     ),
     "normalised tensors": (lambda h: (h.batch / 255 - 0.5) / 0.25, "before normalisation.*Session takes normalised"),
     "a data set of them": (
@@ -336,17 +336,20 @@ REFUSED: dict[str, tuple[Form, str]] = {
     "integers": (lambda h: h.batch.long(), "pixels of type int64: give uint8"),
     "channels that cannot be told": (
         lambda _: np.zeros((2, 3, 9, 3), np.uint8),
-        r"\(3, 9, 3\) may have its channels first",
+        r"\(3, 9, 3\) is ambiguous .channels first",
     ),
-    "too many channels": (lambda _: np.zeros((2, 9, 9, 7), np.uint8), r"\(9, 9, 7\) is neither grey, RGB nor RGBA"),
-    "a grey batch": (lambda _: torch.zeros(8, 28, 28), "neither grey, RGB nor RGBA"),
+    "too many channels": (lambda _: np.zeros((2, 9, 9, 7), np.uint8), r"\(9, 9, 7\) is not grey, RGB or RGBA"),
+    "a grey batch": (lambda _: torch.zeros(8, 28, 28), "not grey, RGB or RGBA"),
     "a matrix": (lambda _: torch.zeros(8, 28), "expected a tensor .*got .*8, 28"),
     "too few labels": (lambda h: (h.images, [1, 2]), "6 images have 2 labels"),
     "labels that are shares": (lambda h: (h.images, [0.5] * N), "holds 0.5: expected one class number or name"),
-    "one-hot labels": (lambda h: Items(h.images, targets=np.eye(N, dtype=int)), "expected one class number an image"),
+    "one-hot labels": (lambda h: Items(h.images, targets=np.eye(N, dtype=int)), "expected one class number per image"),
     "a negative label": (lambda h: (h.images, [-3] * N), "holds -3: expected one class number"),
     "files that are gone": (lambda h: [*h.paths, "gone.png"], "1 of 7 images are not there: gone.png"),
-    "a CSV file of gone files": (lambda h: h.csv("path", rows=[("x.png",)]), "x.png; paths in set.csv start from its"),
+    "a CSV file of gone files": (
+        lambda h: h.csv("path", rows=[("x.png",)]),
+        "x.png; paths in set.csv are relative to its",
+    ),
     "a CSV file without paths": (
         lambda h: h.csv("id", "label", rows=[(1, 2)]),
         "no column path, file, image; .*: id, label",
@@ -380,7 +383,7 @@ def test_a_table_of_anyone_names_no_files_for_us(held: Held) -> None:
     from nescio.data.formats.files import open_here
 
     path = held.csv("path", rows=[(p,) for p in held.paths])
-    with pytest.raises(InputError, match="is no file that holds images itself"):
+    with pytest.raises(InputError, match="is not a file that contains images"):
         open_here(str(path))
     assert len(open_here(str(held.folder))) == N
 
@@ -405,7 +408,7 @@ def test_a_dataloader_gives_its_batches_to_a_network(held: Held) -> None:
     assert not looks_normalised(DataLoader(TensorDataset(held.batch)))
     with pytest.raises(InputError, match="a batch holds list"):
         list(loaded([[["a.png"], [1]]]))
-    with pytest.raises(InputError, match="expected one class number an image"):
+    with pytest.raises(InputError, match="expected one class number per image"):
         list(loaded([(x, torch.eye(N))]))
     shuffled = Items(held.images)
     assert dataset_of(DataLoader(shuffled, shuffle=True), ordered=False) is shuffled

@@ -76,8 +76,8 @@ def test_the_stronger_form_and_classes_are_options(here: Path) -> None:
         (["--train", "train", "--calibrate", "train"], "are training images"),
         ([*SETS, "--detector", "fmlss"], "did you mean 'fmls'"),
         ([*SETS, "--proxy", "background"], "unknown proxy 'background'; known: blur, corner"),
-        ([*SETS, "--proxy", "noise", "--prior", "1.5"], "prior=1.5 is not a share in (0, 1)"),
-        ([*SETS, "--proxy", "noise", "--prior", "0"], "prior=0 is not a share in (0, 1); give prior above 0"),
+        ([*SETS, "--proxy", "noise", "--prior", "1.5"], "prior=1.5 must be in (0, 1)"),
+        ([*SETS, "--proxy", "noise", "--prior", "0"], "prior=0 must be in (0, 1); give prior above 0"),
         (["--train", "train", "--calibrate", "nowhere"], "no such file or folder"),
     ],
 )

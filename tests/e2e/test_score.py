@@ -91,13 +91,13 @@ def test_many_images_go_to_parquet_files(deployed: Deployed) -> None:
     [
         (["my.nescio", *["new"] * 9], "too many to print"),
         (["my.nescio", "nowhere"], "no such file or folder: nowhere"),
-        (["none.nescio", "new"], "no file none.nescio"),
+        (["none.nescio", "new"], "no such file: none.nescio"),
         (
             ["my.nescio", "new", "-o", "my.nescio"],
             "results cannot be written to my.nescio: it is a file",
         ),
         (["my.nescio", "new", "-o", "new"], "new holds other things than scores"),
-        (["my.nescio", "new", "-o", "s", "--engine", "spark"], "engine=spark is not a choice"),
+        (["my.nescio", "new", "-o", "s", "--engine", "spark"], "engine=spark is not one of the choices"),
     ],
 )
 def test_what_the_user_got_wrong_is_one_line(deployed: Deployed, arguments: list[str], told: str) -> None:

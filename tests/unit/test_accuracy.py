@@ -296,7 +296,7 @@ def factories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_random_weights_of_a_factory_are_refused(factories: Path) -> None:
     options = {"transform": "crop=8", "device": "cpu"}
     for name in ("nets:random", "nets:lazy", TinyNet):
-        with pytest.raises(InputError, match=r"other weights each time.*--weights FILE.*--untrained"):
+        with pytest.raises(InputError, match=r"different weights each time.*--weights FILE.*--untrained"):
             load_classifier(name, **options)
     for name in ("nets:seeded", "nets:brings", tiny_net):  # the same each time: their own
         assert not load_classifier(name, **options).untrained

@@ -63,13 +63,13 @@ def test_the_logits_may_be_one_of_several_outputs(form: Any, output: Any) -> Non
 
 def test_outputs_that_are_not_there_or_not_told_apart_are_named() -> None:
     several = Returning(lambda z, h: {"features": h, "logits": z})
-    with pytest.raises(InputError, match=r"returns features, logits; say which are the logits: output="):
+    with pytest.raises(InputError, match=r"returns features, logits; choose the logits: output="):
         Classifier(several, size=SIZE)
-    with pytest.raises(InputError, match=r"returns no 'logit'; did you mean 'logits'"):
+    with pytest.raises(InputError, match=r"has no output 'logit'; did you mean 'logits'"):
         Classifier(several, size=SIZE, output="logit")
-    with pytest.raises(InputError, match=r"returns no '2'; known: 0, 1"):
+    with pytest.raises(InputError, match=r"has no output '2'; known: 0, 1"):
         Classifier(Returning(lambda z, h: (z, h)), size=SIZE, output=2)
-    with pytest.raises(InputError, match=r"does not end the model.*say which output is the logits"):
+    with pytest.raises(InputError, match=r"does not end the model.*name the output that has the logits"):
         Classifier(Returning(lambda z, h: (h, z)), size=SIZE)
     with pytest.raises(InputError, match="returns float; expected logits"):
         Classifier(Returning(lambda *_: 1.0), size=SIZE)
@@ -113,7 +113,7 @@ def test_a_grey_scale_network_gets_grey_noise() -> None:
         x = torch.randn(2, *c.size)
         with torch.no_grad():
             torch.testing.assert_close(c(x).logits, net(x), rtol=1e-4, atol=1e-5)
-    with pytest.raises(InputError, match=r"of channels=1, and its transform makes channels=3; .*,channels=1\)"):
+    with pytest.raises(InputError, match=r"with channels=1, but its transform gives channels=3; .*,channels=1\)"):
         _ = c.transform
     assert Classifier(net, Transform(crop=8, mean=(0.5,), std=(0.2,), channels=1)).transform.channels == 1
 
@@ -124,9 +124,9 @@ def test_normalised_batches_need_no_transform_but_a_size() -> None:
     assert repr(c) == "Classifier(TinyNet, 4 classes, on cpu)"
     with pytest.raises(InputError, match=r"made for normalised batches; .*nescio\.Transform"):
         _ = c.transform
-    with pytest.raises(InputError, match=r"how large are its images\? Give size=\(3, 224, 224\)"):
+    with pytest.raises(InputError, match=r"the size of its images is unknown\. Give size=\(3, 224, 224\)"):
         as_classifier(tiny_net())
-    with pytest.raises(InputError, match=r"must be \(channels, height, width\)"):
+    with pytest.raises(InputError, match=r"must be the \(channels, height, width\)"):
         as_classifier(tiny_net(), size=(8, 8))
 
 
@@ -140,7 +140,7 @@ def test_a_classifier_is_made_of_a_network_a_name_or_itself() -> None:
         as_classifier(network, classes=["a", "b", "c"])
     with pytest.raises(InputError, match="did you mean 'resnet18-cifar'"):
         as_classifier("resnet18-cifr")
-    with pytest.raises(InputError, match="TinyNet is a classifier already: say head, classes where it is made"):
+    with pytest.raises(InputError, match="TinyNet is a classifier already: give head, classes when you create it"):
         as_classifier(c, head="fc", classes=4)
     with pytest.raises(InputError, match="expected a classifier, a network or a name, got int"):
         as_classifier(3)
@@ -171,7 +171,7 @@ def test_a_network_without_a_head_or_whose_head_is_not_wanted_is_an_encoder() ->
     for encoder in (net, headless):
         assert_encoder(Classifier(encoder.eval(), TINY_TRANSFORM, head="none"), X, h)
     del headless.fc
-    with pytest.raises(InputError, match=r"no linear head.*say so: head='none'"):
+    with pytest.raises(InputError, match=r"no linear head.*give head='none'"):
         Classifier(headless, TINY_TRANSFORM)
 
 

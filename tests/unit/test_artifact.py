@@ -59,7 +59,7 @@ def test_what_is_written_is_read(path: Path, kind: Kind) -> None:
 
 def test_each_fault_has_one_line_and_a_way_out(path: Path, kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
     other = next(k for k in KINDS if k is not kind)
-    assert f"is not {other.called}, but a file of nescio of the kind '{kind.name}'" in refused(path, other)
+    assert f"is not {other.called}: nescio wrote it as '{kind.name}'" in refused(path, other)
     newer = Kind(kind.name, 99, kind.called, kind.hint)
     write(path, newer, {}, {} if path.suffix == ".nescio" else None)
     assert "was written by a later version of nescio (format 99); update nescio" in refused(path, kind)
@@ -69,13 +69,13 @@ def test_each_fault_has_one_line_and_a_way_out(path: Path, kind: Kind, monkeypat
         assert f"is damaged and cannot be read as {kind.called} (" in (said := refused(path, kind))
         assert said.endswith(kind.hint)
     path.unlink()
-    assert refused(path, kind) == f"no file {path}"
+    assert refused(path, kind) == f"no such file: {path}"
 
 
 def test_a_safetensors_file_of_somebody_else_is_none_of_ours(tmp_path: Path) -> None:
     save_file({"a": torch.ones(1)}, tmp_path / "a.safetensors")
     for kind in (k for k in KINDS if not k.unmarked):
-        assert f"is not {kind.called}; name another" in refused(tmp_path / "a.safetensors", kind)
+        assert f"is not {kind.called}; give another file" in refused(tmp_path / "a.safetensors", kind)
     assert artifact.kind_of(tmp_path / "a.safetensors") is None
 
 
@@ -141,7 +141,7 @@ def test_deployed_files_of_earlier_versions_open(version: int) -> None:
 def test_what_is_nothing_of_ours_is_said(tmp_path: Path) -> None:
     for path, said in (
         (tmp_path, "holds neither results .results.json. nor a trained network .run.json."),
-        (tmp_path / "gone", "no file"),
+        (tmp_path / "gone", "no such file"),
     ):
         with pytest.raises(InputError, match=said):
             nescio.load(path)

@@ -268,11 +268,11 @@ def test_negative_labels_travel_in_the_file_and_the_words_do_not(
         zero_shot(weights, f"clip:tiny-clip:negatives={tmp_path / 'none.txt'}")
     with pytest.raises(InputError, match="write pretrained=TAG,negatives=FILE"):
         zero_shot(weights, "clip:tiny-clip:negative=x")
-    with pytest.raises(InputError, match="each once and FILE without a comma"):
+    with pytest.raises(InputError, match="each at most once, and no comma in FILE"):
         zero_shot(weights, "clip:tiny-clip:negatives=a,b.txt")
-    with pytest.raises(InputError, match="write it last"):
+    with pytest.raises(InputError, match="must be the last option"):
         zero_shot(weights, "clip:tiny-clip:prompt=a {},negatives=words.txt")
-    with pytest.raises(InputError, match="'neglabel' is made for a network at rest"):
+    with pytest.raises(InputError, match="'neglabel' is for inference, not for training"):
         new_network(name, 3, classes=NAMES)
 
 
@@ -375,11 +375,11 @@ def test_from_a_fit_to_verdicts_and_a_choice() -> None:
         ({"--model": "clip:tiny-clip:prompt=a photo"}, "no place {} for a name"),
         ({"--model": "clip:wide-clip"}, "does not fit model 'clip:wide-clip' (other shape"),
         ({"--model": "clip:RN50"}, "does not fit model 'clip:RN50' (missing"),
-        ({"--model": "clip:square-clip"}, "brings no test transform"),
-        ({"--weights": None}, "no pretrained weights; give a file"),
+        ({"--model": "clip:square-clip"}, "has no test transform"),
+        ({"--weights": None}, "no pretrained weights; give weights=FILE"),
         ({"--weights": "openai"}, "no weights file openai"),
-        ({"--id": "id/cat"}, "knows classes by their names; give them (--classes FILE"),
-        ({"--classes": "3"}, "knows classes by their names"),
+        ({"--id": "id/cat"}, "needs the names of the classes; give classes= (--classes FILE"),
+        ({"--classes": "3"}, "needs the names of the classes"),
         ({"--classes": "0"}, "--classes=0 must be 1 or more"),
         ({"--classes": "gone.txt"}, "is no number, and no file of class names"),
         ({"--classes": "empty.txt"}, "empty.txt is empty"),

@@ -137,8 +137,8 @@ def test_every_form_of_an_image_gives_the_same_verdict(images: Path) -> None:
         (3, "int is no image"),
         (np.zeros((2, 8, 8, 8, 3), np.uint8), "expected an array"),
         (torch.zeros(8, 8), "expected a tensor"),
-        (np.zeros((8, 8, 7), np.uint8), "neither grey, RGB nor RGBA"),
-        (np.zeros((0, 8, 3), np.uint8), "neither grey"),
+        (np.zeros((8, 8, 7), np.uint8), "not grey, RGB or RGBA"),
+        (np.zeros((0, 8, 3), np.uint8), "not grey"),
         (np.zeros((8, 8, 3), np.int64), "int64"),
         (np.full((8, 8, 3), 1.5), "before normalisation"),
         (np.full((8, 8, 3), np.nan), "before normalisation"),
@@ -317,16 +317,16 @@ def other_head(about: dict, tensors: dict) -> None:
     [
         (but("", format="nescio-deployed/4"), None, "a later version of nescio .format 4."),
         (but("", format="nescio-detector/2"), None, "holds a detector alone, which takes no model="),
-        (but("", format=3), None, "does not say its format"),
-        (but("", format=True), None, "does not say its format"),
-        (but("", format=-1), None, "does not say its format"),
-        (but("", format=None), None, "does not say its format"),
+        (but("", format=3), None, "its format is missing"),
+        (but("", format=True), None, "its format is missing"),
+        (but("", format=-1), None, "its format is missing"),
+        (but("", format=None), None, "its format is missing"),
         (None, {"format": "nescio-features/2"}, "not a file that 'nescio fit' wrote"),
         (None, {"nescio": "{"}, "cannot be read"),
-        (None, {"nescio": "[]"}, "does not say its format"),
+        (None, {"nescio": "[]"}, "its format is missing"),
         (None, {"nescio": '{"format": 1}'}, "damaged and cannot be read as a file that 'nescio fit' wrote .KeyError"),
         (without("calibration.0"), None, "damaged"),
-        (without("detector.stages.1.limit"), None, "not what detector"),
+        (without("detector.stages.1.limit"), None, "not those that detector"),
         (without("model.conv.weight"), None, "another model's weights"),
         (without_weight, None, "missing: conv.weight"),
         (but("detector", spec="nope"), None, "nope"),
@@ -417,7 +417,7 @@ def test_other_files_are_named(tmp_path: Path, images: Path) -> None:
 def test_features_of_another_model_are_refused(images: Path) -> None:
     torch.manual_seed(1)
     other = Classifier(type(tiny_net())(), TINY_TRANSFORM)
-    with pytest.raises(InputError, match="fitted for another model's head"):
+    with pytest.raises(InputError, match="fitted for the head of another model"):
         made(images).judged(other(torch.zeros(1, 3, 8, 8)))
 
 

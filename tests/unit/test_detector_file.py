@@ -34,13 +34,13 @@ def test_files_that_do_not_fit_their_own_spec_are_refused(tmp_path: Path) -> Non
     file = read(path, KIND)
     tensors, other = file.tensors, file.tensors["head.weight"] + 1
     for meta, changed, told in (
-        ({}, {**tensors, "stages.9.mask": torch.ones(1)}, r"are not what detector .*stages\.9\.mask"),
+        ({}, {**tensors, "stages.9.mask": torch.ones(1)}, r"are not those that detector .*stages\.9\.mask"),
         ({}, {k: v for k, v in tensors.items() if "mask" not in k}, r"stages\.0\.mask"),
-        ({}, {**tensors, "head.weight": other}, "not the head that detector"),
+        ({}, {**tensors, "head.weight": other}, "not the one that detector"),
         ({}, {k: v for k, v in tensors.items() if k != "head.bias"}, "damaged and cannot be read as a detector.*bias"),
-        ({"width": 7}, tensors, "width 7 .*is not that of its head"),
+        ({"width": 7}, tensors, "width 7 .*differs from that of its head"),
         ({"width": "wide"}, tensors, "width 'wide'"),
-        ({"head": 3}, tensors, "not the head"),
+        ({"head": 3}, tensors, "not the one that"),
         ({"spec": None}, tensors, "expected a detector"),
         ({"spec": "nope"}, tensors, "unknown stage 'nope'"),
     ):
@@ -104,7 +104,7 @@ class Unnamed(Score):
 
 @pytest.mark.parametrize("part", [Unnamed(), lambda f: f.h.norm(dim=1)], ids=["stage", "function"])
 def test_code_without_a_name_is_not_saved(tmp_path: Path, part: object) -> None:
-    with pytest.raises(InputError, match=r"a file cannot hold '.*write it as a class with one.*name='my-score'"):
+    with pytest.raises(InputError, match=r"cannot be saved: '.*write it as a class with one.*name='my-score'"):
         Detector(["fm", part]).save(tmp_path / "d")  # type: ignore[list-item]
     assert not list(tmp_path.iterdir())
 

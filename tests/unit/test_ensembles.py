@@ -74,7 +74,7 @@ def test_calibration_images_suffice_where_no_member_is_fitted_and_their_lack_is_
     only_held = FeatureSet(head=F.head).with_held_out(training(HELD))
     assert Detector("mean(energy,msp)").fit(only_held)(NEW).isfinite().all()
     assert Detector("temperature+msp").fit(only_held)(NEW).isfinite().all()
-    with pytest.raises(InputError, match="no training images"):
+    with pytest.raises(InputError, match="no training features"):
         Detector("mean(energy,knn)").fit(only_held)
     few = random_features(n=5)
     with pytest.raises(InputError, match=r"none of class .*keeps a fifth .*--held-out"):

@@ -39,7 +39,7 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path: Path) -> None:
     write_whole(tmp_path / "a.txt", "one")
     with read_only(tmp_path):
         for name in ("a.txt", "new.txt"):
-            with pytest.raises(InputError, match=r"txt cannot be written: (Read-only|Permission).*name another place"):
+            with pytest.raises(InputError, match=r"txt cannot be written: (Read-only|Permission).*give another path"):
                 write_whole(tmp_path / name, "two")
         with pytest.raises(InputError, match="folder cannot be written"):
             make_folder(tmp_path / "folder")

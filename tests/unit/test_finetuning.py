@@ -192,7 +192,7 @@ def test_what_has_no_text_is_refused(small_clip: Path) -> None:
             parse_objective("flyp").heads(classifier)
     named = new(small_clip)
     named.classes = None
-    with pytest.raises(InputError, match="knows classes by their names"):
+    with pytest.raises(InputError, match="needs the names of the classes"):
         parse_objective("flyp").heads(named)
 
 

@@ -55,12 +55,12 @@ def test_stages_in_python_are_their_specs_and_the_other_way_round() -> None:
 @pytest.mark.parametrize(
     ("make", "told"),
     [
-        (lambda: FM(p=60), r"p=60 is not a share in \[0, 1\); did you mean p=0\.6"),
+        (lambda: FM(p=60), r"p=60 must be in \[0, 1\); did you mean p=0\.6"),
         (lambda: FM(p="0.6"), "option p=0.6 of stage 'fm' is not of type float"),
         (lambda: FM(p=None), "option p=None of stage 'fm' is not of type float"),
         (lambda: KNN(k=2.5), "option k=2.5 of stage 'knn' is not of type int"),
         (lambda: KNN(k=True), "option k=True of stage 'knn' is not of type int"),
-        (lambda: KNN(index="tree"), "index=tree is not a choice"),
+        (lambda: KNN(index="tree"), "index=tree is not one of the choices"),
         (lambda: ODIN(per_std=1), "option per_std=1 of stage 'odin' is not of type bool"),
         (lambda: Temperature(T=0), "T=0 must be a finite number above 0"),
     ],

@@ -40,7 +40,7 @@ def test_noise_by_its_name() -> None:
         ("noise:gausian", "did you mean 'gaussian'"),
         ("noise:uniform:mean=1", "has no option 'mean'"),
         ("noise:gaussian:std=0", "above 0"),
-        ("noise:gaussian:mean=1/2", "one or three"),
+        ("noise:gaussian:mean=1/2", "or three"),
         ("noise:uniform:images=0", "1 or more"),
     ):
         with pytest.raises(InputError, match=said):

@@ -110,7 +110,7 @@ def test_labels_are_needed_and_checked() -> None:
     unlabelled = Features(F.h, F.head, F.pred, torch.full((len(F),), -1))
     with pytest.raises(InputError, match="labels in 0…4"):
         fitted("ls+energy", unlabelled)
-    with pytest.raises(InputError, match="no training images"):
+    with pytest.raises(InputError, match="no training features"):
         Detector("ls+energy").fit(FeatureSet(head=F.head))
 
 
@@ -309,9 +309,10 @@ def test_knn_subsample_is_the_same_for_any_chunking_and_k_is_capped() -> None:
      ("vra:low=0.9,high=0.1+energy", "low <= high"),
      ("gen:gamma=0", "gamma above 0"), ("lts:p=0+energy", "p above 0"), ("nci:alpha=-1", "0 or more"),
      ("gram:orders=0", "1 or more"), ("openmax:tail=1", "tail=1 must be 2 or more"),
-     ("gmm:covariance=round", "not a choice"),
+     ("gmm:covariance=round", "not one of the choices"),
      ("ls:prototypes=heads+energy", "did you mean 'head'"), ("mcdropout:n=0+msp", "1 or more"),
-     ("bats:last=-1+msp", "or more"), ("perturb:eps=-1+msp", "0 or more"), ("knn:index=tree", "not a choice")],
+     ("bats:last=-1+msp", "or more"), ("perturb:eps=-1+msp", "0 or more"),
+     ("knn:index=tree", "not one of the choices")],
 )  # fmt: skip
 def test_options_that_mean_nothing_are_refused(spec: str, told: str) -> None:
     with pytest.raises(InputError, match=told):

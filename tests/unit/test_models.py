@@ -295,7 +295,7 @@ def test_names_that_cannot_be_used_are_refused(in_tmp: Path) -> None:
     }.items():
         with pytest.raises(InputError, match=told):
             load_classifier(name, transform="crop=8")
-    with pytest.raises(InputError, match="brings no test transform"):
+    with pytest.raises(InputError, match="has no test transform"):
         load_classifier("users_model:make")
 
 

@@ -418,7 +418,7 @@ def test_what_cannot_be_traced_or_would_differ_leaves_no_file(monkeypatch: pytes
         detector.fit(FeatureSet(head=classifier.head))
         with pytest.raises(InputError, match=said):
             export(Deployed(classifier, detector, Calibration.fit(np.arange(99.0))), tmp_path / "d.onnx")
-    with pytest.raises(InputError, match="preprocess=bgr is not a choice"):
+    with pytest.raises(InputError, match="preprocess=bgr is not one of the choices"):
         export(deployed("energy"), tmp_path / "d.onnx", preprocess="bgr")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(InputError, match=r"needs the package onnxruntime: pip install 'nescio\[onnx\]'"):

@@ -202,7 +202,7 @@ BROKEN = {
     "scores of finite features are finite": ("-(h.double() - centre)", "float('nan') * (h.double() - centre)"),
     "gives scores of shape": ("h.double() - centre).norm(dim=1)", "h.double() - centre).norm().expand(1)"),
     "says that it needs labels": ("train=True", "train=True, labels=True"),
-    "declares too little: stage 'away': no training images": ("train=True", ""),
+    "declares too little: stage 'away': there are no training features": ("train=True", ""),
     "Tensor-likes are not close": ("-(h.double() - centre)", "-(h.double() - h.mean(dim=0) - centre)"),
 }
 

@@ -59,7 +59,7 @@ def test_gram_and_layer_means_of_a_map(classifier: Classifier) -> None:
     flat = fmap.flatten(2)
     expected = [(flat**p @ (flat**p).mT).sum(2) ** (1 / p) for p in (1, 2, 3)]
     torch.testing.assert_close(f.probed("gram3")[0], torch.cat(expected, 1), rtol=1e-3, atol=1e-4)
-    with pytest.raises(InputError, match="without the probe 'rankfeat'"):
+    with pytest.raises(InputError, match="lack the probe 'rankfeat'"):
         f.probed("rankfeat")
 
 
@@ -289,7 +289,7 @@ def test_a_fixed_pass_is_checked_when_its_detector_is_fitted(classifier: Classif
     detector = Detector("bats:lam=0.5+react:q=0.9+knn:k=2")
     with torch.no_grad():
         plain = classifier(X)
-    with pytest.raises(InputError, match=r"these training features come from another pass.*'bats:lam=0\.5\+react"):
+    with pytest.raises(InputError, match=r"training features do not come from the pass that.*'bats:lam=0\.5\+react"):
         detector.fit(training(plain))
     detector.fit(training(run(detector, classifier, X)))
     other = Detector("bats:lam=0.6+react:q=0.9+knn:k=2")

@@ -143,7 +143,7 @@ def test_bench_judges_a_score_of_a_module_by_its_name(
     ("plugin", "said"),
     [
         ("no_such_module", "plugin no_such_module cannot be imported: ModuleNotFoundError: No module named"),
-        ("no/such/file.py", "no file no/such/file.py"),
+        ("no/such/file.py", "no such file: no/such/file.py"),
         ("broken.py", "plugin broken.py cannot be imported: ZeroDivisionError: division by zero"),
         ("energy.py", "stage 'energy' is there already: nescio.methods.score.logits.Energy; call energy@"),
     ],

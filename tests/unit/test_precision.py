@@ -267,7 +267,7 @@ def test_what_cannot_be_lowered_is_refused_and_leaves_no_file(tmp_path: Path) ->
         with pytest.raises(InputError, match=said):
             export(made or deployed("energy"), out, **options, progress=False, workers=0)
 
-    refused("precision=bf16 is not a choice", precision="bf16")
+    refused("precision=bf16 is not one of the choices", precision="bf16")
     refused(r"in int8 gives other scores.*\(--calibrate\)", precision="int8")
     refused("a graph in fp32 keeps its calibration", calibrate=HELD)
     refused("a graph in fp32 keeps its calibration", ood={"yellow": OTHER})

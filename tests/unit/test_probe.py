@@ -80,11 +80,11 @@ def test_rows_come_in_chunks_and_a_part_is_drawn_where_they_are_many(monkeypatch
 
 def test_features_that_no_head_can_be_fitted_on_are_named() -> None:
     h = torch.randn(6, 3)
-    with pytest.raises(InputError, match="none of these has a label"):
+    with pytest.raises(InputError, match="there are no labels"):
         fit_probe(FeatureSet(h), classes=2)
     with pytest.raises(InputError, match="too few: cat"):
         fit_probe(FeatureSet(h, [0, 0, 0, 0, 0, 1]), classes=["dog", "cat"])
-    with pytest.raises(InputError, match="label 3 is no class: there are 2"):
+    with pytest.raises(InputError, match="label 3 is not a class: there are 2"):
         fit_probe(FeatureSet(h, [0, 0, 1, 1, 3, 3]), classes=2)
 
 
@@ -112,7 +112,7 @@ def test_an_encoder_with_a_fitted_head_is_a_classifier_like_any_other(encoder: C
     again = load_classifier(c.name, weights=state_of(c), classes=["a", "b"], transform="crop=32", device="cpu")
     assert again.fingerprint == c.fingerprint
     assert again.classes == ["a", "b"]
-    with pytest.raises(InputError, match="has 2 classes, and there are 3 names"):
+    with pytest.raises(InputError, match="has 2 classes, but there are 3 names"):
         encoder.with_head(head, ["a", "b", "c"])
 
 

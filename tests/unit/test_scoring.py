@@ -303,13 +303,13 @@ def test_folders_that_cannot_take_scores_are_refused(
         (other, "holds other things"),
         (tmp_path / "file", "cannot be written"),
         (tmp_path / "file/s", "cannot be written"),
-        ("s3://bucket/s", "name a place on this machine"),
+        ("s3://bucket/s", "give a path on this machine"),
     ):
         with pytest.raises(InputError, match=told):
             score_images(deployed, Pictures(3), out, workers=0, progress=False)
     assert sorted(other.rglob("*")) == before
     (tmp_path / "empty").mkdir()
-    for images, told in ((tmp_path / "empty", "it is empty"), ([], "no images were named"), ("none", "no such file")):
+    for images, told in ((tmp_path / "empty", "it is empty"), ([], "no images were given"), ("none", "no such file")):
         with pytest.raises(InputError, match=told):
             score_images(deployed, images, tmp_path / "s", progress=False)
     assert not (tmp_path / "s").exists()

@@ -174,7 +174,7 @@ def test_detectors_of_one_name_are_told_apart_and_options_need_no_star(tmp_path:
         assert repr(detector) == "far-in-test:p=1"
         detector.save(tmp_path / "far.nescio")
         assert torch.equal(nescio.load(tmp_path / "far.nescio")(f.h), detector(f.h))
-        with pytest.raises(InputError, match="'far-in-test' is fitted on training features"):
+        with pytest.raises(InputError, match="'far-in-test' must be fitted, but no training features"):
             nescio.Detector(Far()).fit()
         with pytest.raises(InputError, match="'far-in-test' is fitted on labelled features"):
             nescio.Detector(Far()).fit(f.h)
@@ -206,7 +206,7 @@ def test_a_set_takes_another_head_and_a_fitted_detector_is_deployed_as_it_is(tmp
             lambda: nescio.Detector("knn").fit(np.ones((5, 3)))(logits=np.ones((5, 3))),
             "'knn' reads penultimate features",
         ),
-        (lambda: nescio.Detector("energy")(np.ones((5, 3))), "'energy' reads logits, and there is no head"),
+        (lambda: nescio.Detector("energy")(np.ones((5, 3))), "'energy' reads logits, but there is no head"),
         (lambda: nescio.Detector("fm+energy").fit(np.ones((5, 3))), "classification head"),
         (lambda: nescio.Detector("mahalanobis").fit(np.ones((5, 3))), "labels"),
         (lambda: nescio.Detector("mahalanobis").fit(np.ones((2, 3)), ["a", "b"]), "whole numbers"),
@@ -217,12 +217,15 @@ def test_a_set_takes_another_head_and_a_fitted_detector_is_deployed_as_it_is(tmp
         (nescio.Detector("energy"), "give one of them"),
         (lambda: nescio.Detector("energy").fit(head=nn.ReLU()), "no linear layer"),
         (lambda: Session(tiny_net()).scores("energy", DataLoader(X, 4, shuffle=True)), "shuffles"),
-        (lambda: Session(tiny_net()).features("images/"), "how large are its images"),
+        (lambda: Session(tiny_net()).features("images/"), "the size of its images is unknown"),
         (lambda: Session(tiny_net()).features(DataLoader((X * 255).byte(), 4)), "normalise"),
         (lambda: Session(tiny_net(), engine="steam"), "unknown engine 'steam'"),
         (lambda: nescio.evaluate("msp", id="images/", ood={}), "expected features"),
         (lambda: nescio.Detector(lambda f: f.h)(np.ones((4, 3))), r"scores of shape \(4, 3\) for 4 rows"),
-        (lambda: nescio.Detector("knn").fit(nescio.FeatureSet(np.ones((4, 3))), [0, 0, 1, 1]), "belong in the Fea"),
+        (
+            lambda: nescio.Detector("knn").fit(nescio.FeatureSet(np.ones((4, 3))), [0, 0, 1, 1]),
+            "labels in the Fea",
+        ),
         (lambda: Session(tiny_net())("images/"), "expected normalised images"),
     ],
 )

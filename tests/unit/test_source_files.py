@@ -141,7 +141,7 @@ def test_any_map_style_data_set() -> None:
 def test_targets_that_are_no_class_numbers_are_refused(targets: Any) -> None:
     data = FakeData(2, (3, 9, 7))
     data.targets = targets
-    with pytest.raises(InputError, match=r"FakeData.targets holds .* expected one class number an image"):
+    with pytest.raises(InputError, match=r"FakeData.targets has type .* expected one class number per image"):
         _ = DatasetSource(data).labels
 
 
@@ -239,9 +239,12 @@ def test_labels_are_integers_of_any_width(tmp_path: Path, kind: pa.DataType) -> 
 @pytest.mark.parametrize(
     ("label", "told"),
     [
-        (pa.array([0, 1, 2, 0, 0]), "'label' holds no class: 2; expected 0 to 1"),
-        (pa.array([0, -7, 0, 0, 0]), "'label' holds no class: -7; expected 0 to 1"),
-        (pa.array([0, 1, 2**64 - 1, 0, 0], pa.uint64()), "'label' holds no class: Integer value 18446744073709551615"),
+        (pa.array([0, 1, 2, 0, 0]), "'label' has an entry that is not a class: 2; expected 0 to 1"),
+        (pa.array([0, -7, 0, 0, 0]), "'label' has an entry that is not a class: -7; expected 0 to 1"),
+        (
+            pa.array([0, 1, 2**64 - 1, 0, 0], pa.uint64()),
+            "'label' has an entry that is not a class: Integer value 18446744073709551615",
+        ),
     ],
 )
 def test_labels_that_are_no_classes_are_refused(tmp_path: Path, label: pa.Array, told: str) -> None:
@@ -252,7 +255,7 @@ def test_labels_that_are_no_classes_are_refused(tmp_path: Path, label: pa.Array,
 def test_labels_that_are_not_integers_count_as_unknown(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = write_parquet(tmp_path / "a.parquet", label=pa.array([0.0, 1.5, float("nan"), 0.0, 1.0]))
     assert open_source(path).labels.tolist() == [-1] * 5
-    assert "holds double, no integers" in caplog.text
+    assert "has type double, not integers" in caplog.text
 
 
 def test_damaged_metadata_counts_as_none(tmp_path: Path) -> None:
@@ -281,7 +284,7 @@ def test_what_is_not_there_or_empty_is_named(tmp_path: Path) -> None:
         "bad.zip": "cannot be read as a zip",
         "bad.tar": "cannot be read as a tar",
         "x.csv": "no column path, file, image; its columns: x",
-        "x.txt": "neither a folder",
+        "x.txt": "not a folder",
         "*.jpg": "no images match",
         "few.parquet[9:]": "has 5",
         "numbers.parquet": "no image column",

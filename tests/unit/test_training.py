@@ -349,7 +349,7 @@ def test_another_run_is_not_overwritten(unbroken: Path, sets: dict[str, Path], t
     with pytest.raises(InputError, match="holds no run to resume"):
         run(sets["train"], sets, resume=True)
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="file: it is a file; name a folder"):
+    with pytest.raises(InputError, match="file: it is a file; give a folder"):
         run(tmp_path / "file", sets, resume=True)
 
 
@@ -359,7 +359,7 @@ def test_a_checkpoint_of_another_network_is_refused(unbroken: Path, sets: dict[s
     shutil.copytree(unbroken, tmp_path / "run")
     stored = json.loads((tmp_path / "run/run.json").read_text())
     (tmp_path / "run/run.json").write_text(json.dumps(stored | {"model": "timm:resnet10t"}))
-    with pytest.raises(InputError, match=r"do not match its hash.*take the entry 'hash' out"):
+    with pytest.raises(InputError, match=r"do not match its hash.*delete its entry 'hash'"):
         load_classifier(str(tmp_path / "run"))
     del stored["hash"]
     (tmp_path / "run/run.json").write_text(json.dumps(stored | {"model": "timm:resnet10t"}))

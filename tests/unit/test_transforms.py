@@ -109,7 +109,7 @@ def test_a_function_without_a_lasting_name_needs_a_key() -> None:
     def function(image: Image.Image) -> Tensor:
         return Squashed()(image)
 
-    with pytest.raises(InputError, match=r"no name that stays the same: give one, as .*key="):
+    with pytest.raises(InputError, match=r"no stable name: give one, as .*key="):
         as_transform(function)
     assert str(as_transform(function, key="mine-1")) == "mine-1"
 
@@ -117,7 +117,7 @@ def test_a_function_without_a_lasting_name_needs_a_key() -> None:
 @pytest.mark.parametrize(
     ("function", "told"),
     [
-        (v1.Compose([v1.RandomResizedCrop(8), v1.ToTensor()]), "is random: give that of test images"),
+        (v1.Compose([v1.RandomResizedCrop(8), v1.ToTensor()]), "is random: give the one for test images"),
         (v1.Compose([v1.Resize((8, 9)), v1.ToTensor()]), r"gives \(3, 8, 9\): expected one square image"),
         (v1.Resize((8, 8)), "gives Image: expected a tensor; add ToTensor"),
         (v1.Normalize((0.5,), (0.5,)), "fails on an RGB image: TypeError"),

@@ -76,7 +76,7 @@ def test_an_image_that_ends_its_process_twice_is_a_bad_one(tmp_path: Path, worke
 
 def test_an_image_whose_process_something_else_ended_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert read(Deadly(30, tmp_path, times=1), 2) == read(Pictures(30), 0)
-    assert "a decoding process ended by signal 9 (Killed); another goes on" in caplog.text
+    assert "a decoding process ended by signal 9 (Killed); a new one takes over" in caplog.text
 
 
 def test_processes_killed_at_random_change_nothing() -> None:

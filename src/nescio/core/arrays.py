@@ -45,7 +45,9 @@ def of_arrays(function: Function) -> Function:
         rows = every.get(names[0])
         if not isinstance(rows, Tensor) or rows.ndim != 2:
             shape = tuple(rows.shape) if isinstance(rows, Tensor) else type(first).__name__
-            raise InputError(f"{function.__name__}: expected {names[0]} as a row for each image, (B, …), got {shape}")
+            raise InputError(
+                f"{function.__name__}: expected {names[0]} with one row per image, shape (B, …), got {shape}"
+            )
         scores = function(**every)
         return scores if isinstance(first, Tensor) else scores.cpu().numpy()
 

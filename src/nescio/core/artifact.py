@@ -123,13 +123,13 @@ def read(path: Path, kind: Kind) -> Artifact:
             about = _about(metadata, finite=kind.finite)
         name, version = _format(about, kind)
         if name != kind.name:
-            what = f", but a file of nescio of the kind '{name}'" if name else ""
-            raise InputError(f"{path} is not {kind.called}{what}; name another")
+            what = f": nescio wrote it as '{name}'" if name else ""
+            raise InputError(f"{path} is not {kind.called}{what}; give another file")
         if version > kind.version:
             raise InputError(f"{path} was written by a later version of nescio (format {version}); update nescio")
         _check_hash(about, tensors, version, by_hand=path.suffix == ".json")
     except FileNotFoundError:
-        raise InputError(f"no file {path}") from None
+        raise InputError(f"no such file: {path}") from None
     except (OSError, ValueError) as e:
         raise e if isinstance(e, InputError) else damaged(path, kind, str(e)) from None
     meta = {key: value for key, value in about.items() if key not in (_FORMAT, _HASH)}
@@ -190,7 +190,7 @@ def _format(about: Any, kind: Kind | None = None) -> tuple[str | None, int]:
         ValueError: it should say them, and does not.
     """
     if not isinstance(about, dict):
-        raise ValueError("it does not say its format")
+        raise ValueError("its format is missing")
     stated = about.get(_FORMAT)
     marked = re.fullmatch(r"nescio-([a-z]+)/([0-9]{1,9})", stated) if isinstance(stated, str) else None
     if marked:
@@ -199,7 +199,7 @@ def _format(about: Any, kind: Kind | None = None) -> tuple[str | None, int]:
         return "deployed", stated
     if _FORMAT not in about:
         return (kind.name, 1) if kind is not None and kind.unmarked else (None, 0)
-    raise ValueError("it does not say its format")
+    raise ValueError("its format is missing")
 
 
 def _check_hash(about: dict[str, Any], tensors: Mapping[str, Tensor], version: int, *, by_hand: bool) -> None:
@@ -214,8 +214,8 @@ def _check_hash(about: dict[str, Any], tensors: Mapping[str, Tensor], version: i
     rest = {key: value for key, value in about.items() if key != _HASH}
     without = {key: value for key, value in rest.items() if key != _FORMAT}  # the first runs' was over these
     if stored not in (seal(tensors, rest), seal({}, without)):
-        mine = "; if the change is yours, take the entry 'hash' out" if by_hand else ""
-        raise ValueError(f"its contents do not match its hash: some of it has changed since it was written{mine}")
+        mine = "; if you changed it yourself, delete its entry 'hash'" if by_hand else ""
+        raise ValueError(f"its contents do not match its hash: it was changed after it was written{mine}")
 
 
 def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -227,7 +227,7 @@ def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         ValueError: it is no safetensors file, damaged, or no regular file.
     """
     if path.exists() and not path.is_file():  # to open a named pipe would wait for ever
-        raise ValueError("it is no regular file")
+        raise ValueError("it is not a regular file")
     try:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict

@@ -124,7 +124,7 @@ class Detector(StoredChain):
             return score_all([self], self._set(features, None, head).chunks())[0][0]
         rows = logits if features is None else features
         if rows is None:
-            raise InputError(f"detector '{self}' scores features or logits; give one of them")
+            raise InputError(f"detector '{self}' scores features or logits: give one of them")
         record = FeatureSet(features, head=self.head if head is None else as_head(head), logits=logits).record()
         with torch.no_grad():
             self.check(record)
@@ -140,7 +140,7 @@ class Detector(StoredChain):
         if not isinstance(features, FeatureSet):
             return FeatureSet(features, labels, head=head)
         if labels is not None:
-            raise InputError("labels belong in the FeatureSet: FeatureSet(h, labels)")
+            raise InputError("give labels in the FeatureSet: FeatureSet(h, labels)")
         return features if head is None else features.with_head(as_head(head))
 
     def check(self, features: Features) -> None:
@@ -153,19 +153,20 @@ class Detector(StoredChain):
         own, theirs = self.fitted_to, features.head.fingerprint
         if own and theirs and own != theirs:
             raise InputError(
-                f"detector '{self}' was fitted for another model's head ({own}, not {theirs}); fit it again for this "
-                "model"
+                f"detector '{self}' was fitted for the head of another model ({own}, not {theirs}); fit it again for "
+                "this model"
             )
         check_width(features)
         if self.width is not None and features.has_h and features.h.shape[1] != self.width:
             raise InputError(
-                f"detector '{self}' was fitted on features of {self.width:,}, these have {features.h.shape[1]:,}; fit "
-                "it again on features of this network"
+                f"detector '{self}' was fitted on features of length {self.width:,}, but these have "
+                f"{features.h.shape[1]:,}; fit it again on features of this network"
             )
         if features.network_pass != self.pass_key:
-            made = f"'{self.input_stage!r}' makes" if self.input_stage else "runs the network as it is"
+            made = f"'{self.input_stage!r}' makes" if self.input_stage else "runs the unchanged network"
             raise InputError(
-                f"detector '{self}' reads features of the pass that {made}; these come from another: {BY_IMAGES}"
+                f"detector '{self}' reads features of the pass that {made}, but these come from another pass: "
+                f"{BY_IMAGES}"
             )
         if not (features.has_head and features.has_h):
             check_there(self.steps, features)
@@ -184,7 +185,7 @@ class Detector(StoredChain):
         scores = torch.as_tensor(self.of_any_pass(features))
         if scores.shape != (len(features),):
             got = f"{tuple(scores.shape)} for {len(features):,} rows"
-            raise InputError(f"'{self.steps[-1]!r}' gives scores of shape {got}; expected one for each, (B,)")
+            raise InputError(f"'{self.steps[-1]!r}' gives scores of shape {got}; expected one per row, (B,)")
         return scores.to(torch.float64)
 
     @property
@@ -276,7 +277,7 @@ def fit_all(
             detector.head, detector.fitted_to, detector.width = data.head, data.head.fingerprint, _width(data)
         detector.fit_seconds = spent
         if detector.size > LARGE:
-            log.warning("detector %r holds %s of training features", detector, megabytes(detector.size))
+            log.warning("detector %r keeps %s of training features", detector, megabytes(detector.size))
 
 
 def _check_enough(detector: Detector, data: FeatureSet) -> None:
@@ -289,11 +290,14 @@ def _check_enough(detector: Detector, data: FeatureSet) -> None:
         needs = stage.needs
         if needs.train and not data.has_rows:
             raise InputError(
-                f"stage '{stage.name}' is fitted on training features, and no training images were given: give them, "
-                "fit(h, labels), or as images (train=, --train)"
+                f"stage '{stage.name}' must be fitted, but no training features were given: give them as "
+                "fit(h, labels), or give images with train= (--train)"
             )
         if needs.train and needs.labels and data.unlabelled:
-            raise InputError(f"stage '{stage.name}' is fitted on labelled features: give their classes, fit(h, labels)")
+            raise InputError(
+                f"stage '{stage.name}' is fitted on labelled features, but there are no labels: give them "
+                "as fit(h, labels)"
+            )
 
 
 def _width(data: FeatureSet) -> int | None:

@@ -81,7 +81,7 @@ class StoredChain(Chain):
         for stage in stages:
             if REGISTRY.get(stage.name) is not type(stage):
                 raise InputError(
-                    f"a file cannot hold '{stage!r}' of detector '{self}', which is code without a name: write it as a "
+                    f"detector '{self}' cannot be saved: '{stage!r}' is a function without a name; write it as a "
                     "class with one (class MyScore(nescio.Score, name='my-score')), and import it before loading"
                 )
         if any(getattr(stage, name) is None for stage in stages for name in stage.declared()):
@@ -122,12 +122,12 @@ class StoredChain(Chain):
         }
         if set(own) != set(learned):
             odd = some(sorted(set(own) ^ set(learned)))
-            raise InputError(f"these tensors are not what detector '{self}' learns ({odd})")
+            raise InputError(f"these tensors are not those that detector '{self}' learns ({odd})")
         known = not isinstance(head, NoHead)
         if not isinstance(fitted_to, str | None) or (known and head.fingerprint != fitted_to):
-            raise InputError(f"this is not the head that detector '{self}' was fitted for")
+            raise InputError(f"the head is not the one that detector '{self}' was fitted for")
         if width is not None and (type(width) is not int or (known and head.weight.shape[1] != width)):
-            raise InputError(f"the width {width!r:.40} of detector '{self}' is not that of its head")
+            raise InputError(f"the width {width!r:.40} of detector '{self}' differs from that of its head")
         for key, (module, name) in own.items():
             module.register_buffer(name, learned[key])
         self.fitted_to, self.head, self.width = fitted_to, head, width

@@ -47,9 +47,7 @@ def check_share(name: str, value: float, *, above_zero: bool = False, below_one:
         return value
     hint = f"; give {name} above 0" if value == 0 else f"; did you mean {name}={value / 100:g}?"
     hint = hint if value == 0 or 2 <= value <= 100 else ""
-    raise InputError(
-        f"{name}={value:g} is not a share in {'(' if above_zero else '['}0, 1{')' if below_one else ']'}{hint}"
-    )
+    raise InputError(f"{name}={value:g} must be in {'(' if above_zero else '['}0, 1{')' if below_one else ']'}{hint}")
 
 
 def check_positive(name: str, value: float) -> float:
@@ -69,7 +67,7 @@ def check_at_least(name: str, value: Number, least: int) -> Number:
 def check_choice(name: str, value: str, choices: Sequence[str]) -> str:
     """One of a few words."""
     if value not in choices:
-        raise InputError(f"{name}={value} is not a choice{nearest(value, choices)}")
+        raise InputError(f"{name}={value} is not one of the choices{nearest(value, choices)}")
     return value
 
 

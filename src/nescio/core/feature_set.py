@@ -75,7 +75,7 @@ class FeatureSet:
             Missing: there are none, since none were given.
         """
         if self._chunks is None:
-            raise Missing("no training images were given: give training features, fit(h, labels)")
+            raise Missing("there are no training features: give them as fit(h, labels)")
         return self._chunks()
 
     @property
@@ -182,7 +182,7 @@ class FeatureSet:
             if f.labels is not None and len(f.labels):
                 most = max(most, int(f.labels.max()))
         if most < 0:
-            raise Missing("nobody says how many classes there are: give labels or a head")
+            raise Missing("the number of classes is unknown: give labels or a head")
         return most + 1
 
     @cached_property
@@ -214,7 +214,7 @@ def joined(records: list[Features]) -> Features:
         InputError: there are none.
     """
     if not records:
-        raise InputError("there are no features")
+        raise InputError("there are no features: give at least one row")
     first = records[0]
     if len(records) == 1:
         return first
@@ -236,7 +236,7 @@ def as_head(value: Any) -> Head:
     if isinstance(value, nn.Module):
         weight, bias = getattr(value, "weight", None), getattr(value, "bias", None)
         if not isinstance(weight, Tensor) or weight.flatten(1).shape[1:] != weight.shape[1:2]:
-            raise InputError(f"head={type(value).__name__} is no linear layer; give an nn.Linear or head=(W, b)")
+            raise InputError(f"head={type(value).__name__} is not a linear layer; give an nn.Linear or head=(W, b)")
         return Head(weight.detach().flatten(1), weight.new_zeros(len(weight)) if bias is None else bias.detach())
     if isinstance(value, tuple | list) and len(value) == 2:
         weight, bias = (None if t is None else floats(t, "head") for t in value)
@@ -293,9 +293,9 @@ def _record(h: Any, labels: Any, head: Head, logits: Any, pred: Any, columns: Ma
     first, shape = next(iter(shapes.items()))
     for name, other in shapes.items():
         if len(other) != 2:
-            raise InputError(f"{name}: expected a matrix of a row for each image, got {other}")
+            raise InputError(f"{name}: expected a matrix with one row per image, got {other}")
         if other[0] != shape[0]:
-            raise InputError(f"{name} has {other[0]:,} rows, {first} has {shape[0]:,}")
+            raise InputError(f"{name} has {other[0]:,} rows, but {first} has {shape[0]:,}: give as many of each")
     if not isinstance(head, NoHead):
         device = rows[first].device
         head = head if head.weight.device == device else head.to(device)

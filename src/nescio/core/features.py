@@ -35,7 +35,7 @@ class Head:
     def __post_init__(self) -> None:
         if self.weight.ndim != 2 or self.bias.shape != self.weight.shape[:1]:
             shapes = f"{tuple(self.weight.shape)}, {tuple(self.bias.shape)}"
-            raise InputError(f"expected a head of weight (C, L) and bias (C,), got {shapes}")
+            raise InputError(f"expected a head with weight (C, L) and bias (C,), got {shapes}")
         dtype = torch.float64 if self.weight.dtype == torch.float64 else torch.float32
         for name in ("weight", "bias"):
             if (tensor := getattr(self, name)).dtype != dtype:
@@ -96,7 +96,9 @@ class NoHead(Head):
 
     def __getattr__(self, name: str) -> Tensor:
         if name in ("weight", "bias"):
-            raise Missing("there is no classification head: give head=(W, b) or an nn.Linear, or a model that has one")
+            raise Missing(
+                "there is no classification head: give head=(W, b) or head=nn.Linear, or use a model that has one"
+            )
         raise AttributeError(name)
 
     def __repr__(self) -> str:
@@ -182,7 +184,7 @@ class Features:
 
     def __getattr__(self, name: str) -> Any:
         if name == "h":
-            raise Missing("there are logits alone: give the penultimate features, too")
+            raise Missing("there are only logits: give the penultimate features too")
         if name == "pred":  # of the record as it was made, whatever stages did to it since; kept where it is found
             found = self.logits.argmax(dim=1) if self._raw is None else self._raw.pred
             object.__setattr__(self, "pred", found)
@@ -296,8 +298,7 @@ class Features:
         names = [name for name in self.aux if name.rpartition(".")[0] == probe]
         if not names:
             raise Missing(
-                f"these features were made without the probe '{probe}': make them with session.features(images, "
-                "readers=[detector])"
+                f"these features lack the probe '{probe}': make them with session.features(images, readers=[detector])"
             )
         return [self.aux[name] for name in sorted(names, key=lambda name: int(name.rpartition(".")[2]))]
 

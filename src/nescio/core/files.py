@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from nescio.core.errors import InputError
 
-HINT = "make room there, or name another place"
+HINT = "free some space there, or give another path"
 OF_THE_DISK = frozenset(
     {
         *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM),

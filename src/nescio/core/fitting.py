@@ -14,8 +14,8 @@ from nescio.core.feature_set import FeatureSet
 from nescio.core.features import Features
 
 BY_IMAGES = (
-    "give the images to nescio.bench, nescio.fit or a loaded detector (nescio.load(FILE)(images)), or make the "
-    "features by that pass: session.features(images, readers=[detector])"
+    "give the images to nescio.bench, nescio.fit or a loaded detector (nescio.load(FILE)(images)), or compute the "
+    "features with that pass: session.features(images, readers=[detector])"
 )
 """Where a detector gets features of the pass that it reads."""
 
@@ -31,7 +31,7 @@ def check_width(f: Features) -> None:
     if f.h.ndim != 2:
         raise InputError(f"expected features of shape (B, L), got {tuple(f.h.shape)}")
     if f.has_head and f.h.shape[1] != (width := f.head.weight.shape[1]):
-        raise InputError(f"expected features of shape (B, {width}), as the head reads, got {tuple(f.h.shape)}")
+        raise InputError(f"expected features of shape (B, {width}), which the head reads, got {tuple(f.h.shape)}")
 
 
 def checked(data: FeatureSet, network_pass: str, columns: Collection[str], wanted_by: str) -> FeatureSet:
@@ -51,7 +51,7 @@ def checked(data: FeatureSet, network_pass: str, columns: Collection[str], wante
         check_width(f)
         if f.network_pass != network_pass:
             raise InputError(
-                f"these {title} features come from another pass than the one that detector '{wanted_by}' is fitted on: "
+                f"these {title} features do not come from the pass that detector '{wanted_by}' is fitted on: "
                 f"{BY_IMAGES}"
             )
         bad = ~f.finite(columns)
@@ -60,8 +60,8 @@ def checked(data: FeatureSet, network_pass: str, columns: Collection[str], wante
             for other in rest:
                 total, n = total + len(other), n + int((~other.finite(columns)).sum())
             raise InputError(
-                f"{n:,} of {total:,} {title} features hold NaN or infinity, the first is row {first:,}; leave "
-                "these rows out (nescio.bench and nescio.fit leave such images out by themselves)"
+                f"{n:,} of {total:,} {title} features have NaN or infinity (the first is row {first:,}); leave "
+                "these rows out (nescio.bench and nescio.fit do this for images)"
             )
 
     def watched(rows: FeatureSet, title: str) -> FeatureSet:
@@ -76,7 +76,9 @@ def checked(data: FeatureSet, network_pass: str, columns: Collection[str], wante
                 start += len(f)
                 yield f
             if start == 0:
-                raise InputError(f"there are no {title} features, which detector '{wanted_by}' is fitted on: give some")
+                raise InputError(
+                    f"there are no {title} features, and detector '{wanted_by}' is fitted on them: give some"
+                )
             seen = True
 
         return FeatureSet.stream(chunks if rows.has_rows else None, rows.head)
@@ -95,11 +97,11 @@ def labelled(data: FeatureSet, wanted_by: str) -> Iterator[tuple[Tensor, Tensor]
     for f in data.chunks():
         asked = f"stage '{wanted_by}' needs images with labels in 0…{n - 1}"
         if f.labels is None:
-            raise InputError(f"{asked}, and there are none: give them, as fit(h, labels)")
+            raise InputError(f"{asked}, but there are no labels: give them as fit(h, labels)")
         bad = ((f.labels < 0) | (f.labels >= n)).nonzero().flatten()
         if len(bad):
             row, label = start + int(bad[0]), int(f.labels[bad[0]])
-            raise InputError(f"{asked}, and that of row {row:,} is {label}: correct it, or leave such rows out")
+            raise InputError(f"{asked}, but row {row:,} has the label {label}: correct it, or leave such rows out")
         start += len(f)
         yield f.h, f.labels
 
@@ -109,7 +111,7 @@ def refuse_empty(counts: Tensor, wanted_by: str) -> None:
     empty = torch.nonzero(counts == 0).flatten().tolist()
     if empty:
         raise InputError(
-            f"stage '{wanted_by}' needs training images of each of {len(counts)} classes, but there are none of "
+            f"stage '{wanted_by}' needs training images of each of {len(counts)} classes, but has none of "
             f"class {some(empty)}; add some to the training set"
         )
 

@@ -160,7 +160,9 @@ class Optioned:
             values[key] = cls._parse_value(key, value)
         required = [k for k, option in cls.options().items() if option.required and k not in values]
         if required:
-            raise InputError(f"{cls.kind} '{cls.name}' needs {required[0]}; write {cls.name}:{required[0]}=value")
+            raise InputError(
+                f"{cls.kind} '{cls.name}' needs the option '{required[0]}'; write {cls.name}:{required[0]}=value"
+            )
         return values
 
     @classmethod
@@ -202,7 +204,7 @@ def register(cls: type[Kind], name: str, known: dict[str, type[Kind]]) -> None:
     """
     own, other = (f"{c.__module__}.{c.__qualname__}" if c else "" for c in (cls, known.get(name)))
     if other not in ("", own):
-        raise InputError(f"{cls.kind} '{name}' is there already: {other}; call {own} something else")
+        raise InputError(f"{cls.kind} '{name}' exists already: {other}; rename {own}")
     cls.name = name
     known[name] = cls
 

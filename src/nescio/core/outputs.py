@@ -41,10 +41,10 @@ def check_folder(out: str | Path, files: Iterable[str] = (), folders: Iterable[s
     """
     out = _local(out)
     if _exists(out) and not out.is_dir():
-        raise InputError(f"results cannot be written to {out}: it is a file; name a folder")
+        raise InputError(f"results cannot be written to {out}: it is a file; give a folder")
     taken = [name for name in files if (out / name).is_dir()] + [name for name in folders if (out / name).is_file()]
     if taken:
-        raise InputError(f"results cannot be written to {out}: what is called {taken[0]} there is in the way; move it")
+        raise InputError(f"results cannot be written to {out}: {taken[0]} in it is in the way; move it")
     _check_writable(out, out)
 
 
@@ -62,9 +62,9 @@ def check_file(out: str | Path, endings: Sequence[str] = ()) -> None:
     if endings and out.suffix.lower() not in endings:
         raise InputError(f"{out} must end in {', '.join(endings[:-1])} or {endings[-1]}")
     if out.is_dir():
-        raise InputError(f"{out} cannot be written: it is a folder; name a file")
+        raise InputError(f"{out} cannot be written: it is a folder; give a file")
     if _exists(out) and not out.is_file():
-        raise InputError(f"{out} cannot be written: it is no regular file; name another")
+        raise InputError(f"{out} cannot be written: it is not a regular file; give another")
     _check_writable(out, out.parent)
 
 
@@ -78,7 +78,7 @@ def check_out(out: str | Path, files: Iterable[str] = (), folders: Iterable[str]
 
 def _local(out: str | Path) -> Path:
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(out)):
-        raise InputError(f"results cannot be written to the address {out}; name a place on this machine")
+        raise InputError(f"results cannot be written to the address {out}; give a path on this machine")
     return Path(out).expanduser()
 
 
@@ -86,7 +86,7 @@ def _exists(path: Path) -> bool:
     try:
         return path.exists()
     except OSError as e:
-        raise InputError(f"{path} cannot be written: {e.strerror}; name another place") from None
+        raise InputError(f"{path} cannot be written: {e.strerror}; give another path") from None
 
 
 def _check_writable(out: Path, folder: Path) -> None:
@@ -97,7 +97,7 @@ def _check_writable(out: Path, folder: Path) -> None:
         with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as e:
-        raise InputError(f"{out} cannot be written: {there}: {e.strerror}; name another place") from None
+        raise InputError(f"{out} cannot be written: {there}: {e.strerror}; give another path") from None
 
 
 def write_table(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:

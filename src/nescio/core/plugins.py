@@ -59,7 +59,7 @@ def search_hint(error: Exception, file: str = "DIR/FILE.py") -> str:
     if not isinstance(error, ModuleNotFoundError):
         return ""
     return (
-        f"; modules are looked for in {Path.cwd()} and on PYTHONPATH: set it (PYTHONPATH=DIR nescio …), or name the "
+        f"; modules are searched in {Path.cwd()} and on PYTHONPATH: set it (PYTHONPATH=DIR nescio …), or give the "
         f"file ({file})"
     )
 
@@ -76,7 +76,13 @@ def load_group(group: str) -> None:
             try:
                 entry.load()
             except Exception as e:  # noqa: BLE001 - another package's code
-                log.warning("plugin '%s' (%s) is left out: %s: %s", entry.name, entry.value, type(e).__name__, e)
+                log.warning(
+                    "plugin '%s' (%s) cannot be imported and is left out: %s: %s",
+                    entry.name,
+                    entry.value,
+                    type(e).__name__,
+                    e,
+                )
 
 
 def _import_families() -> None:
@@ -92,14 +98,14 @@ def _import_families() -> None:
 def _import_file(path: Path) -> ModuleType:
     """The module in a file, run once; what stands beside it can be imported by it, as when Python runs the file."""
     if not path.is_file():
-        raise InputError(f"no file {path}" + ("; it is a folder" if path.is_dir() else ""))
+        raise InputError(f"no such file: {path}" + ("; it is a folder" if path.is_dir() else ""))
     path = path.resolve()
     name = f"{path.stem}@{path.parent}"  # no other module's, whatever the file is called
     if name not in sys.modules:
         _search(path.parent)
         spec = importlib.util.spec_from_file_location(name, path)
         if spec is None or spec.loader is None:
-            raise InputError(f"{path} cannot be read as Python")
+            raise InputError(f"{path} cannot be read as Python: give a .py file")
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module  # what dataclasses and pickling ask for
         try:

@@ -76,14 +76,14 @@ def plain(value: Any) -> Any:
 
 def _bytes(path: Path, most: int = MOST_BYTES) -> bytes:
     if path.exists() and not path.is_file():  # to open a named pipe would wait for ever
-        raise ValueError("it is no regular file")
+        raise ValueError("it is not a regular file")
     with path.open("rb") as file:
         return file.read(most + 1)
 
 
 def _text(text: str | bytes, most: int = MOST_BYTES) -> str:
     if len(text) > most:
-        raise ValueError(f"it has more than {most >> 20} MB")
+        raise ValueError(f"it is larger than {most >> 20} MB")
     return text if isinstance(text, str) else text.decode("utf-8")
 
 
@@ -91,7 +91,7 @@ def _check_values(value: Any) -> None:
     level = [value]
     for _ in range(DEPTH + 1):
         if any(isinstance(number, int) and abs(number) >= 10**_DIGITS for number in level):
-            raise ValueError(f"it holds a whole number of more than {_DIGITS} digits")
+            raise ValueError(f"it has an integer of more than {_DIGITS} digits")
         level = [outer for outer in level if isinstance(outer, dict | list)]
         if not level:
             return
@@ -104,7 +104,7 @@ def _too_deep() -> ValueError:
 
 
 def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"it holds the number {constant}, which is not JSON")
+    raise ValueError(f"it has the number {constant}, which JSON does not allow")
 
 
 def _float(text: str) -> float:
@@ -125,5 +125,5 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(made) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key '{twice[:100]}' stands twice in one object")
+        raise ValueError(f"the key '{twice[:100]}' occurs twice in one object")
     return made

@@ -114,7 +114,7 @@ def _check_brackets(spec: str) -> None:
     for i, letter in enumerate(spec):
         depth += (letter == "(") - (letter == ")")
         if depth < 0:
-            raise InputError(f"detector '{spec}' closes a bracket that nothing opened, at '{spec[i:]}'")
+            raise InputError(f"detector '{spec}' has a closing bracket without an opening one, at '{spec[i:]}'")
     if depth:
         raise InputError(f"a closing bracket is missing in detector '{spec}'; write '{spec}{')' * depth}'")
 
@@ -124,8 +124,8 @@ def _check_size(spec: str) -> None:
     depth = max(itertools.accumulate((c == "(") - (c == ")") for c in spec[:LONGEST]), default=0)
     if len(spec) > LONGEST or spec.count("+") >= MOST_STAGES or depth > DEEPEST:
         raise InputError(
-            f"detector '{spec[:60]}…' is too long: a spec has up to {LONGEST:,} letters, {MOST_STAGES} stages and "
-            f"{DEEPEST} ensembles within each other"
+            f"detector '{spec[:60]}…' is too long: a spec has at most {LONGEST:,} characters, {MOST_STAGES} stages and "
+            f"{DEEPEST} nested ensembles"
         )
 
 
@@ -139,7 +139,7 @@ def _check_members(stages: Sequence[Stage], spec: str) -> None:
         try:
             check_order(together, whole)
         except InputError as e:
-            raise InputError(f"in '{spec}', the member '{chain!r}' stands behind '{standing}': {e}") from None
+            raise InputError(f"in '{spec}', the member '{chain!r}' follows '{standing}': {e}") from None
 
 
 def _split(text: str, separator: str) -> list[str]:
@@ -183,10 +183,13 @@ def check_order(stages: Sequence[Stage], spec: str, *, partial: bool = False) ->
     if repeated:
         raise InputError(f"detector '{spec}' has the stage '{repeated[0]}' twice; keep one")
     if sum(s.place == "input" for s in stages) > 1:
-        raise InputError(f"detector '{spec}' has more than one input stage; each makes a pass of its own: keep one")
+        raise InputError(f"detector '{spec}' has more than one input stage; keep one, since each needs its own pass")
     first = stages[0]
     if isinstance(first, InputStage) and first.replaces_logits and any(s.place == "shape" for s in stages):
-        raise InputError(f"in detector '{spec}', '{first.name}' gives logits, which a change of features would lose")
+        raise InputError(
+            f"in detector '{spec}', '{first.name}' gives its own logits, which a change of features would discard; "
+            "leave one of them out"
+        )
     if [id(s) for s in stages] != [id(s) for s in ordered]:
         right = "+".join(map(repr, ordered))
         raise InputError(f"stages of '{spec}' are out of order ({' → '.join(PLACES)}); write '{right}'")
@@ -200,7 +203,9 @@ def _parse_stage(text: str, spec: str, model: str | None, classes: int | None) -
         load_methods()  # a user's ensembles, too
         kinds: dict[str, Callable[..., Stage]] = {n: cls for n, cls in REGISTRY.items() if cls.takes_members}
         if ensemble["name"] not in kinds:
-            raise InputError(f"no ensemble '{ensemble['name']}' in detector '{spec}'{nearest(ensemble['name'], kinds)}")
+            raise InputError(
+                f"unknown ensemble '{ensemble['name']}' in detector '{spec}'{nearest(ensemble['name'], kinds)}"
+            )
         return kinds[ensemble["name"]](*(Chain(parse_stages(m, model, classes)) for m in _members(ensemble["members"])))
     if "@" in text and not match:
         raise InputError(f"unknown preset '{text}' in detector '{spec}'{nearest(text, presets())}")
@@ -210,7 +215,7 @@ def _parse_stage(text: str, spec: str, model: str | None, classes: int | None) -
     load_methods()
     if name not in REGISTRY:
         known = [*REGISTRY, *presets()]
-        own = "a stage of your own is known once its file is imported (--plugin FILE.py)"
+        own = "to use a stage of your own, import its file first (--plugin FILE.py)"
         raise InputError(f"unknown stage '{name}' in detector '{spec}'{nearest(name, known)}; {own}")
     cls = REGISTRY[name]
     if cls.takes_members:
@@ -253,7 +258,8 @@ def search_space(spec: str) -> list[str]:
         at = match.end()
     if count > MOST:
         raise InputError(
-            f"'{spec}' stands for {count:,} detectors, more than {MOST:,}; make its ranges coarser (LOW..HIGH/STEPS)"
+            f"'{spec}' gives {count:,} detectors, and at most {MOST:,} are allowed; make its ranges coarser "
+            "(LOW..HIGH/STEPS)"
         )
     return ["".join(values) for values in itertools.product(*pieces, [spec[at:]])]
 
@@ -269,7 +275,7 @@ def _values(text: str, spec: str) -> list[str]:
             continue
         low, high, steps = float(match["low"]), float(match["high"]), int(match["steps"] or _STEPS)
         if steps > MOST:
-            raise InputError(f"the range '{part}' in '{spec}' has more than {MOST:,} steps")
+            raise InputError(f"the range '{part}' in '{spec}' has too many steps; at most {MOST:,} are allowed")
         whole = all(re.fullmatch(r"-?\d+", match[end]) for end in ("low", "high"))
         between = [low + (high - low) * i / max(1, steps - 1) for i in range(max(1, steps))]
         values += [f"{round(v)}" if whole else f"{v:.6g}" for v in between]
@@ -289,6 +295,6 @@ def sweep(name: str, model: str | None = None, classes: int | None = None) -> li
         InputError: there is none of this name.
     """
     if name not in sweeps():
-        raise InputError(f"no sweep '{name}'{nearest(name, sweeps())}")
+        raise InputError(f"unknown sweep '{name}'{nearest(name, sweeps())}")
     settings = _named()["settings"][settings_for(model, classes)]
     return [spec.format(**settings) for spec in sweeps()[name]["detectors"]]

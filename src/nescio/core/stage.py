@@ -28,7 +28,7 @@ REGISTRY: dict[str, type[Stage]] = {}
 def _alone(stage: Stage) -> InputError:
     kind = type(stage).__name__
     return InputError(
-        f"stage '{stage.name}' alone takes no arrays: make a detector of it, nescio.Detector({kind}(…)).fit(h)(h_new)"
+        f"stage '{stage.name}' does not take arrays: make it a detector, nescio.Detector({kind}(…)).fit(h)(h_new)"
     )
 
 
@@ -187,8 +187,8 @@ def fit_stage(stage: Stage, data: FeatureSet) -> None:
     lost = [name for name in (*new, *_attributes_of(stage)) if name not in known]
     if lost:
         raise InputError(
-            f"stage '{stage.name}' learned '{lost[0]}', which no file of the detector would hold: declare it in the "
-            f"class body ({lost[0]}: Tensor) and let fit set a tensor"
+            f"stage '{stage.name}' learned '{lost[0]}', which would not be saved: declare it in the "
+            f"class body ({lost[0]}: Tensor) and let fit set it to a tensor"
         )
 
 
@@ -276,7 +276,7 @@ class InputStage(Stage, place="input"):
 
     def unexportable(self) -> str | None:
         """A graph is one plain pass."""
-        return "makes a pass of its own, beside the plain one that gives the label; a graph holds the plain one alone"
+        return "needs its own pass of the network, and a graph has only the plain pass that gives the label"
 
     def depends_on(self, stages: Sequence[Stage]) -> int:
         """How many of a detector's stages decide what the pass does."""

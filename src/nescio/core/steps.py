@@ -16,7 +16,7 @@ from nescio.core.spec import parse_stages
 from nescio.core.stage import Chain, Score, Stage
 
 AnyStages = str | Stage | Chain | Sequence[Any]
-_GIVE_HEAD = "give head=(W, b), or a model with a classification head"
+_GIVE_HEAD = "give head=(W, b), or use a model with a classification head"
 
 
 class Function(Score):
@@ -56,9 +56,9 @@ def steps_of(item: Any, model: str | None = None, classes: int | None = None, *,
         return item.steps
     if callable(item) and not isinstance(item, type):
         return [Function(item)]
-    made = f"; make one: {item.__name__}()" if isinstance(item, type) else ""
+    made = f"; create one: {item.__name__}()" if isinstance(item, type) else ""
     raise InputError(
-        f"expected a detector as a spec string, e.g. 'fmls', as stages joined with +, or a function of features; got "
+        f"expected a detector: a spec string, e.g. 'fmls', stages joined with +, or a function of features; got "
         f"{getattr(item, '__name__', type(item).__name__)}{made}"
     )
 
@@ -72,8 +72,8 @@ def check_there(stages: Iterable[Stage], features: Features) -> None:
     for stage in stages:
         needs = stage.needs
         if needs.features and not features.has_h:
-            raise Missing(f"stage '{stage.name}' reads penultimate features, and these are logits alone: give both")
+            raise Missing(f"stage '{stage.name}' reads penultimate features, but there are only logits: give both")
         if needs.head and not features.has_head:
-            raise Missing(f"stage '{stage.name}' reads the classification head, and there is none: {_GIVE_HEAD}")
+            raise Missing(f"stage '{stage.name}' reads the classification head, but there is none: {_GIVE_HEAD}")
         if needs.logits and not (features.has_logits or "pred" in vars(features)):
-            raise Missing(f"stage '{stage.name}' reads logits, and there is no head to compute them by: {_GIVE_HEAD}")
+            raise Missing(f"stage '{stage.name}' reads logits, but there is no head to compute them with: {_GIVE_HEAD}")

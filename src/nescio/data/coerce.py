@@ -142,7 +142,9 @@ def image_and_label(item: Any) -> tuple[Any, Any]:
         image = next((key for key in IMAGE_KEYS if key in item), None)
         image = image or next((key for key in item if is_image_name(f"x.{key}")), None)  # WebDataset's: jpg, input.png
         if image is None:
-            raise InputError(f"an item has no image: its keys are {some(item)}, none of {', '.join(IMAGE_KEYS)}")
+            raise InputError(
+                f"an item has no image: its keys are {some(item)}; expected one of {', '.join(IMAGE_KEYS)}"
+            )
         return item[image], next((item[key] for key in LABEL_KEYS if key in item), None)
     if isinstance(item, tuple | list):
         if not item:
@@ -166,7 +168,7 @@ def as_raw(value: Any) -> Raw:
         return value["bytes"] if value.get("bytes") is not None else Path(str(value.get("path")))
     if hasattr(value, "__array__"):
         return _of_pixels(to_numpy(value))
-    raise InputError(f"{type(value).__name__} is no image: give a path, a PIL image, an array or a tensor")
+    raise InputError(f"{type(value).__name__} is not an image: give a path, a PIL image, an array or a tensor")
 
 
 def to_numpy(value: Any) -> np.ndarray[Any, Any]:
@@ -182,11 +184,9 @@ def channels_last(shape: Sequence[int]) -> bool:
     """
     first, last = shape[0] in CHANNELS, shape[2] in CHANNELS
     if 0 in shape or not (first or last):
-        raise NotPixels(f"an image of shape {tuple(shape)} is neither grey, RGB nor RGBA (H, W[, C] or C, H, W)")
+        raise NotPixels(f"an image of shape {tuple(shape)} is not grey, RGB or RGBA: expected (H, W[, C]) or (C, H, W)")
     if first and last:
-        raise NotPixels(
-            f"an image of shape {tuple(shape)} may have its channels first or last: give a PIL image, which tells"
-        )
+        raise NotPixels(f"an image of shape {tuple(shape)} is ambiguous (channels first or last): give a PIL image")
     return last
 
 
@@ -210,7 +210,7 @@ def _of_pixels(pixels: np.ndarray[Any, Any]) -> Image.Image:
     if pixels.ndim == 3 and not channels_last(pixels.shape):
         pixels = pixels.transpose(1, 2, 0)
     if pixels.size == 0:
-        raise NotPixels(f"an image of shape {pixels.shape} is neither grey, RGB nor RGBA: it is empty")
+        raise NotPixels(f"an image of shape {pixels.shape} is empty")
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[:, :, 0]
     if pixels.dtype != np.uint8:
@@ -244,5 +244,7 @@ def labels_of(labels: Any, n: int) -> tuple[Labels, list[str] | None]:
         return unlabelled(n), None
     values = to_numpy(labels).tolist() if hasattr(labels, "__array__") else list(labels)
     if len(values) != n:
-        raise InputError(f"{n:,} images have {len(values):,} labels: give one each, -1 where it is unknown")
+        raise InputError(
+            f"there are {n:,} images but {len(values):,} labels: give one per image, -1 where it is unknown"
+        )
     return numbered(values, "the list of labels")

@@ -26,7 +26,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000
 """What is read, by Pillow's names. Others run another program on the file (EPS), decode an image before they tell its
 size (ICO, ICNS), or hardly hold photographs."""
 
-NO_MEMORY = "reading it takes more memory than the process may have"
+NO_MEMORY = "reading it takes more memory than the process is allowed"
 _ROWS = 256
 
 Raw = bytes | Path | Image.Image
@@ -94,7 +94,7 @@ def _file_size(path: Path) -> int:
     except OSError as e:
         raise BadImage(f"{type(e).__name__}: {e}") from None
     if not stat.S_ISREG(found.st_mode):  # a pipe would never end
-        raise BadImage("a pipe, device or folder where a file was expected")
+        raise BadImage("not a file, but a pipe, device or folder")
     return found.st_size
 
 

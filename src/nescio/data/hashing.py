@@ -162,6 +162,6 @@ def _shows_damage(e: sqlite3.Error) -> bool:
 
 
 def _discard(path: Path, why: Exception) -> None:
-    log.warning("%s is damaged (%s): beginning a new one; files are read once more", path, why)
+    log.warning("%s is damaged (%s): starting a new one; files are read once more", path, why)
     path.unlink(missing_ok=True)
     path.with_name(f"{path.name}-journal").unlink(missing_ok=True)

@@ -61,7 +61,9 @@ def _is_unknown(value: Any) -> bool:
 def _class_number(value: Any, where: str) -> int:
     number = int(value) if isinstance(value, str) and _INTEGER.fullmatch(value) else value
     if not isinstance(number, int | float) or not 0 <= number < _MOST_CLASSES or number != int(number):
-        raise InputError(f"{where} holds {some([value])}: expected one class number or name an image, -1 where unknown")
+        raise InputError(
+            f"{where} has the entry {some([value])}: expected one class number or name per image, -1 where unknown"
+        )
     return int(number)
 
 

@@ -66,13 +66,13 @@ class Preprocess:
         shape = tuple(found[0].shape)
         if found[1].shape != found[0].shape:
             raise InputError(
-                f"the transform {self} does not give all images one size: name the size that the network "
+                f"the transform {self} does not give all images the same size: give the size that the network "
                 "sees, as nescio.data.as_transform(function, crop=32)"
             )
         if len(shape) != 3 or shape[1] != shape[2] or shape[0] not in (1, 3):
             raise InputError(f"the transform {self} gives {shape}: expected one square image (3 or 1, S, S)")
         if not torch.equal(found[0], found[2]):
-            raise InputError(f"the transform {self} is random: give that of test images")
+            raise InputError(f"the transform {self} is random: give the one for test images")
         return shape[0], shape[1]
 
     def geometry(self, image: Image.Image) -> Tensor:
@@ -132,7 +132,9 @@ def as_transform(
     if isinstance(transform, Transform | Preprocess):
         return _for_channels(transform, channels)
     if not callable(transform):
-        raise InputError(f"{type(transform).__name__} is no transform: give options as text, a Transform or a function")
+        raise InputError(
+            f"{type(transform).__name__} is not a transform: give options as text, a Transform or a function"
+        )
     # what a known transform is called matters to nobody
     made = Preprocess(transform, key=key or type(transform).__name__, crop=crop)
     grey = channels == 1 and made.channels == 3
@@ -154,8 +156,8 @@ def _for_channels(transform: AnyTransform, channels: int) -> AnyTransform:
         return transform
     if isinstance(transform, Preprocess) or len({*transform.mean}) + len({*transform.std}) > 2:
         raise InputError(
-            f"the network takes grey images, and the transform {transform} gives {transform.channels} channels: say "
-            "how grey ones are normalised, as nescio.Transform(…, mean=0.5, std=0.5, channels=1)"
+            f"the network takes grey images, but the transform {transform} gives {transform.channels} channels: give "
+            "a transform for grey images, as nescio.Transform(…, mean=0.5, std=0.5, channels=1)"
         )
     return dataclasses.replace(transform, channels=channels)
 
@@ -208,8 +210,8 @@ def _key(function: Function, key: str | None) -> str:
     text = repr(function) if key is None else key
     if " at 0x" in text:
         raise InputError(
-            f"the transform {text} has no name that stays the same: give one, as nescio.data.as_transform(function, "
-            "key='mine-1'); use another where the function changes"
+            f"the transform {text} has no stable name: give one, as nescio.data.as_transform(function, "
+            "key='mine-1'), and another when the function changes"
         )
     return " ".join(text.split())
 

@@ -192,8 +192,8 @@ def as_source(images: AnySource) -> Source:
         opener = INDEXED[0]
     if opener is None:
         raise InputError(
-            f"{type(images).__name__} is no image and no set of images: give a path (a folder, an archive, parquet, a "
-            "CSV file, 'torchvision:CIFAR10/test'), a data set, a DataLoader or DataFrame, or a list of paths, PIL "
+            f"{type(images).__name__} is not an image or a set of images: give a path (a folder, an archive, parquet, "
+            "a CSV file, 'torchvision:CIFAR10/test'), a data set, a DataLoader or DataFrame, or a list of paths, PIL "
             "images, arrays or tensors"
         )
     source: Source = opener(images)
@@ -209,7 +209,7 @@ def by_name(sets: object, what: str) -> dict[str, Any]:
     if isinstance(sets, Mapping):
         return dict(sets)
     got = f"'{sets}'" if isinstance(sets, str | Path) else type(sets).__name__
-    raise InputError(f"{what} takes sets of images by name, as {what}={{'textures': 'FOLDER'}}, got {got}")
+    raise InputError(f"{what}: expected sets of images by name, as {what}={{'textures': 'FOLDER'}}, got {got}")
 
 
 def draw(base: Source, count: int) -> Source:
@@ -255,7 +255,7 @@ def open_sources(specs: Sequence[AnySource]) -> Source:
         InputError: as ``as_source``; or there are none.
     """
     if not specs:
-        raise InputError("no images were named")
+        raise InputError("no images were given")
     sources = [as_source(spec) for spec in specs]
     return sources[0] if len(sources) == 1 else Concatenated(sources)
 
@@ -277,7 +277,7 @@ def open_cut(text: str, opened: Callable[[str], Source]) -> Source:
         start, stop = int(cut["start"] or 0), int(cut["stop"] or len(source))
         rows = range(len(source))[start:stop]
         if not rows:
-            raise InputError(f"'{match[0]}' takes no images: {base} has {len(source):,}")
+            raise InputError(f"'{match[0]}' selects no images: {base} has {len(source):,}")
         _warn_of_lost_classes(source, rows, match[0], base)
         source = Rows(source, rows)
     return source
@@ -290,6 +290,7 @@ def _warn_of_lost_classes(base: Source, rows: range, text: str, name: str) -> No
     taken = len(np.unique(labels[rows.start : rows.stop]))
     if taken < there <= len(rows) and bool((np.diff(labels) >= 0).all()):
         log.warning(
-            "'%s' takes images in their order, which is by class: they are of %s of %s classes; '%s[~%s]' takes any %s",
+            "'%s' takes the first images, which are sorted by class: they cover %s of %s classes; '%s[~%s]' draws %s "
+            "at random",
             *(text, f"{taken:,}", f"{there:,}", name, len(rows), f"{len(rows):,}"),
         )

@@ -67,13 +67,13 @@ class Transform:
         if not self.channels:
             object.__setattr__(self, "channels", 1 if np.shape(self.mean) == (1,) else 3)
         if self.channels not in (1, 3):
-            raise InputError(f"transform has channels={self.channels}: 3 for RGB, 1 for grey images")
+            raise InputError(f"transform has channels={self.channels}: give 3 for RGB, 1 for grey images")
         for key in ("mean", "std"):
             values = tuple(np.atleast_1d(getattr(self, key)).tolist())
             if len(values) != self.channels and len(set(values)) != 1:
                 raise InputError(
                     f"transform has channels={self.channels}, but {key}={'/'.join(f'{v:g}' for v in values)}: give "
-                    f"{'one number, of grey images' if self.channels == 1 else 'one number, or three'}"
+                    f"{'one number, for grey images' if self.channels == 1 else 'one number, or three'}"
                 )
             object.__setattr__(self, key, values if len(values) == self.channels else values[:1] * self.channels)
         if self.interpolation not in INTERPOLATIONS:
@@ -99,7 +99,9 @@ class Transform:
         """The resized centre of an RGB image, ``crop`` pixels wide and high; grey where ``channels`` is 1."""
         short, long = sorted(image.size)
         if (self.resize or self.crop) ** 2 * long / short > MAX_PIXELS:
-            raise TooLarge(f"{image.width} × {image.height} pixels: resized, it would exceed {MAX_PIXELS:,}")
+            raise TooLarge(
+                f"{image.width} × {image.height} pixels: after resizing, more than the limit of {MAX_PIXELS:,}"
+            )
         mode = INTERPOLATIONS[self.interpolation]
         image = image.convert("L") if self.channels == 1 else image
         image = tvf.resize(image, [self.resize or self.crop], interpolation=mode, antialias=True)
@@ -155,7 +157,9 @@ class Transform:
                 changes["resize"] = None
             return dataclasses.replace(default, **changes)  # type: ignore[arg-type]
         if "crop" not in changes:
-            raise InputError(f"transform '{text}' has no crop=PIXELS, and the model brings no transform of its own")
+            raise InputError(
+                f"transform '{text}' has no crop=PIXELS, and the model has no transform of its own: add crop="
+            )
         return cls(**changes)  # type: ignore[arg-type]
 
 
@@ -172,7 +176,7 @@ def _items(text: str, known: Sequence[str]) -> dict[str, str]:
         if key not in known:
             raise InputError(f"unknown transform option '{key}'{nearest(key, known)}")
         if key in items:
-            raise InputError(f"transform '{text}' says {key} twice; keep one")
+            raise InputError(f"transform '{text}' has {key} twice; keep one")
         items[key] = value
     return items
 

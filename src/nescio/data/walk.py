@@ -50,7 +50,7 @@ def files_below(root: Path, *, out: bool) -> list[Path]:
     if away:
         message = f"{len(away):,} links lead out of {root}, such as {away[0]}; 'links:{root}' follows them"
         if not files:
-            raise InputError(f"nothing else is there: {message}")
+            raise InputError(f"{root} contains nothing else: {message}")
         log.warning("skipped: %s", message)
     if odd:
         log.warning("skipped: %s pipes, sockets or devices, such as %s", f"{len(odd):,}", odd[0])

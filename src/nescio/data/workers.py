@@ -23,7 +23,7 @@ Result_co = TypeVar("Result_co", covariant=True)
 
 MEMORY = 4 << 30
 """Bytes that a decoding process may take; the largest image that is read takes less than half of it."""
-KILLED = "decoding it ended the process that did it"
+KILLED = "the process that decoded it crashed"
 _NOWHERE = -1
 _AHEAD = 2
 _TRIES = 2
@@ -124,10 +124,10 @@ class _Seat:
             self.idle += 1
             if self.idle == _IDLE_DEATHS:
                 raise InputError(
-                    f"{_IDLE_DEATHS} decoding processes ended {how} before they had an image, or while they handed "
-                    "images over (is /dev/shm full?); decode in one process instead (--workers 0)"
+                    f"{_IDLE_DEATHS} decoding processes ended {how} before they had an image, or while they returned "
+                    "images (is /dev/shm full?); decode in one process instead: workers=0 (--workers 0)"
                 )
-        log.warning("a decoding process ended %s; another goes on", how)
+        log.warning("a decoding process ended %s; a new one takes over", how)
         self.pipe.close()
         self._start()
 

@@ -132,10 +132,10 @@ class Classifier(nn.Module):
 
     def _check(self, noise: Tensor, logits: Tensor, linear: list[str]) -> None:
         ways_out = (
-            f"wrap the model so that it returns the logits of a linear layer, or name that layer with head= (--head); "
-            f"{last_layer.ENCODER}; the last linear layers it runs: {some(linear[-4:])}"
+            f"wrap the model so that it returns the logits of a linear layer, or name that layer: head= (--head); "
+            f"{last_layer.ENCODER}; the last linear layers that run: {some(linear[-4:])}"
         )
-        ways_out = ways_out if self.output is None else f"say which output is the logits (output=); {ways_out}"
+        ways_out = ways_out if self.output is None else f"name the output that has the logits: output=; {ways_out}"
         weight = self.head.weight
         try:
             h = self.penultimate(noise)
@@ -149,7 +149,7 @@ class Classifier(nn.Module):
         off = (self.head.linear(h.to(weight)) - logits).abs().max() / logits.abs().max().clamp(min=1e-6)
         if not off < self._rounding(_TOLERANCE):
             raise InputError(
-                f"{self.name}: the output is not that of its last linear layer '{self.head_name}' (off by "
+                f"{self.name}: the output differs from that of its last linear layer '{self.head_name}' (by "
                 f"{float(off):.2g} of its scale; a softmax, a scale or a second head may follow it); {ways_out}"
             )
 
@@ -172,8 +172,8 @@ class Classifier(nn.Module):
             )
         if (made := self._transform.channels) != self.size[0]:
             raise InputError(
-                f"{self.name} takes images of channels={self.size[0]}, and its transform makes channels={made}; give "
-                f"another (--transform crop=…,mean=…,std=…,channels={self.size[0]})"
+                f"{self.name} takes images with channels={self.size[0]}, but its transform gives channels={made}; give "
+                f"another: transform= (--transform crop=…,mean=…,std=…,channels={self.size[0]})"
             )
         return self._transform
 
@@ -215,7 +215,9 @@ class Classifier(nn.Module):
             InputError: there are other than C class names.
         """
         if classes is not None and len(classes) != head.n_classes:
-            raise InputError(f"the head has {head.n_classes:,} classes, and there are {len(classes):,} names")
+            raise InputError(
+                f"the head has {head.n_classes:,} classes, but there are {len(classes):,} names: give one per class"
+            )
         layer = nn.Linear(head.weight.shape[1], head.n_classes).requires_grad_(requires_grad=False).to(self.device)
         layer.load_state_dict({"weight": head.weight, "bias": head.bias})
         twin = copy.copy(self)
@@ -332,7 +334,10 @@ class Classifier(nn.Module):
         scale = float(exact.nan_to_num(posinf=0, neginf=0).abs().max())
         atol = self._rounding(_FOLDING_TOLERANCE) * scale
         if not torch.isclose(traced, exact, rtol=0, atol=atol, equal_nan=True).all():
-            raise InputError(f"{self.name} gives other features when its feature maps are taken on the way")
+            raise InputError(
+                f"{self.name} gives different features when its feature maps are recorded; use a detector that reads "
+                "no feature maps"
+            )
         return taps
 
     def probed(self, probes: Mapping[str, Probe]) -> Network:

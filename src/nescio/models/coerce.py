@@ -46,7 +46,7 @@ def as_classifier(
         options = {"transform": transform, "head": head, "output": output, "classes": classes}
         extra = [name for name, value in options.items() if value is not None]
         if extra:
-            raise InputError(f"{model.name} is a classifier already: say {', '.join(extra)} where it is made")
+            raise InputError(f"{model.name} is a classifier already: give {', '.join(extra)} when you create it")
         return model
     if isinstance(model, str | Path):
         return load_classifier(
@@ -55,7 +55,7 @@ def as_classifier(
     if not isinstance(model, nn.Module) and type(model).__name__ != "ExportedProgram":
         raise InputError(
             f"expected a classifier, a network or a name, got {type(model).__name__}; e.g. an nn.Module, "
-            "'torchvision:resnet50', or what nescio.load_classifier(…) gives"
+            "'torchvision:resnet50', or the result of nescio.load_classifier(…)"
         )
     network = unwrapped(model)
     own = made_by(network).transform(network)

@@ -107,12 +107,14 @@ def restore_heads(state: Mapping[str, Tensor]) -> dict[str, nn.Module]:
     known = known_heads()
     for name in sorted({key.partition(".")[0] for key in state}):
         if name not in known:
-            raise InputError(f"the weights hold a head '{name}', which this version of nescio does not know")
+            raise InputError(
+                f"the weights have a head '{name}', which this version of nescio does not know; update nescio"
+            )
         own = {key.removeprefix(f"{name}."): t for key, t in state.items() if key.startswith(f"{name}.")}
         try:
             heads[name] = known[name].like(own)
             heads[name].load_state_dict(own)
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as e:
             reason = str(e).strip().splitlines()[-1].strip()
-            raise InputError(f"the weights of the head '{name}' do not make one: {reason}") from None
+            raise InputError(f"the weights of the head '{name}' do not fit it: {reason}") from None
     return heads

@@ -18,12 +18,12 @@ def input_size(
         raise InputError(f"transform: expected a nescio.Transform, got {type(transform).__name__}")
     if size is not None:
         if len(size) != 3 or not all(isinstance(n, int) and n > 0 for n in size):
-            raise InputError(f"size={size} must be (channels, height, width) of one normalised image")
+            raise InputError(f"size={size} must be the (channels, height, width) of one normalised image")
         return size[0], size[1], size[2]
     if transform is None:
         raise InputError(
-            f"{name}: how large are its images? Give size=(3, 224, 224), say, where it gets normalised batches, or the "
-            "transform that its test images need: nescio.Transform(…)"
+            f"{name}: the size of its images is unknown. Give size=(3, 224, 224), say, for normalised batches, or the "
+            "transform of its test images: nescio.Transform(…)"
         )
     return 1 if channels_of(model) == 1 else transform.channels, transform.crop, transform.crop
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nescio.core.errors import InputError, nearest, some
 
-ENCODER = "if its output is features, say so: head='none' (--head none)"
+ENCODER = "if it outputs features, give head='none' (--head none)"
 """The way out for a network without a head."""
 
 
@@ -39,7 +39,7 @@ def run(model: nn.Module, x: Tensor, name: str) -> tuple[Any, list[str]]:
         return model(x), ran
     except (RuntimeError, TypeError, ValueError, AssertionError, NotImplementedError) as e:
         reason = str(e).strip().partition("\n")[0]
-        raise InputError(f"{name} cannot be run on images of shape {tuple(x.shape)}: {reason}") from None
+        raise InputError(f"{name} fails on images of shape {tuple(x.shape)}: {reason}") from None
     finally:
         handle.remove()
 
@@ -56,7 +56,9 @@ def choose(model: nn.Module, ran: list[str], wanted: str | None, name: str) -> s
             raise InputError(f"{name} has no layer '{wanted}'{nearest(wanted, layers)}")
         if not is_linear(layers[wanted]):
             kind = type(layers[wanted]).__name__
-            raise InputError(f"layer '{wanted}' of {name} is a {kind}; linear layers it runs: {some(ran)}")
+            raise InputError(
+                f"layer '{wanted}' of {name} is a {kind}, not a linear layer; linear layers that run: {some(ran)}"
+            )
         return wanted
     if not ran:
         listed = some((f"{n} ({type(m).__name__})" for n, m in layers.items()), limit=12)

@@ -140,7 +140,8 @@ def _of_run(model: Model, weights: Weights | None) -> tuple[Model, Weights | Non
         architecture = trusted_architecture(run.model, run.classes)
     except InputError as e:
         raise InputError(
-            f"{folder}: {e}; if you trust it, name the network yourself: --model NAME --weights {folder}"
+            f"{folder}: {e}; if you trust it, name the network yourself: model=NAME, weights={folder} (--model NAME "
+            f"--weights {folder})"
         ) from None
     return architecture, weights or folder / WEIGHTS, run
 
@@ -160,11 +161,13 @@ def _built(
     """
     what = architecture.name
     if untrained and weights is not None:
-        raise InputError(f"'{what}' is given weights, so it is not untrained; drop --weights or --untrained")
+        raise InputError(
+            f"'{what}' has weights, so it is not untrained; drop weights= (--weights) or untrained= (--untrained)"
+        )
     if weights is None and not untrained and not architecture.has_pretrained:
         raise InputError(
-            f"model '{what}' has no pretrained weights; give a file of them (--weights FILE), or say that random ones "
-            "are meant (--untrained)"
+            f"model '{what}' has no pretrained weights; give weights=FILE (--weights FILE), or untrained=True "
+            "(--untrained) for random weights"
         )
     pretrained = weights is None and not untrained
     if head in _UNWANTED and architecture.build_encoder is not None:
@@ -176,8 +179,8 @@ def _built(
             again = architecture.build(None, True)
         if not _same_weights(network, again):
             raise InputError(
-                f"'{what}' gives other weights each time that it is called: they are random, and the network knows "
-                "nothing; give a file of trained ones (--weights FILE), or say that random ones are meant (--untrained)"
+                f"'{what}' gives different weights each time it is called: they are random, and the network is "
+                "untrained; give weights=FILE (--weights FILE), or untrained=True (--untrained) for random weights"
             )
     return network
 
@@ -229,8 +232,8 @@ def _chosen_transform(
         return as_transform(wanted, own, channels=channels_of(network))
     if own is None:
         raise InputError(
-            f"model '{architecture.name}' brings no test transform; "
-            "give one, e.g. --transform resize=256,crop=224,mean=0.5,std=0.5"
+            f"model '{architecture.name}' has no test transform; "
+            "give transform= (e.g. --transform resize=256,crop=224,mean=0.5,std=0.5)"
         )
     return own
 
@@ -276,8 +279,8 @@ def _load_weights(
     if rows is not None and rows.ndim and len(rows) != len(built):
         if classes is not None and classes != len(rows):
             raise InputError(
-                f"{stored.path} has {len(rows)} classes (rows of '{key}'), not {classes}; drop --classes or give "
-                f"{len(rows)}"
+                f"{stored.path} has {len(rows)} classes (rows of '{key}'), not {classes}; drop classes= (--classes) or "
+                f"give {len(rows)}"
             )
         network = architecture.build(len(rows), False)
         if len(network.state_dict()[key]) != len(rows):  # a factory makes what it makes
@@ -324,17 +327,19 @@ def new_network(
         model, _ = resolved(model, None)
     architecture = architecture_of(model, classes)
     if init == "pretrained" and not architecture.has_pretrained:
-        raise InputError(f"model '{model}' has no pretrained weights; start from scratch (--init scratch) or a file")
+        raise InputError(
+            f"model '{model}' has no pretrained weights; start from scratch (--init scratch) or give a file of weights"
+        )
     if architecture.heads:
         made = ", ".join(architecture.heads)
-        raise InputError(f"'{made}' is made for a network at rest, not for one in training; leave it out of '{model}'")
+        raise InputError(f"'{made}' is for inference, not for training; leave it out of '{model}'")
     network = architecture.build(None if init == "pretrained" else n_classes, init == "pretrained")
     own = architecture.transform(network)
     if size is not None:
         own = own.at(size) if own else Transform(crop=size)
     own = Transform.parse(transform, own) if transform else own
     if own is None:
-        raise InputError(f"model '{model}' brings no test transform; give its size, e.g. --size 224")
+        raise InputError(f"model '{model}' has no test transform; give the image size, size= (e.g. --size 224)")
     stored = None if init in ("scratch", "pretrained") else _Stored.read(Path(init).expanduser())
     if stored is not None:
         network = _load_weights(network, architecture, stored, None, None, own)

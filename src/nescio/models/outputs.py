@@ -32,12 +32,12 @@ def unwrapped(model: object) -> nn.Module:
         model = inner
     if isinstance(model, torch.jit.ScriptModule) or kind == "ExportedProgram" or _is_exported(model):
         raise InputError(
-            f"{kind} is scripted, traced or exported: its last layer cannot be told from the rest; give the nn.Module "
+            f"{kind} is scripted, traced or exported: its last layer cannot be found; give the nn.Module "
             "that it was made of"
         )
     if not isinstance(model, nn.Module):
         raise InputError(
-            f"a classifier is made of an nn.Module, got {kind}; to load one by name: load_classifier(NAME)"
+            f"expected an nn.Module to make a classifier of, got {kind}; to load one by name: load_classifier(NAME)"
         )
     return model
 
@@ -63,8 +63,8 @@ def key_of(output: Any, wanted: Key | None, rows: int, name: str) -> Key | None:
     if wanted is not None:
         known = {str(key): key for key in entries}
         if str(wanted) not in known:
-            listed = nearest(str(wanted), known) if known else "; it returns one tensor: drop output"
-            raise InputError(f"{name} returns no '{wanted}'{listed}")
+            listed = nearest(str(wanted), known) if known else "; it returns one tensor: drop output="
+            raise InputError(f"{name} has no output '{wanted}'{listed}")
         if not isinstance(found := entries[known[str(wanted)]], Tensor):
             raise InputError(
                 f"{name} returns a {type(found).__name__} as '{wanted}': wrap it so that it returns logits"
@@ -83,9 +83,7 @@ def key_of(output: Any, wanted: Key | None, rows: int, name: str) -> Key | None:
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
-        raise InputError(
-            f"{name} returns {', '.join(map(str, entries))}; say which are the logits: output='{fitting[0]}'"
-        )
+        raise InputError(f"{name} returns {', '.join(map(str, entries))}; choose the logits: output='{fitting[0]}'")
     raise InputError(
         f"{name} returns {type(output).__name__}; expected logits (B, C), a tuple or dict that holds them, or an "
         "object with .logits"

@@ -38,10 +38,12 @@ def fit_probe(features: FeatureSet, *, classes: int | Sequence[str]) -> Head:
     h, labels = _gathered(features)
     counts = torch.bincount(labels, minlength=len(names)).tolist()
     if len(counts) > len(names):
-        raise InputError(f"label {len(counts) - 1} is no class: there are {len(names)}, numbered from 0")
+        raise InputError(f"label {len(counts) - 1} is not a class: there are {len(names)} classes, numbered from 0")
     few = [name for name, n in zip(names, counts, strict=True) if n < 2]
     if few or len(names) < 2:
-        raise InputError(f"a head is fitted on two images of a class or more, and of two classes; too few: {some(few)}")
+        raise InputError(
+            f"to fit a head, give two or more classes and two or more images of each; too few: {some(few)}"
+        )
     mean, spread = h.mean(dim=0), h.std(dim=0, correction=0)
     spread[spread <= 1e-12 * h.abs().amax(dim=0).clamp(min=1e-30)] = 1  # a feature that is always the same
     z, basis = _rotated((h - mean) / spread)
@@ -59,12 +61,12 @@ def _gathered(features: FeatureSet) -> tuple[Tensor, Tensor]:
         masks.append(known.cpu())
         n += int(known.sum())
     if n == 0:
-        raise InputError("a head is fitted on labelled features, and none of these has a label: give labels")
+        raise InputError("a head is fitted on labelled features, but there are no labels: give them")
     width = next(iter(features.chunks())).h.shape[1]
     most = max(1, MOST_ENTRIES // width)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:most].sort().values if n > most else None
     if order is not None:
-        log.warning("the head is fitted on %s of %s images, which are 512 MB of features", f"{most:,}", f"{n:,}")
+        log.warning("the head is fitted on %s of %s images (512 MB of features)", f"{most:,}", f"{n:,}")
     taken = torch.ones(n, dtype=torch.bool) if order is None else torch.zeros(n, dtype=torch.bool)
     if order is not None:
         taken[order] = True
@@ -109,7 +111,9 @@ def _chosen(z: Tensor, labels: Tensor, n_classes: int) -> float:
             losses[strength] += float(torch.nn.functional.cross_entropy(logits, labels[out], reduction="sum"))
     strength = min(STRENGTHS, key=losses.__getitem__)
     log.info(
-        "penalty %g, of left-out cross-entropies %s", strength, [f"{loss / len(z):.4f}" for loss in losses.values()]
+        "penalty %g, cross-entropies on left-out images %s",
+        strength,
+        [f"{loss / len(z):.4f}" for loss in losses.values()],
     )
     return strength
 

@@ -15,7 +15,7 @@ from nescio.data.transform import Transform
 from nescio.models.classifier import FITTED, Classifier
 from nescio.models.weights import read_weights
 
-KIND = Kind("run", 2, "a trained network", "undo what changed it, or train it again")
+KIND = Kind("run", 2, "a trained network", "undo the change, or train it again")
 RUN, WEIGHTS, STATE = "run.json", "model.safetensors", "last.safetensors"
 HEAD_PREFIX = "nescio.heads."
 """Before the names of tensors that are not the library network's own, in a file of weights."""
@@ -62,7 +62,7 @@ class Run:
         """
         path = folder / RUN
         if not path.exists():
-            raise InputError(f"{folder} holds no trained network: it has no {RUN}")
+            raise InputError(f"{folder} is not a trained network: it has no {RUN}")
         file = read(path, KIND)
         with file.taken_apart():
             run = cls(**file.meta)

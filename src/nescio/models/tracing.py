@@ -142,8 +142,8 @@ def cut(
         if not is_size(node):
             end = ends[-1].name
             raise InputError(
-                f"{name}: '{end}' also reads '{node.name}', past the pooling; it has no plain neck, or its feature map "
-                "is a single position at this image size"
+                f"{name}: '{end}' also reads '{node.name}', past the pooling; its neck is not supported, or its "
+                "feature map has only one position at this image size"
             )
         if all(n in made or is_size(n) for n in node.all_input_nodes):
             made[node] = graph.node_copy(node, known)

@@ -40,7 +40,7 @@ def trusted_architecture(model: Any, names: Sequence[str] | None = None) -> Arch
 def _untrusted(model: Any) -> str | None:
     """Why a name in a file is not used as it is; None where it may be."""
     if not isinstance(model, str) or not 0 < len(model) <= LONGEST:
-        return f"this is not a name of up to {LONGEST:,} letters"
+        return f"this is not a name of up to {LONGEST:,} characters"
     if ":" not in model and not NAME.fullmatch(model):
         return UNKNOWN
     try:

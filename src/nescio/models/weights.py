@@ -36,7 +36,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path} is not a readable {kind}: {e}") from None
     except pickle.UnpicklingError:
         raise InputError(
-            f"{path} holds Python objects, which are not loaded because they could run code; save its state_dict alone"
+            f"{path} has Python objects, which are not loaded because they could run code; save only its state_dict"
         ) from None
     except Exception as e:  # noqa: BLE001 - a damaged file makes the unpickler raise nearly anything
         raise InputError(f"{path} is not a readable checkpoint: {type(e).__name__}: {e}") from None
@@ -45,7 +45,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         state = state if inner is None else state[inner]
     tensors = {k: v for k, v in state.items() if _is_plain(k, v)} if isinstance(state, dict) else {}
     if not tensors:
-        raise InputError(f"{path} holds no state dict of tensors")
+        raise InputError(f"{path} has no state dict of tensors")
     return tensors
 
 
@@ -54,8 +54,8 @@ _KINDS = {
     b"\x89PNG": "a picture",
     b"\xff\xd8\xff": "a picture",
     b"%PDF": "a PDF",
-    b"version https://git-lfs": "Git LFS's note of where the weights are, which were not fetched (git lfs pull)",
-    b"<": "a web page or XML, not what was behind the address",
+    b"version https://git-lfs": "a Git LFS pointer: fetch the weights with git lfs pull",
+    b"<": "a web page or XML, not weights",
 }
 """What a file is, by its first bytes."""
 
@@ -64,10 +64,10 @@ def _refuse_others(path: Path) -> None:
     """Refuse a folder, and a file that is neither safetensors nor what ``torch.save`` writes, and say what it is."""
     if path.is_dir():
         inside = sorted(p.name for p in path.iterdir() if p.suffix in (".safetensors", ".pt", ".pth", ".bin", ".ckpt"))
-        holds = f"it holds {some(inside)}" if inside else "it holds none"
-        raise InputError(f"{path} is a folder; name the file of weights in it: {holds}")
+        holds = f"it contains {some(inside)}" if inside else "it contains none"
+        raise InputError(f"{path} is a folder; give the file of weights in it: {holds}")
     if not path.is_file():
-        raise InputError(f"no weights file {path}")
+        raise InputError(f"no such weights file: {path}")
     try:
         with path.open("rb") as file:
             start = file.read(512)

@@ -216,7 +216,7 @@ def no_training_features_are_needed_or_asked_for(stage: type[Stage], f: Features
         scores = scored(detector.fit(without), new)
     except InputError as e:
         _promise(
-            (needs.train or needs.held_out) and "no training images" in str(e), f"it says what it lacks: {e}", stage
+            (needs.train or needs.held_out) and "no training features" in str(e), f"it says what it lacks: {e}", stage
         )
     else:
         _promise(not (needs.train or needs.held_out), "what needs training features asks for them", stage)

@@ -187,6 +187,6 @@ def _unpack(packed: Any, copy: Any, path: AnyFile) -> None:
             size += len(block)
             if size > max(_UNPACKED, RATIO * packed.tell()):
                 raise InputError(
-                    f"{path} unpacks to more than {RATIO} times its size, which images don't; if you trust it, unpack "
-                    "it yourself and name the folder"
+                    f"{path} unpacks to more than {RATIO} times its size, which images do not; if you trust it, unpack "
+                    "it yourself and give the folder"
                 )

@@ -140,9 +140,9 @@ def _open_file_or_folder(text: str) -> Source:
     try:
         # two strokes name another machine on Windows
         if text.startswith(("//", "\\\\")) or not path.exists():
-            raise InputError(f"{text[:200]} is no file or folder of this machine")
+            raise InputError(f"{text[:200]} is not a file or folder on this machine")
         if path.is_file() and not (text.lower().endswith(_SELF_CONTAINED) or is_image_name(text)):
-            raise InputError(f"{text[:200]} is no file that holds images itself")
+            raise InputError(f"{text[:200]} is not a file that contains images")
         source = _open_path(path)
     except (OSError, RuntimeError, ValueError) as e:
         if isinstance(e, InputError):
@@ -153,7 +153,7 @@ def _open_file_or_folder(text: str) -> Source:
 
 def _with_images(source: Source, text: str) -> Source:
     if len(source) == 0:
-        raise InputError(f"{text} holds no images")
+        raise InputError(f"{text} contains no images")
     return source
 
 
@@ -174,7 +174,7 @@ def of_file(file: AnyFile) -> Source:
     suffix = suffix_of(file.name)
     if suffix is None:
         known = ", ".join(sorted(key for key in SOURCES if key.startswith(".")))
-        raise InputError(f"{file} is neither a folder, an image, nor a file of images ({known})")
+        raise InputError(f"{file} is not a folder, an image or a file of images ({known})")
     source: Source = SOURCES[suffix](file)
     return source
 
@@ -194,10 +194,10 @@ def of_files(files: Sequence[AnyFile], root: Path | str) -> Source:
     if not shards:
         others = sorted({p.suffix for p in files})
         found = f"; its {len(files)} files end in {some(others)}" if files else "; it is empty"
-        raise InputError(f"{root} holds no images{found}")
+        raise InputError(f"{root} contains no images{found}")
     splits = sorted({p.name.partition("-")[0] for p in shards} & _SPLITS)
     if len(splits) > 1:
-        raise InputError(f"{root} holds the splits {some(splits)}; name one, e.g. '{root}/**/{splits[0]}-*.parquet'")
+        raise InputError(f"{root} contains the splits {some(splits)}; give one, e.g. '{root}/**/{splits[0]}-*.parquet'")
     return _alike([of_file(p) for p in shards])
 
 
@@ -207,7 +207,7 @@ def of_matches(matches: Sequence[AnyFile], pattern: str, *, out: bool = False) -
     if files and all(is_image_name(p.name) for p in files):
         return Files(files)
     if any(is_image_name(p.name) for p in files):
-        raise InputError(f"'{pattern}' matches images and other things; match images alone, e.g. '{pattern}.jpg'")
+        raise InputError(f"'{pattern}' matches images and other files; match only images, e.g. '{pattern}.jpg'")
     opened = (of_file(p) if isinstance(p, Remote) else _open_path(p, out=out) for p in matches)
     sources = [source for source in opened if len(source)]
     if not sources:
@@ -223,7 +223,7 @@ def of_paths(paths: Sequence[Path], labels: Labels | None, classes: list[str] | 
     """
     gone = [p for p in paths if not p.is_file()]
     if gone:
-        message = f"{len(gone):,} of {len(paths):,} images are not there" if len(paths) > 1 else "no such file"
+        message = f"{len(gone):,} of {len(paths):,} images do not exist" if len(paths) > 1 else "no such file"
         raise InputError(f"{message}: {some(gone, 3)}{hint}")
     return Files(paths, labels=labels, classes=classes)
 
@@ -231,5 +231,5 @@ def of_paths(paths: Sequence[Path], labels: Labels | None, classes: list[str] | 
 def _alike(sources: Sequence[Source]) -> Source:
     source = Concatenated(sources)
     if not source.agree:
-        raise InputError("the matches of a glob have different class names; give them one at a time")
+        raise InputError("the sets that a glob matches have different class names; give them one at a time")
     return source

@@ -34,7 +34,7 @@ def of_pixels(pixels: Any, labels: Any = None) -> Source:
         return listed(list(pixels), labels)
     if pixels.ndim not in ((3, 4) if isinstance(pixels, Tensor) else (2, 3, 4)):
         form = (
-            "a tensor (C, H, W) or (B, C, H, W)" if isinstance(pixels, Tensor) else "an array (B, H, W, C), or of one"
+            "a tensor (C, H, W) or (B, C, H, W)" if isinstance(pixels, Tensor) else "an array (B, H, W, C) or (H, W, C)"
         )
         raise InputError(f"expected {form}, got {tuple(pixels.shape)}; grey images have one channel, as x[:, None]")
     batch = pixels if pixels.ndim == 4 else pixels[..., None] if _are_grey(pixels, labels) else pixels[None]
@@ -85,7 +85,7 @@ def listed(images: Sequence[Any], labels: Any = None) -> Source:
             if type(source) is Items:
                 source.name = f"item {number}, image {{}}".format
         return Concatenated(sources)
-    raise InputError("images that have labels are paths of image files, PIL images, arrays or tensors, one each")
+    raise InputError("images with labels must be image files, PIL images, arrays or tensors, one image each")
 
 
 @register(Iterator)

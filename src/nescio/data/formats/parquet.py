@@ -73,7 +73,7 @@ class ParquetSource(Stored):
         self._ends = np.cumsum([g.num_rows for g in groups])
         size = path.stat().st_size if isinstance(path, Path) else path.size
         if size is not None and len(self) > size:
-            raise InputError(f"{path} declares {len(self):,} images in {size:,} bytes: it is damaged, or made to harm")
+            raise InputError(f"{path} declares {len(self):,} images in {size:,} bytes: it is damaged or malicious")
         features = declared_features(schema)
         self._image, leaf = _image_leaf(file, _image_column(schema, features, path), path)
         chunks = [g.column(leaf) for g in groups]
@@ -122,7 +122,7 @@ class ParquetSource(Stored):
         if isinstance(value, pa.DictionaryScalar):
             value = value.value
         if not value.is_valid:
-            raise BadImage("the row holds no image bytes")
+            raise BadImage("the row has no image bytes")
         data = value.as_buffer()
         check_bytes(data.size)
         return bytes(data.to_pybytes())
@@ -158,7 +158,7 @@ class ParquetSource(Stored):
     def _windows_of(self, file: pq.ParquetFile, group: int) -> Iterator[_Window]:
         rows, start = self._at_once[group], 0
         if rows == 0:
-            raise TooLarge(f"its row group unpacks to more than {RATIO} times its size, which images don't")
+            raise TooLarge(f"its row group unpacks to more than {RATIO} times its size, which images do not")
         if rows is None:
             yield _Window(group, 0, file.read_row_group(group, columns=[self._image]).column(0))
             return
@@ -200,7 +200,7 @@ def _warn_of_other_labels(schema: pa.Schema, path: AnyFile) -> None:
     for name in _LABEL_NAMES:
         if name in schema.names:
             kind = schema.field(name).type
-            log.warning("%s: column '%s' holds %s, no integers: its images count as unlabelled", path, name, kind)
+            log.warning("%s: column '%s' has type %s, not integers: its images count as unlabelled", path, name, kind)
 
 
 def declared_features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
@@ -234,7 +234,7 @@ def _image_leaf(file: pq.ParquetFile, column: str, path: AnyFile) -> tuple[str, 
     for name in (column, f"{column}.bytes"):
         if name in stored:
             return name, stored.index(name)
-    raise InputError(f"{path}: the image column '{column}' holds neither bytes nor a struct with bytes")
+    raise InputError(f"{path}: the image column '{column}' has neither bytes nor a struct with bytes")
 
 
 def _rows_at_once(chunk: Any) -> int | None:
@@ -260,7 +260,10 @@ def _labels(column: Any, classes: Sequence[str] | None, where: str) -> npt.NDArr
     except pa.ArrowInvalid as e:  # above 2^63
         first = str(e)
     if first:
-        raise InputError(f"{where} holds no class: {first}; expected 0 to {most - 1:,}, or -1 or null where unknown")
+        raise InputError(
+            f"{where} has an entry that is not a class: {first}; expected 0 to {most - 1:,}, or -1 or null "
+            "where unknown"
+        )
     return labels
 
 

@@ -67,7 +67,7 @@ class Gaussian(Noise):
         try:
             self._mean, self._std = triple(mean), triple(std)
         except ValueError:
-            raise InputError(f"noise has mean={mean}, std={std}: give numbers, one or three as r/g/b") from None
+            raise InputError(f"noise has mean={mean}, std={std}: give one number, or three as r/g/b") from None
         if not all(0 < s < float("inf") for s in self._std) or not all(abs(m) < float("inf") for m in self._mean):
             raise InputError(f"noise has mean={mean}, std={std}: the mean must be finite and std above 0")
 

@@ -32,7 +32,10 @@ def of_csv(file: AnyFile) -> Source:
         InputError: it cannot be read, has no such column, or names files that are not there.
     """
     if not isinstance(file, Path):
-        raise InputError(f"{file} names files of another machine; a CSV file must lie where its images do")
+        raise InputError(
+            f"{file} is an address, and its paths are files of another machine; copy the CSV file and its images to "
+            "this one"
+        )
     try:
         with file.open(newline="", encoding="utf-8-sig") as opened:
             rows = csv.DictReader(opened)
@@ -41,7 +44,7 @@ def of_csv(file: AnyFile) -> Source:
     except (OSError, csv.Error, UnicodeDecodeError) as e:
         raise InputError(f"{file} cannot be read as CSV: {e}") from None
     found, classes = labels_of([label for _, label in read] if labels else None, len(read))
-    hint = f"; paths in {file.name} start from its folder, {file.parent}"
+    hint = f"; paths in {file.name} are relative to its folder, {file.parent}"
     return of_paths([file.parent / Path(path).expanduser() for path, _ in read], found, classes, hint)
 
 

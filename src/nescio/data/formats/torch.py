@@ -115,11 +115,11 @@ def dataset_of(loader: DataLoader[Any], *, ordered: bool = True) -> Any:
         if not ordered:
             return loader.dataset
         raise InputError(
-            "the DataLoader shuffles, and each score belongs to an image: give its data set (loader.dataset) or a "
-            "DataLoader with shuffle=False"
+            "the DataLoader shuffles, so scores could not be matched to images: give its data set (loader.dataset) or "
+            "a DataLoader with shuffle=False"
         )
     raise InputError(
-        f"the DataLoader chooses its images by a {name if plain else type(loader.batch_sampler).__name__}: give its "
+        f"the DataLoader draws its images with a {name if plain else type(loader.batch_sampler).__name__}: give its "
         "data set (loader.dataset), or a torch.utils.data.Subset of it"
     )
 
@@ -168,7 +168,9 @@ class _Column:
 def integers(values: np.ndarray[Any, Any], where: str) -> Labels:
     """Class numbers ``(N,)``, one for each image; it is said where they stand if they are none."""
     if values.dtype.kind not in "iub" or values.ndim != 1:
-        raise InputError(f"{where} holds {values.dtype} of shape {values.shape}; expected one class number an image")
+        raise InputError(
+            f"{where} has type {values.dtype} and shape {values.shape}; expected one class number per image"
+        )
     return values.astype(np.int64)
 
 

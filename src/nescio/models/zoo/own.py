@@ -19,12 +19,12 @@ QUICKSTART = "nescio.quickstart:network"
 """The one function that a stranger's file may name."""
 _FILES = {
     (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar"): (
-        "a file of weights, which does not say how its network is made; give it as --weights, and as --model what "
-        "makes the network: a library's name, or FILE.py:FUNCTION"
+        "a file of weights, without the network; give it as weights= (--weights), and as model= (--model) the "
+        "network: a library's name, or FILE.py:FUNCTION"
     ),
-    (".nescio",): "a file that nescio fit wrote; nescio score, show, serve and export take it as it is",
-    (".onnx",): "an ONNX graph; give the PyTorch network that it was made of",
-    (".py",): "a file of code; name the function in it that makes the network: {path}:FUNCTION",
+    (".nescio",): "a file that nescio fit wrote; use it with nescio score, show, serve or export",
+    (".onnx",): "an ONNX graph; give the PyTorch network that it was exported from",
+    (".py",): "a file of code; name the function in it that returns the network: {path}:FUNCTION",
 }
 """What a file is that was given as a model, by how its name ends."""
 
@@ -40,7 +40,7 @@ def architecture(text: str, names: Sequence[str] | None = None) -> Architecture:
 
 def untrusted(text: str) -> str | None:
     """As ``Library`` says."""
-    return None if text == QUICKSTART else "this is code from outside nescio, and a file must not say which code is run"
+    return None if text == QUICKSTART else "this is code from outside nescio, which a file must not run"
 
 
 def made_by(factory: nn.Module | Callable[[], Any], name: str | None = None) -> Architecture:
@@ -73,7 +73,7 @@ def find_factory(module: str, name: str) -> Callable[..., Any]:
     """
     what = f"model '{module}:{name}'"
     if not name:
-        raise InputError(f"{what} names no function; write {module}:FUNCTION")
+        raise InputError(f"{what} does not name a function; write {module}:FUNCTION")
     try:
         found = import_code(module)
     except InputError:
@@ -94,8 +94,8 @@ def refuse_a_file(model: str) -> None:
     path = Path(model).expanduser()
     for endings, kind in _FILES.items():
         if model.lower().endswith(endings):
-            raise InputError(f"--model {model} is {kind.format(path=model)}")
+            raise InputError(f"{model} is not a model, but {kind.format(path=model)}")
     if path.is_dir():
-        raise InputError(f"the folder {model} holds no trained network: it has no run.json, which nescio train writes")
+        raise InputError(f"the folder {model} is not a trained network: it has no run.json, which nescio train writes")
     if path.is_file():
-        raise InputError(f"--model {model} is a file that makes no network; give a name, or FILE.py:FUNCTION")
+        raise InputError(f"{model} is a file, not a model; give a model's name, or FILE.py:FUNCTION")

@@ -43,7 +43,7 @@ def library_of(model: str) -> tuple[Library, str]:
         return library, model
     _module(OWN).refuse_a_file(model)  # type: ignore[attr-defined]
     hint = nearest(model, {name for library in libraries for name in library.bare_names()})
-    hint = hint if len(hint) < 80 else ": neither a CIFAR variant nor known to timm or torchvision"
+    hint = hint if len(hint) < 80 else ": it is not a CIFAR variant, and timm and torchvision do not know it"
     raise InputError(f"unknown model '{model}'{hint}")
 
 

@@ -46,7 +46,7 @@ def architecture(name: str, names: Sequence[str] | None = None) -> Architecture:
 
 def untrusted(name: str) -> str | None:
     """As ``Library`` says."""
-    return "Hugging Face's hub, or a folder, would be asked what it is"
+    return "it would be looked up at Hugging Face's hub or in a folder"
 
 
 def _library() -> Any:
