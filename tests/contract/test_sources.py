@@ -316,8 +316,8 @@ REFUSED: dict[str, tuple[Form, str]] = {
     "a generator": (lambda h: (x for x in h.images), "generator can be read only once: give a list"),
     "a map": (lambda h: map(str, h.paths), "map can be read only once"),
     "a number": (lambda _: 7, "int is not an image or a set of images"),
-    "a list of numbers": (lambda _: [7, 8], "int is no image"),
-    "a data set of numbers": (lambda _: Items([7]), "int is no image"),
+    "a list of numbers": (lambda _: [7, 8], "int is not an image"),
+    "a data set of numbers": (lambda _: Items([7]), "int is not an image"),
     "a stream": (lambda _: DataLoader(Stream(), 2), "Stream is a stream without a length"),
     "a DataLoader that shuffles": (
         lambda h: DataLoader(Items(h.images), shuffle=True),
@@ -345,7 +345,7 @@ REFUSED: dict[str, tuple[Form, str]] = {
     "labels that are shares": (lambda h: (h.images, [0.5] * N), "holds 0.5: expected one class number or name"),
     "one-hot labels": (lambda h: Items(h.images, targets=np.eye(N, dtype=int)), "expected one class number per image"),
     "a negative label": (lambda h: (h.images, [-3] * N), "holds -3: expected one class number"),
-    "files that are gone": (lambda h: [*h.paths, "gone.png"], "1 of 7 images are not there: gone.png"),
+    "files that are gone": (lambda h: [*h.paths, "gone.png"], "1 of 7 images do not exist: gone.png"),
     "a CSV file of gone files": (
         lambda h: h.csv("path", rows=[("x.png",)]),
         "x.png; paths in set.csv are relative to its",
@@ -406,7 +406,7 @@ def test_a_dataloader_gives_its_batches_to_a_network(held: Held) -> None:
         ]
     assert looks_normalised(DataLoader(Stream(), 2))
     assert not looks_normalised(DataLoader(TensorDataset(held.batch)))
-    with pytest.raises(InputError, match="a batch holds list"):
+    with pytest.raises(InputError, match="a batch is a list"):
         list(loaded([[["a.png"], [1]]]))
     with pytest.raises(InputError, match="expected one class number per image"):
         list(loaded([(x, torch.eye(N))]))

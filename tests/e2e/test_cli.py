@@ -181,7 +181,7 @@ MISTAKES = {
     "wrong class count": ({"weights": "seven.safetensors", "classes": 4}, "has 7 classes"),
     "weights for another network": ({"weights": "seven.safetensors", "model": "resnet18-cifar"}, "does not fit"),
     "weights that are no weights": ({"weights": "text.safetensors"}, "not a readable safetensors"),
-    "a set without images": ({"ood": ["far=empty"]}, "holds no images"),
+    "a set without images": ({"ood": ["far=empty"]}, "contains no images"),
     "a set that is not there": ({"id": "gone"}, "no such file or folder"),
     "labels outside the head's range": (
         {"id": "five", "train": None, "detector": ["msp"]},
@@ -297,7 +297,7 @@ def test_training_images_go_through_a_fixed_pass_too(here: Path, monkeypatch: py
     ("spec", "told"),
     [
         ("mcdropout+msp", "detector 'mcdropout+msp': the network has no dropout"),
-        ("mean(energy,odin+msp)", "put the input stage before it"),
+        ("mean(energy,odin+msp)", "put the input stage before the ensemble"),
     ],
 )
 def test_a_detector_that_cannot_work_is_refused_before_any_image_is_read(here: Path, spec: str, told: str) -> None:
@@ -328,7 +328,7 @@ def test_an_unknown_command_or_method_suggests_the_nearest() -> None:
     assert refused == {*(n for n, s in REGISTRY.items() if issubclass(s, InputStage)), "rankfeat", "fmls-odin"}
     assert {name for name, e in rows.items() if e.onnx == "as members"} == {"mean", "max", "fisher"}
     assert rows["fmls-odin"].network == rows["odin"].network == "2.6"
-    assert "fit s and µs leave the network out" in listed[-1]
+    assert "fit s and µs exclude the network" in listed[-1]
     narrow, wide = (next(catalogue.tables(width)) for width in (80, catalogue.WIDE))
     assert [c.header for c in narrow.columns] == ["name", "what it does", "needs"]
     assert [c.header for c in wide.columns][3:] == ["paper", "fit s", "µs", "passes", "ONNX"]

@@ -63,7 +63,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(working_folde
 
 def test_a_device_is_no_place_for_results(working_folder: Path) -> None:
     result = nescio("fit", *COMMANDS["fit"], "-o", "/dev/null")
-    assert "no regular file" in result.output
+    assert "not a regular file" in result.output
     assert Path("/dev/null").is_char_device()
 
 

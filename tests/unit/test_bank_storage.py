@@ -112,7 +112,7 @@ def test_only_what_follows_a_changed_row_is_computed_again(
 
     with caplog.at_level(logging.INFO, logger="nescio"):
         extracted(classifier, tmp_path, NotAgain(20, UNREADABLE))
-    assert "was changed: computing image 8 and on again" in caplog.text
+    assert "was changed: computing again from image 8 on" in caplog.text
     assert "at image 8 of 20" in caplog.text
 
 
@@ -139,7 +139,7 @@ def test_a_bank_under_the_name_of_another_is_built_again(
     shutil.rmtree(one.path)
     other.path.rename(one.path)
     assert contents(extracted(classifier, tmp_path).path) == before
-    assert "other features than its name says" in caplog.text
+    assert "features are not those that its name stands for" in caplog.text
 
 
 def test_columns_that_nobody_asks_for_are_not_read(classifier: Classifier, tmp_path: Path) -> None:

@@ -259,12 +259,12 @@ def test_negative_labels_travel_in_the_file_and_the_words_do_not(
     assert torch.equal(again.classifier.heads["neglabel"].rows, classifier.heads["neglabel"].rows)
     with pytest.raises(InputError, match=r"negative labels in .*words.txt cannot be read"):
         zero_shot(weights, name)
-    with pytest.raises(InputError, match=r"the head 'neglabel'.*negatives=FILE' makes one"):
+    with pytest.raises(InputError, match=r"the head 'neglabel'.*negatives=FILE' loads one"):
         nescio.fit(
             nescio.Session(zero_shot(weights), workers=0, progress=False), "neglabel", calibrate=held, accept=0.8
         )
     (tmp_path / "none.txt").write_text("\n")
-    with pytest.raises(InputError, match="holds no words"):
+    with pytest.raises(InputError, match="has no words"):
         zero_shot(weights, f"clip:tiny-clip:negatives={tmp_path / 'none.txt'}")
     with pytest.raises(InputError, match="write pretrained=TAG,negatives=FILE"):
         zero_shot(weights, "clip:tiny-clip:negative=x")
@@ -415,12 +415,12 @@ def test_a_missing_package_or_tokenizer_or_download_is_said(
         patch.setattr(open_clip.factory, "download_pretrained", offline)
         result = nescio_(*[part for part in BENCH if part not in ("--weights", "w.safetensors")])
         assert result.exit_code == 2
-        assert "pretrained weights of 'clip:tiny-clip:pretrained=openai' cannot be had" in result.output
+        assert "pretrained weights of 'clip:tiny-clip:pretrained=openai' cannot be loaded" in result.output
         assert "--weights FILE" in result.output
         patch.setattr(open_clip, "get_tokenizer", offline)
         result = nescio_(*BENCH)
         assert result.exit_code == 2
-        assert "the tokenizer of 'tiny-clip' cannot be had: no network" in result.output
+        assert "the tokenizer of 'tiny-clip' cannot be loaded: no network" in result.output
     monkeypatch.setitem(sys.modules, "open_clip", None)
     result = nescio_(*BENCH)
     assert result.exit_code == 2

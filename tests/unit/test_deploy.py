@@ -134,7 +134,7 @@ def test_every_form_of_an_image_gives_the_same_verdict(images: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (3, "int is no image"),
+        (3, "int is not an image"),
         (np.zeros((2, 8, 8, 8, 3), np.uint8), "expected an array"),
         (torch.zeros(8, 8), "expected a tensor"),
         (np.zeros((8, 8, 7), np.uint8), "not grey, RGB or RGBA"),

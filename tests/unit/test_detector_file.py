@@ -80,7 +80,7 @@ def test_a_detector_of_features_alone_needs_no_head_and_stores_none(tmp_path: Pa
         again = nescio.load(tmp_path / "d.nescio")
         assert torch.equal(again(f.h), detector(f.h))
         assert not any(name.startswith("head.") for name in read(tmp_path / "d.nescio", KIND).tensors)
-        with pytest.raises(InputError, match="was fitted on features of 12, these have 11"):
+        with pytest.raises(InputError, match="was fitted on features of length 12, but these have length 11"):
             again(f.h[:, 1:])
 
 

@@ -92,7 +92,7 @@ def test_presets_may_be_members_and_follow_an_input_stage() -> None:
 @pytest.mark.parametrize(
     ("spec", "told"),
     [
-        ("mean(energy)", "two members"),
+        ("mean(energy)", "two or more members"),
         ("mean(energy,odin+msp)", r"odin\+mean\(msp,…\)"),
         ("mean", r"mean\(energy,knn\)"),
         ("meen(energy,knn)", "did you mean 'mean'"),
@@ -100,11 +100,11 @@ def test_presets_may_be_members_and_follow_an_input_stage() -> None:
         ("mean(energy,knn", "a closing bracket is missing"),
         ("mean(energy,knn)+energy", "2 score stages"),
         ("fmls+energy", "unknown stage 'fmls'"),
-        ("ls+mean(ls+energy,knn)", "stands behind 'ls'.*twice"),
-        ("ls+mean(fm+energy,msp)", "stands behind 'ls'.*out of order"),
+        ("ls+mean(ls+energy,knn)", "follows 'ls'.*twice"),
+        ("ls+mean(fm+energy,msp)", "follows 'ls'.*out of order"),
         ("odin+fisher(energy,mean(odin+msp,knn))", "makes a pass of its own"),
-        ("mcdropout+fm+msp", "would lose"),
-        ("mcdropout+mean(msp,react:clip=1+msp)", "would lose"),
+        ("mcdropout+fm+msp", "would discard"),
+        ("mcdropout+mean(msp,react:clip=1+msp)", "would discard"),
         ("fmls@imagnet-resnet50", "did you mean 'fmls@imagenet-resnet50'"),
     ],
 )

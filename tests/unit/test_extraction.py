@@ -227,7 +227,7 @@ def test_a_damaged_or_stale_bank_is_built_again_with_a_line(
     else:
         manifest.write_text(manifest.read_text().replace(f'"format": {FORMAT}', '"format": 1'))
     again = Session(classifier, cache=tmp_path, workers=0).bank(Pictures(20))
-    assert "building it again" in caplog.text
+    assert "computing it again" in caplog.text
     assert files_of(again) == before
 
 
@@ -239,7 +239,7 @@ def test_a_damaged_partial_bank_starts_again(classifier: Classifier, tmp_path: P
     (partial,) = tmp_path.glob("banks/*.partial")
     (partial / "h.npy").write_bytes(b"x")
     bank = Session(classifier, cache=tmp_path, batch_size=8, workers=0).bank(Pictures(40))
-    assert "starting again" in caplog.text
+    assert "starting from the beginning" in caplog.text
     assert len(bank) == 40
 
 

@@ -27,7 +27,9 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_there(tmp_path: Path) -> No
     disk = tmp_path / "disk"
     with small_disk(disk, 1 << 16):
         write_whole(disk / "a.txt", "one")
-        with pytest.raises(InputError, match=r"a\.txt cannot be written: No space left on device; make room") as told:
+        with pytest.raises(
+            InputError, match=r"a\.txt cannot be written: No space left on device; free some space"
+        ) as told:
             write_whole(disk / "a.txt", "x" * (1 << 17))
         assert "\n" not in str(told.value)
         with pytest.raises(InputError, match=r"b\.safetensors cannot be written: .*No space left.*--resume"):

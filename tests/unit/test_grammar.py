@@ -89,7 +89,7 @@ def test_the_designs_examples_parse_and_print_shell_safe() -> None:
         ("msp:T=1", "it has no options"),
         ("fm:p=60+energy", r"did you mean p=0\.6"),
         ("fm:p=1+energy", r"\[0, 1\)"),
-        ("fm:p=nan+energy", "share"),
+        ("fm:p=nan+energy", "must be in"),
         ("fm:p+energy", "has no value"),
         ("fm:p=a+energy", "not of type float"),
         ("fm:p=0.1,p=0.2+energy", "given twice"),

@@ -305,7 +305,7 @@ def test_knn_subsample_is_the_same_for_any_chunking_and_k_is_capped() -> None:
 
 @pytest.mark.parametrize(
     ("spec", "told"),
-    [("knn:k=0", "1 or more"), ("vim:dim=12", "dim=12 leaves nothing of 12"),
+    [("knn:k=0", "1 or more"), ("vim:dim=12", "dim=12 leaves none of 12"),
      ("vra:low=0.9,high=0.1+energy", "low <= high"),
      ("gen:gamma=0", "gamma above 0"), ("lts:p=0+energy", "p above 0"), ("nci:alpha=-1", "0 or more"),
      ("gram:orders=0", "1 or more"), ("openmax:tail=1", "tail=1 must be 2 or more"),

@@ -73,7 +73,7 @@ def test_explain_takes_sessions_and_classifiers_with_a_name_or_alone(classifier:
     ("ood", "got"), [("far/", "'far/'"), (["far/"], "list"), (Pictures(3), "Pictures"), (None, "None")]
 )
 def test_ood_sets_without_names_are_refused_with_an_example(classifier: Classifier, ood: Any, got: str) -> None:
-    with pytest.raises(InputError, match=rf"ood takes sets of images by name, as ood=.'textures': 'FOLDER'.*{got}"):
+    with pytest.raises(InputError, match=rf"ood: expected sets of images by name, as ood=.'textures': 'FOLDER'.*{got}"):
         nescio.bench(classifier, id=Pictures(4), ood=ood)
 
 
@@ -159,7 +159,7 @@ def grey_net() -> nn.Module:
 
 
 def test_what_is_empty_is_said_to_be(classifier: Classifier, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="there are no training features, which detector 'knn' is fitted on"):
+    with pytest.raises(InputError, match="there are no training features, and detector 'knn' is fitted on them"):
         Detector("knn").fit(FEATURES[:0])
     with pytest.raises(InputError, match="there are no images"):
         Session(classifier, cache=tmp_path).features([])

@@ -149,17 +149,17 @@ def test_groups_of_classes(tmp_path: Path) -> None:
     file.write_text("dog,pet\n2, wild\ncat,pet\n")
     assert read_groups(file, ["cat", "dog", "emu"]).tolist() == [0, 0, 1]
     for text, told in (
-        ("0,a\n0,b\n", "stands there twice"),
-        ("emu\n", "'emu' is no class and its group"),
-        ("3,a\n", "'3,a' is no class"),
-        ("0,a\n2,b\n", "gives no group to 1"),
+        ("0,a\n0,b\n", "repeats a class"),
+        ("emu\n", "'emu' is not a class and its group"),
+        ("3,a\n", "'3,a' is not a class"),
+        ("0,a\n2,b\n", "has no group for 1"),
     ):
         file.write_text(text)
         with pytest.raises(InputError, match=told):
             read_groups(file, 3)
-    with pytest.raises(InputError, match=r"groups=kmean cannot be read .*write kmeans, random"):
+    with pytest.raises(InputError, match=r"groups=kmean cannot be read .*give kmeans, random"):
         Setting("mos:groups=kmean")
-    with pytest.raises(InputError, match="k=9 groups are more than the 3 classes"):
+    with pytest.raises(InputError, match="k=9 groups, but only 3 classes"):
         Setting("mos:k=9")
 
 
@@ -276,8 +276,8 @@ def test_vos_is_cross_entropy_until_it_begins_and_its_formula_then(caplog) -> No
     assert setting.objective.warning({}) is None
     setting.objective.counts[1] = 29
     assert setting.loss().item() == pytest.approx(ce, rel=1e-12)
-    assert "has not had 30 images yet" in setting.objective.warning({})
-    with pytest.raises(InputError, match="select=5 of draws=4"):
+    assert "has had fewer than 30 images so far" in setting.objective.warning({})
+    with pytest.raises(InputError, match="select=5 is more than draws=4"):
         parse_objective("vos:select=5,draws=4")
 
 

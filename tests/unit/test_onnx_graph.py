@@ -46,7 +46,7 @@ from nescio.methods.trained.vos import VOSHead
 from nescio.models import Classifier
 
 CLASSES, WIDTH, SIDE = 5, 16, 16
-OWN_PASS, NO_SVD, FAISS = "a pass of its own", "takes the eigenvectors", "searches by FAISS"
+OWN_PASS, NO_SVD, FAISS = "a pass of its own", "needs eigenvectors", "uses FAISS"
 REFUSED = {
     "bats+msp": OWN_PASS,
     "csi+msp": OWN_PASS,

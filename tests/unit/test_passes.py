@@ -281,7 +281,7 @@ def test_features_of_the_plain_pass_are_refused_by_a_detector_with_its_own(class
     assert detector(own).isfinite().all()
     for changed in (own.rows(torch.tensor([2, 1])), own.rows(slice(3)).with_h(own.h[:3])):
         assert torch.equal(detector(changed.raw), detector(own)[[2, 1] if len(changed) == 2 else slice(3)])
-    with pytest.raises(InputError, match="runs the network as it is"):
+    with pytest.raises(InputError, match="runs the unchanged network"):
         unlabelled_fit("energy", classifier)(own)
 
 

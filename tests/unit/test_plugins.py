@@ -145,7 +145,7 @@ def test_bench_judges_a_score_of_a_module_by_its_name(
         ("no_such_module", "plugin no_such_module cannot be imported: ModuleNotFoundError: No module named"),
         ("no/such/file.py", "no such file: no/such/file.py"),
         ("broken.py", "plugin broken.py cannot be imported: ZeroDivisionError: division by zero"),
-        ("energy.py", "stage 'energy' is there already: nescio.methods.score.logits.Energy; call energy@"),
+        ("energy.py", "stage 'energy' exists already: nescio.methods.score.logits.Energy; rename energy@"),
     ],
 )
 def test_a_plugin_that_cannot_be_used_is_refused(

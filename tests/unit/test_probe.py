@@ -219,14 +219,14 @@ def test_an_encoder_serves_what_reads_features_alone(
     caplog.set_level(logging.INFO, "nescio")
     session = opened(images, "none", tmp_path)
     sets: dict[str, Any] = {"train": images / "train", "id": images / "test", "ood": {"noise": images / "noise"}}
-    with pytest.raises(InputError, match=r"detector 'fmls': .*is an encoder, without the .* head .*--head probe"):
+    with pytest.raises(InputError, match=r"detector 'fmls': .*is an encoder without a .* head .*--head probe"):
         nescio.bench(session, detectors=["knn", "fmls"], **sets)
     assert not (tmp_path / "banks").exists()
     results = nescio.bench(session, detectors=["knn:k=3", "mahalanobis", "all"], **sets)
     assert "energy" not in results.detectors
     assert {"gmm", "rmd"} < set(results.detectors)
     (told,) = [line for line in caplog.messages if "leaving out" in line and ", energy, " in line]
-    assert "is an encoder, without the classification head that it reads; fit one" in told
+    assert "is an encoder without a classification head; fit one" in told
     assert results.row("knn:k=3", "noise").auroc > 0.9
     assert np.isnan(results.row("mahalanobis", "noise").id_accuracy)
     results.save(tmp_path / "results")
@@ -243,7 +243,7 @@ def test_a_fitted_head_needs_its_training_images(images: Path, tmp_path: Path) -
         nescio.fit(session, "energy", calibrate=images / "held")
     with pytest.raises(InputError, match="calibration images are training images"):
         nescio.fit(session, "energy", train=images / "train", calibrate=images / "train")
-    with pytest.raises(InputError, match=r"'energy' reads a head that is still to be fitted: session\.ready\(train\)"):
+    with pytest.raises(InputError, match=r"'energy' reads a head that is not fitted yet: call session\.ready\(train\)"):
         session.fit(["knn", "energy"], images / "train")
     assert not (tmp_path / "banks").exists()
 

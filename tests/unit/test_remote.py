@@ -96,7 +96,7 @@ def test_file_urls_are_paths(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("url", "told"),
     [
-        ("memory://bucket/none", "holds no images"),
+        ("memory://bucket/none", "contains no images"),
         ("memory://bucket/none.png", "FileNotFoundError"),
         ("memory://bucket/none/*.png", "no images match"),
         ("memory://bucket/broken.parquet", "cannot be read as parquet"),

@@ -142,7 +142,7 @@ def test_a_cold_session_fits_scores_and_judges_batches() -> None:
     assert [r.n_ood for r in results.rows] == [30, 30]
     one = Session(tiny_net(), size=(3, 8, 8))
     torch.testing.assert_close(one(X[0]).h, one(X[:1].numpy()).h)
-    with pytest.raises(InputError, match="reads images, not normalised batches"):
+    with pytest.raises(InputError, match="needs images, not normalised batches"):
         nescio.fit(tiny_net(), "energy", calibrate=loader(0))
 
 
@@ -199,7 +199,7 @@ def test_a_set_takes_another_head_and_a_fitted_detector_is_deployed_as_it_is(tmp
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda: nescio.Detector("knn").fit(np.ones((5, 3)))(np.ones((2, 4))), "fitted on features of 3, these have 4"),
+        (lambda: nescio.Detector("knn").fit(np.ones((5, 3)))(np.ones((2, 4))), "of length 3, but these have length 4"),
         (lambda: nescio.Detector("knn").fit(np.ones((5, 3)), [0, 1]), r"labels: expected one for each of 5 rows"),
         (lambda: nescio.Detector("knn")(np.ones((5, 3))), "not fitted"),
         (
@@ -215,7 +215,7 @@ def test_a_set_takes_another_head_and_a_fitted_detector_is_deployed_as_it_is(tmp
         (lambda: nescio.Detector("energy")(np.ones(5), head=nn.Linear(5, 2)), "expected a matrix"),
         (lambda: nescio.Detector("energy")(np.array(["a"])), "numbers"),
         (nescio.Detector("energy"), "give one of them"),
-        (lambda: nescio.Detector("energy").fit(head=nn.ReLU()), "no linear layer"),
+        (lambda: nescio.Detector("energy").fit(head=nn.ReLU()), "not a linear layer"),
         (lambda: Session(tiny_net()).scores("energy", DataLoader(X, 4, shuffle=True)), "shuffles"),
         (lambda: Session(tiny_net()).features("images/"), "the size of its images is unknown"),
         (lambda: Session(tiny_net()).features(DataLoader((X * 255).byte(), 4)), "normalise"),

@@ -272,7 +272,7 @@ def test_pooled_head_is_the_mean_of_its_positions() -> None:
         ("ssod:gamma=1", "must lie in"),
         ("ssod:gamma=95", "must lie in"),
         ("ssod:alpha=0", "alpha=0 must be"),
-        ("ssod:balance=average", "not a choice; known: dr, lw, lwb"),
+        ("ssod:balance=average", "not one of the choices; known: dr, lw, lwb"),
         ("ce:smoothing=1", "smoothing=1"),
     ],
 )

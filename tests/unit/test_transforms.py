@@ -121,7 +121,7 @@ def test_a_function_without_a_lasting_name_needs_a_key() -> None:
         (v1.Compose([v1.Resize((8, 9)), v1.ToTensor()]), r"gives \(3, 8, 9\): expected one square image"),
         (v1.Resize((8, 8)), "gives Image: expected a tensor; add ToTensor"),
         (v1.Normalize((0.5,), (0.5,)), "fails on an RGB image: TypeError"),
-        (7, "int is no transform"),
+        (7, "int is not a transform"),
     ],
 )
 def test_a_function_that_is_no_test_transform_is_refused(function: Any, told: str) -> None:

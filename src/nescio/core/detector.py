@@ -159,7 +159,7 @@ class Detector(StoredChain):
         check_width(features)
         if self.width is not None and features.has_h and features.h.shape[1] != self.width:
             raise InputError(
-                f"detector '{self}' was fitted on features of length {self.width:,}, but these have "
+                f"detector '{self}' was fitted on features of length {self.width:,}, but these have length "
                 f"{features.h.shape[1]:,}; fit it again on features of this network"
             )
         if features.network_pass != self.pass_key:

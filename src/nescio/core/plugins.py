@@ -77,7 +77,7 @@ def load_group(group: str) -> None:
                 entry.load()
             except Exception as e:  # noqa: BLE001 - another package's code
                 log.warning(
-                    "plugin '%s' (%s) cannot be imported and is left out: %s: %s",
+                    "plugin '%s' (%s) is left out: %s: %s",
                     entry.name,
                     entry.value,
                     type(e).__name__,

@@ -10,7 +10,7 @@ from nescio.core.errors import InputError
 def check_gamma(gamma: float) -> float:
     """A threshold within (0.5, 1)."""
     if not 0.5 < gamma < 1:
-        raise InputError(f"gamma={gamma:g} must lie in (0.5, 1): 1-gamma is the threshold for OOD positions")
+        raise InputError(f"gamma={gamma:g} must be in (0.5, 1); 1-gamma is the threshold for OOD positions")
     return gamma
 
 

@@ -26,8 +26,8 @@ COSTS = "costs.csv"
 network's time per image in plain passes."""
 
 LEFT_OUT = (
-    "fit s and µs leave the network out. passes: what it runs for this detector, in plain passes per image; where that "
-    "is empty, the one plain pass serves. ONNX: whether nescio export takes it."
+    "fit s and µs exclude the network. passes: the cost of the network for this detector, in plain passes per image; "
+    "empty where the one plain pass is enough. ONNX: whether nescio export supports it."
 )
 
 WIDE = 150
@@ -121,7 +121,7 @@ def describe(name: str) -> str:
     found: list[tuple[str, type[object]]] = [(REGISTRY[name].place, REGISTRY[name])] if name in REGISTRY else []
     found += [("objective", OBJECTIVES[name])] if name in OBJECTIVES else []
     if not found:
-        raise InputError(f"no method '{name}'{nearest(name, [*REGISTRY, *presets(), *OBJECTIVES])}")
+        raise InputError(f"unknown method '{name}'{nearest(name, [*REGISTRY, *presets(), *OBJECTIVES])}")
     return "\n\n\n".join(f"{name} ({place})\n\n{inspect.getdoc(kind)}" for place, kind in found)
 
 
@@ -134,7 +134,7 @@ def _onnx(stage: type[Stage]) -> str:
 def _needs(needs: Needs) -> Iterator[str]:
     """What there must be beside features of the image; logits follow from a head, labels are those of training."""
     if needs.rerun:
-        yield "pass, of training too" if needs.rerun == "options" else "pass"
+        yield "pass, also for training" if needs.rerun == "options" else "pass"
     if needs.gradients:
         yield "gradient"
     if needs.head or needs.logits:

@@ -82,7 +82,7 @@ class View:
             RuntimeError: something was computed of these already.
         """
         if {"fmaps", "features"} & vars(self).keys():
-            raise RuntimeError("the network has run: add images before anything is computed of them")
+            raise RuntimeError("the network has already run: add images before anything is computed from them")
         self.x = torch.cat([self.x, images])
 
     def others(self, t: Tensor) -> Tensor:

@@ -232,7 +232,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     except Exception as e:  # noqa: BLE001 - as above
         raise DamagedBank(f"its manifest cannot be read: {type(e).__name__}: {e}") from None
     if key.format != FORMAT:
-        raise DamagedBank("its format is another version's")
+        raise DamagedBank("another version of nescio wrote it")
     if not whole:
-        raise DamagedBank("its manifest is not one")
+        raise DamagedBank("its manifest is not valid")
     return manifest

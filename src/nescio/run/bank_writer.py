@@ -45,8 +45,8 @@ from nescio.run.bank import (
 log = logging.getLogger(__name__)
 
 _NEW_LIST = b"row,image,reason\n"
-_ELSEWHERE = "name another folder (--cache DIR)"
-_GOES_ON = "make room there, and the same command goes on where it stopped"
+_ELSEWHERE = "give another folder: cache= (--cache DIR)"
+_GOES_ON = "free some space there and run the same command again: it continues where it stopped"
 _Kind = tuple[np.dtype[Any], tuple[int, ...]]
 
 
@@ -75,7 +75,7 @@ class BankWriter:
         """
 
         def waiting() -> None:
-            log.info("another process is making bank %s: waiting for it", self.final.name)
+            log.info("another process is writing bank %s: waiting for it", self.final.name)
 
         with ExitStack() as stack:
             try:
@@ -95,14 +95,14 @@ class BankWriter:
             try:
                 bank = Bank(path, self.key.probes)
                 if BankKey(**bank.manifest["key"]).family != self.key.family:
-                    raise DamagedBank("it holds other features than its name says")
+                    raise DamagedBank("its features are not those that its name stands for")
                 if not same_reaction(bank.reaction, reaction):
                     raise DamagedBank("another network with the same weights wrote it")
                 return bank
             except DamagedBank as e:
-                log.warning("bank %s cannot be used (%s): building it again", path.name, e)
+                log.warning("bank %s cannot be used (%s): computing it again", path.name, e)
                 if self._denied is None:
-                    with writing(path, "remove it, or name another folder (--cache DIR)"):
+                    with writing(path, "remove it, or give another folder: cache= (--cache DIR)"):
                         shutil.rmtree(path)
         return None
 
@@ -135,7 +135,11 @@ class BankWriter:
                 return self._first_to_write(n), self._size
             except Exception as e:  # noqa: BLE001 - what a damaged file raises no library says
                 if self.partial.exists():
-                    log.warning("partial bank %s cannot be continued (%s): starting again", self.partial.name, e)
+                    log.warning(
+                        "partial bank %s cannot be continued (%s): starting from the beginning",
+                        self.partial.name,
+                        e,
+                    )
             self._create(columns, head, reaction, batch_size)
         return 0, batch_size
 
@@ -180,7 +184,7 @@ class BankWriter:
             else:
                 array = np.load(path, mmap_mode="r+")
             if (array.dtype, array.shape) != (dtype, shape):
-                raise DamagedBank(f"{path.name} has another shape")
+                raise DamagedBank(f"{path.name} has the wrong shape")
             self._arrays[name], self._heads[name] = array, head_checksum(path, array)
         self._checks, self._size = self._arrays.pop("checks"), batch_size
 
@@ -197,10 +201,14 @@ class BankWriter:
             intact &= sound(self.partial / f"{name}.npy", array, self._size, self._checks[:, i])
         kept = len(intact) if intact.all() else int(intact.argmin())
         if not kept and self._checks.any():
-            raise DamagedBank("none of its images is as it was written")
+            raise DamagedBank("all of its images have changed")
         start = min(kept * self._size, n)
         if self._checks[kept:].any():
-            log.warning("partial bank %s was changed: computing image %s and on again", self.partial.name, f"{start:,}")
+            log.warning(
+                "partial bank %s was changed: computing again from image %s on",
+                self.partial.name,
+                f"{start:,}",
+            )
         self._checks[kept:] = 0
         listed = listed[: ends[kept - 1][1]] if kept else _NEW_LIST
         with (self.partial / SKIPPED).open("r+b") as file:
@@ -235,9 +243,9 @@ class BankWriter:
         if size > free:
             probes = [name for name in columns if name not in COLUMNS]
             raise InputError(
-                f"the bank needs {size / 1e9:.1f} GB below {self.root}, where {free / 1e9:.1f} GB are free; "
-                "name another folder (--cache DIR), halve it with --bank-dtype float16, or drop detectors with wide "
-                f"probes{f' ({some(probes)})' if probes else ''}"
+                f"the bank needs {size / 1e9:.1f} GB in {self.root}, but only {free / 1e9:.1f} GB are free; "
+                "give another folder, cache= (--cache DIR), halve it with float16 (--bank-dtype float16), or drop "
+                f"detectors with wide probes{f' ({some(probes)})' if probes else ''}"
             )
 
     def _write_manifest(self) -> None:

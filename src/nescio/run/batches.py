@@ -109,7 +109,7 @@ def loaded(loader: Iterable[Any]) -> Batches:
             x, labels = image_and_label(batch)
             if not isinstance(x, Tensor):
                 raise InputError(
-                    f"a batch holds {type(x).__name__}: give tensors (B, C, H, W), which the network takes"
+                    f"a batch is a {type(x).__name__}: expected tensors (B, C, H, W), as the network takes them"
                 )
             if x.ndim != 4 or not x.is_floating_point():
                 raise InputError(
@@ -119,7 +119,7 @@ def loaded(loader: Iterable[Any]) -> Batches:
             if labels is not None:
                 labels = torch.as_tensor(integers(np.asarray(torch.as_tensor(labels).cpu()), "a batch"))
                 if len(labels) != len(x):
-                    raise InputError(f"a batch holds {len(x)} images and {len(labels)} labels")
+                    raise InputError(f"a batch has {len(x)} images but {len(labels)} labels: give one label per image")
             yield x, labels
     except TypeError as e:  # of PyTorch's own function, which joins the items of a batch
-        raise InputError(f"this DataLoader makes no batches ({e}); give its data set, loader.dataset") from None
+        raise InputError(f"this DataLoader does not make batches ({e}); give its data set, loader.dataset") from None

@@ -70,8 +70,8 @@ def bank_of(runner: Runner, source: Source, network_pass: Pass, probes: Mapping[
     if bad > runner.max_bad * len(source) or len(bank) == 0:
         _, image, reason = bank.skipped[0]
         raise InputError(
-            f"{bad:,} of {len(source):,} {title} could not be used, more than the share "
-            f"{runner.max_bad:g} that may be (--max-bad); "
+            f"{bad:,} of {len(source):,} {title} could not be used, and at most the share "
+            f"{runner.max_bad:g} is allowed: max_bad= (--max-bad); "
             f"the first: {image}: {reason}; all of them: {bank.path / 'skipped.csv'}"
         )
     return bank
@@ -157,7 +157,9 @@ class Extraction:
 def _stored(h: Any, dtype: str) -> Any:
     limit = np.finfo(DTYPES[dtype]).max
     if (np.abs(h[np.isfinite(h)]) > limit).any():
-        raise InputError(f"features exceed {limit:g}, the largest {dtype}; store them as float32 (--bank-dtype)")
+        raise InputError(
+            f"features exceed {limit:g}, the largest {dtype}; store them as float32 (--bank-dtype float32)"
+        )
     return h.astype(DTYPES[dtype])
 
 

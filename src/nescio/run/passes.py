@@ -52,12 +52,12 @@ def check_model(detector: Detector, classifier: Classifier) -> None:
     """
     if (detector.needs.head or detector.needs.logits) and not (classifier.has_head or classifier.awaits_probe):
         raise InputError(
-            f"{classifier.name} is an encoder, without the classification head that it reads; fit one on labelled "
-            "training images (head='probe'; --head probe)"
+            f"{classifier.name} is an encoder without a classification head; fit one on labelled "
+            "training images: head='probe' (--head probe)"
         )
     for head in sorted(detector.needs.heads - set(classifier.heads)):
         hint = known_heads()[head].hint()
-        raise InputError(f"{classifier.name} was not trained with the head '{head}' that it reads; {hint}")
+        raise InputError(f"{classifier.name} was not trained with the head '{head}'; {hint}")
     if detector.input_stage is not None:
         classifier.with_body(detector.input_stage.prepare)
     if detector.needs.probes:
@@ -83,7 +83,7 @@ def servable(specs: Iterable[str], classifier: Classifier, *, trained: bool = Tr
         try:
             check_model(detector, classifier)
             if not trained and detector.needs.fitting:
-                raise InputError("there are no training images")
+                raise InputError("there are no training images: give train= (--train)")
         except InputError as e:
             left[str(e)].append(spec)
         else:

@@ -104,7 +104,7 @@ class Runner:
             return batches
         first = next(batches, None)
         if first is None:
-            raise InputError("there are no images")
+            raise InputError("there are no images: give at least one")
         self._meet(first[0])
         return itertools.chain([first], batches)
 
@@ -141,7 +141,8 @@ class Runner:
         """Features of normalised images ``(B, C, H, W)``, or of one ``(C, H, W)``, on the network's device."""
         if not isinstance(x, Tensor | np.ndarray):
             raise InputError(
-                f"expected normalised images (B, C, H, W), got {type(x).__name__}; features(…) takes others"
+                f"expected normalised images (B, C, H, W), got {type(x).__name__}; for images in other forms, call "
+                "features(…)"
             )
         x = torch.as_tensor(x)
         x = x if x.ndim == 4 else x[None]

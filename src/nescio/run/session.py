@@ -71,7 +71,9 @@ class Session(Runner):
         if not self.classifier.awaits_probe:
             return self
         if train is None:
-            raise InputError("head=probe fits a linear head on labelled training images: give them (--train)")
+            raise InputError(
+                "head='probe' (--head probe) fits a linear head on labelled training images: give train= (--train)"
+            )
         source, features = self.source(train), self.read(train, PLAIN, {}, "train")
         names = self.classifier.classes or (None if source is None else source.classes)
         head = fit_probe(features, classes=names or int(features.labels.max()) + 1)
@@ -99,7 +101,7 @@ class Session(Runner):
         found = list(self.meet(images).detectors(readers).values())
         passes = {p.key: p for p in (pass_of(d, self.classifier.device) for d in found)} or {PLAIN.key: PLAIN}
         if len(passes) > 1:
-            raise InputError(f"these detectors read different passes over the images: {found}; ask for each alone")
+            raise InputError(f"these detectors need different passes over the images: {found}; use them one at a time")
         return self.read(images, next(iter(passes.values())), probes_of(found), title)
 
     def detectors(self, detectors: AnyDetector | Iterable[AnyDetector] | Mapping[str, Detector]) -> dict[str, Detector]:
@@ -123,7 +125,9 @@ class Session(Runner):
         found = self.detectors(given)
         reading = [name for name, d in found.items() if d.needs.head or d.needs.logits]
         if reading and self.classifier.awaits_probe:
-            raise InputError(f"detector '{reading[0]}' reads a head that is still to be fitted: session.ready(train)")
+            raise InputError(
+                f"detector '{reading[0]}' reads a head that is not fitted yet: call session.ready(train) first"
+            )
         return found
 
     def read(self, images: Images, network_pass: Pass, probes: Mapping[str, Probe], title: str) -> FeatureSet:
@@ -148,7 +152,7 @@ class Session(Runner):
         """
         if self.batches(images) is not None or not self.classifier.has_transform:
             raise InputError(
-                f"{what} reads images, not normalised batches: give images (a folder, or a data set of PIL images) "
+                f"{what} needs images, not normalised batches: give images (a folder, or a data set of PIL images) "
                 "and their transform, Session(model, transform=…)"
             )
         return as_source(images)
@@ -223,7 +227,7 @@ class Session(Runner):
             if stage is None or not stage.needs.images:
                 continue
             if images is None or isinstance(images, FeatureSet):
-                raise InputError(f"detector '{detector}' is fitted on training images; give them (--train)")
+                raise InputError(f"detector '{detector}' is fitted on training images; give train= (--train)")
             own = Pass(f"choice of {stage!r}", PLAIN.features, stage.prepare)
             network = self.network(own, detector.needs.probes)
             fitted = copy.deepcopy(detector).to(self.classifier.device)

@@ -43,7 +43,7 @@ class BATS(InputStage, name="bats"):
             if isinstance(m, _BatchNorm) and m.affine and m.running_mean is not None
         ]
         if not norms:
-            raise InputError("the network has no batch norms that 'bats' could truncate; drop it for this model")
+            raise InputError("the network has no batch norms, which 'bats' truncates; drop it for this model")
         for name, norm in norms[-self.last :]:
             owner, _, attribute = name.rpartition(".")
             setattr(body.get_submodule(owner), attribute, _Truncated(norm, self.lam))

@@ -50,7 +50,7 @@ class MCDropout(InputStage, name="mcdropout"):
         dropouts = [(n, m) for n, m in body.named_modules() if isinstance(m, _DropoutNd) and m.p > 0]
         if not dropouts and not self.p:
             raise InputError(
-                "the network has no dropout that 'mcdropout' could use; give the rate of one on the penultimate "
+                "the network has no dropout, which 'mcdropout' needs; give a rate for dropout on the penultimate "
                 "features (mcdropout:p=0.5), or drop it for this model"
             )
         for name, dropout in dropouts:

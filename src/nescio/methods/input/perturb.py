@@ -101,6 +101,8 @@ def _gradient(network: Network, chain: Chain, x: Tensor) -> Tensor:
         score = chain.of_any_pass(network(x)).sum()
         if not score.requires_grad:
             perturb = chain.steps[0].name
-            raise InputError(f"the score of '{chain!r}' has no gradient, so '{perturb}' cannot raise it; drop one")
+            raise InputError(
+                f"the score of '{chain!r}' has no gradient, so '{perturb}' cannot raise it; drop one of them"
+            )
         (gradient,) = torch.autograd.grad(score, x)
     return gradient

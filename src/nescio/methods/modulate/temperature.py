@@ -61,12 +61,12 @@ class Temperature(Modulate, name="temperature"):
             temperature = _most_likely(*(torch.cat(part) for part in zip(*pairs, strict=True)))
             if abs(math.log(temperature)) > _FARTHEST:
                 log.warning(
-                    "%r: no temperature is the best for these images (all of them right?), so it stays 1; give images "
-                    "that the network has not learned (--held-out), or T",
+                    "%r: the best temperature is not finite (are all of these images classified correctly?), so it "
+                    "stays 1; give images that the network was not trained on, held_out= (--held-out), or T",
                     self,
                 )
                 temperature = 1.0
-            log.info("%r divides by %.4g", self, temperature)
+            log.info("%r: T = %.4g", self, temperature)
         self.temperature = torch.tensor(temperature, device=data.device)
 
     def forward(self, f: Features) -> Features:

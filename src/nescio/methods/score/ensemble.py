@@ -37,12 +37,12 @@ class Ensemble(Score):
         super().__init__()
         chains = [m if type(m) is Chain else _whole(m) for m in members]
         if len(chains) < 2:
-            raise InputError(f"{self.name}({', '.join(map(repr, chains))}) needs two members or more")
+            raise InputError(f"{self.name}({', '.join(map(repr, chains))}) needs two or more members")
         for member in chains:
             if member.steps[0].place == "input":
                 own, rest = member.steps[0], "+".join(map(repr, member.steps[1:]))
                 raise InputError(
-                    f"'{member!r}' in an ensemble makes a pass of its own; put the input stage before it, for all "
+                    f"'{member!r}' in an ensemble needs its own pass; put the input stage before the ensemble, for all "
                     f"members: {own!r}+{self.name}({rest},…)"
                 )
         self.members = nn.ModuleList(chains)
@@ -66,7 +66,7 @@ class Ensemble(Score):
 
     def unexportable(self) -> str | None:
         """What holds for the first member that cannot be exported."""
-        return next((f"has a member that cannot be: {why}" for m in self.chains if (why := m.unexportable())), None)
+        return next((f"has a member that {why}" for m in self.chains if (why := m.unexportable())), None)
 
     def fit(self, data: FeatureSet) -> None:
         """Fit the members, then score the held-out features with them."""
@@ -78,7 +78,8 @@ class Ensemble(Score):
             if data.held_out is not None:
                 raise
             raise InputError(
-                f"{e} ({self.name}(…) keeps a fifth of the training images apart; give others for that: --held-out)"
+                f"{e} ({self.name}(…) keeps a fifth of the training images apart; give other images instead: held_out= "
+                "(--held-out))"
             ) from None
         self.scale(torch.cat([self.scores(f) for f in held.chunks()]))
 
@@ -157,7 +158,7 @@ class Fisher(Ensemble, name="fisher"):
     def scale(self, scores: Tensor) -> None:
         """Keep each member's held-out scores in order ``(members, N)``."""
         if len(scores) < 2:
-            raise InputError(f"'{self!r}' needs two held-out ID images or more; give some (--held-out)")
+            raise InputError(f"'{self!r}' needs two or more held-out ID images; give held_out= (--held-out)")
         self.reference = scores.T.sort(dim=1).values.contiguous()
 
     def forward(self, f: Features) -> Tensor:

@@ -71,7 +71,7 @@ class Gram(Score, name="gram"):
             low.scatter_reduce_(0, where, g, "amin")
             high.scatter_reduce_(0, where, g, "amax")
         if low is None or high is None:
-            raise InputError(f"stage '{self.name}' needs more training images than there are")
+            raise InputError(f"stage '{self.name}' needs more training images")
         seen = low.isfinite()
         self.lowest, self.highest = torch.where(seen, low, low.amin(dim=0)), torch.where(seen, high, high.amax(dim=0))
         total, count = low.new_zeros(()), 0

@@ -84,7 +84,7 @@ class KNN(Score, name="knn"):
 
     def unexportable(self) -> str | None:
         """The search of FAISS is no graph."""
-        return None if self.index == "exact" else "searches by FAISS, which is no part of ONNX; fit it with index=exact"
+        return None if self.index == "exact" else "uses FAISS, which ONNX does not have; fit it with index=exact"
 
     def forward(self, f: Features) -> Tensor:
         """Score a batch."""

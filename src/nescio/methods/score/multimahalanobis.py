@@ -72,7 +72,7 @@ class MultiMahalanobis(Score, name="multimahalanobis"):
         layers = f.probed("mean")
         widths = [p.shape[1] for p in layers]
         if sum(w * w for w in widths) != len(self.whitening):
-            raise InputError(f"stage '{self.name}' was fitted on feature maps of other widths; fit it for this model")
+            raise InputError(f"stage '{self.name}' was fitted on feature maps with other widths; fit it for this model")
         return torch.stack(
             [
                 numerics.squared_distances(x.to(torch.float64) @ root, means).amin(dim=1)

@@ -65,7 +65,7 @@ class Residual(Score, name="residual"):
         width = len(origin)
         dim = _default_dim(width) if self.dim is None else self.dim
         if dim >= width:
-            raise InputError(f"stage '{self.name}': dim={dim} leaves nothing of {width} features; take a smaller one")
+            raise InputError(f"stage '{self.name}': dim={dim} leaves none of {width} features; give a smaller dim")
         products = origin.new_zeros(width, width)
         for f in data.chunks():
             x = f.h.to(torch.float64) - origin

@@ -72,7 +72,7 @@ class LINe(Shape, name="line"):
         if learned is None or learned.numel() <= MOST_EXPORTED:
             return None
         classes, width = learned.shape
-        return f"would make masks of {classes:,} × {width:,} for each image; {MOST_EXPORTED:,} entries are the most"
+        return f"needs masks of {classes:,} × {width:,} entries per image, more than {MOST_EXPORTED:,}"
 
     def forward(self, f: Features) -> Features:
         """Prune and clip a batch, and make its head depend on the prediction."""

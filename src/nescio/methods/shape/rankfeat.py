@@ -29,7 +29,7 @@ class RankFeat(Shape, name="rankfeat"):
 
     def unexportable(self) -> str | None:
         """It has no such operation."""
-        return "takes the eigenvectors of each image's feature map, and ONNX has no operation for that"
+        return "needs eigenvectors of each image's feature map, which ONNX cannot compute"
 
     def forward(self, f: Features) -> Features:
         """Take the features of the deflated map."""

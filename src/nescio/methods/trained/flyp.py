@@ -46,7 +46,9 @@ class FLYPObjective(Objective, name="flyp"):
         from nescio.models.zoo.zeroshot import ZeroShot
 
         if not isinstance(classifier.body, ZeroShot) or classifier.body.text is None:
-            raise InputError(f"{classifier.name} has no text tower, which flyp trains; take --arch clip:NAME")
+            raise InputError(
+                f"{classifier.name} has no text tower, which flyp trains; give a CLIP model (--arch clip:NAME)"
+            )
         tokens = captions(classifier.name, classifier.classes)
         self.register_buffer("captions", tokens.to(classifier.device), persistent=False)
         classifier.layer.requires_grad_(requires_grad=False)

@@ -101,7 +101,10 @@ class GODINObjective(Objective, name="godin"):
         """
         bias = classifier.layer.bias
         if self.similarity == "euclid" and bias is None:
-            raise InputError(f"the last layer of {classifier.name} has no bias, which similarity=euclid needs")
+            raise InputError(
+                f"the last layer of {classifier.name} has no bias, which similarity=euclid needs; use another "
+                "similarity"
+            )
         if self.similarity != "inner" and isinstance(bias, Tensor):
             bias.requires_grad = False  # it follows from the rows
         width = classifier.head.weight.shape[1]

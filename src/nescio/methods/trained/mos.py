@@ -108,7 +108,7 @@ class MOSObjective(Objective, name="mos"):
         rows = classifier.head.weight.detach().cpu()
         k = self.k or max(1, min(8, len(rows) // 2))
         if k > len(rows):
-            raise InputError(f"k={k} groups are more than the {len(rows)} classes")
+            raise InputError(f"k={k} groups, but only {len(rows)} classes; give a smaller k")
         if self.groups == "kmeans":
             group = kmeans(rows, k)
         elif self.groups == "random":
@@ -179,15 +179,15 @@ def read_groups(path: Path, classes: list[str] | int) -> Tensor:
         with path.open(newline="", encoding="utf-8") as file:
             lines = [[cell.strip() for cell in line] for line in csv.reader(file) if line]
     except (OSError, UnicodeDecodeError) as e:
-        raise InputError(f"groups={path} cannot be read ({e}); write kmeans, random, or a file's name") from None
+        raise InputError(f"groups={path} cannot be read ({e}); give kmeans, random, or a file") from None
     found: dict[int, str] = {}
     for line in lines:
         number = names.index(line[0]) if line[0] in names else int(line[0]) if line[0].isdecimal() else len(names)
         if len(line) != 2 or number >= len(names) or number in found:
-            raise InputError(f"{path}: '{','.join(line)}' is no class and its group, or the class stands there twice")
+            raise InputError(f"{path}: '{','.join(line)}' is not a class and its group, or repeats a class")
         found[number] = line[1]
     missing = [name for i, name in enumerate(names) if i not in found]
     if missing:
-        raise InputError(f"{path} gives no group to {some(missing)}")
+        raise InputError(f"{path} has no group for {some(missing)}; add a line for each")
     order = list(dict.fromkeys(found.values()))
     return torch.tensor([order.index(found[i]) for i in range(len(names))])

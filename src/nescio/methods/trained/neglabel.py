@@ -39,11 +39,11 @@ def read_words(path: str | Path) -> list[str]:
         lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as e:
         raise InputError(
-            f"the negative labels in {path} cannot be read ({e}); give a file of words, one a line"
+            f"the negative labels in {path} cannot be read ({e}); give a file of words, one per line"
         ) from None
     words = list(dict.fromkeys(word for line in lines if (word := line.strip())))
     if not words:
-        raise InputError(f"{path} holds no words; give one a line")
+        raise InputError(f"{path} has no words; give one per line")
     return words
 
 
@@ -84,7 +84,7 @@ class NegLabelHead(FeatureHead, name="neglabel", objective=""):
     @classmethod
     def hint(cls) -> str:
         """How a network comes by one, for a message."""
-        return "--model 'clip:NAME:negatives=FILE' makes one"
+        return "--model 'clip:NAME:negatives=FILE' loads one"
 
     @classmethod
     def of_words(cls, path: str | Path, embed: Callable[[list[str]], Tensor], classes: Tensor) -> Self:
@@ -99,7 +99,7 @@ class NegLabelHead(FeatureHead, name="neglabel", objective=""):
             InputError: the file cannot be read, or holds no words.
         """
         words = read_words(path)
-        log.info("reading %s words, of which negative labels are chosen", f"{len(words):,}")
+        log.info("reading %s words to choose negative labels from", f"{len(words):,}")
         rows = [embed(words[i : i + _AT_ONCE]).cpu() for i in range(0, len(words), _AT_ONCE)]
         return cls(chosen(torch.cat(rows), classes))
 

@@ -91,7 +91,10 @@ class SSODObjective(Objective, name="ssod"):
         self.gamma, self.alpha, self.balance = check_gamma(gamma), alpha, balance
         self.weight, self.start, self.outliers = weight, start, outliers
         if outliers and balance == "dr":
-            raise InputError("balance=dr draws as many positions of either kind per image, and outliers have one kind")
+            raise InputError(
+                "balance=dr draws as many ID as OOD positions per image, but outliers have only OOD ones; use another "
+                "balance"
+            )
 
     @property
     def needs(self) -> Needs:
@@ -109,7 +112,7 @@ class SSODObjective(Objective, name="ssod"):
             fmap = split.backbone(noise)
             averages = split.averages(fmap)
         if not averages:
-            raise InputError(f"{classifier.name} does not pool its feature map by the mean, which ssod is made for")
+            raise InputError(f"{classifier.name} does not average its feature map, which ssod needs")
         return {"ood": SSODHead(fmap.shape[1]).to(classifier.device)}
 
     def label(self, view: View) -> tuple[Tensor, Tensor]:
@@ -126,8 +129,8 @@ class SSODObjective(Objective, name="ssod"):
         absent = [kind for kind, name in (("ID", "id_share"), ("OOD", "ood_share")) if means[name] < RARE]
         if not absent:
             return None
-        learns = "nothing" if len(absent) > 1 else "from one kind alone"
-        return f"hardly any patch was labelled {' or '.join(absent)}; the OOD head learns {learns}"
+        learns = "nothing" if len(absent) > 1 else "from one kind only"
+        return f"almost no patch was labelled {' or '.join(absent)}; the OOD head learns {learns}"
 
     def loss(self, view: View, heads: nn.ModuleDict) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a batch."""

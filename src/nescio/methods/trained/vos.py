@@ -91,7 +91,7 @@ class VOSObjective(Objective, name="vos"):
         super().__init__()
         self.weight, self.start, self.queue, self.draws, self.select = weight, start, queue, draws, select
         if select > draws:
-            raise InputError(f"select={select} of draws={draws} samples are more than there are")
+            raise InputError(f"select={select} is more than draws={draws}; give a smaller select")
         self.waiting = False
 
     def heads(self, classifier: Classifier) -> dict[str, nn.Module]:
@@ -103,7 +103,7 @@ class VOSObjective(Objective, name="vos"):
 
     def warning(self, means: Mapping[str, float]) -> str | None:
         """That there are no virtual outliers yet."""
-        why = f"a class has not had {self.queue} images yet, so there are no virtual outliers; see vos:queue="
+        why = f"a class has had fewer than {self.queue} images so far, so there are no virtual outliers; lower queue="
         return why if self.waiting else None
 
     def loss(self, view: View, heads: nn.ModuleDict) -> tuple[Tensor, dict[str, Tensor]]:
