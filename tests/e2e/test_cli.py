@@ -228,7 +228,7 @@ MISTAKES = {
     "a bracket too many": ({"detector": ["energy)"]}, "has a closing bracket without an opening one"),
     "default detectors without training images": (
         {"detector": None, "train": None},
-        "no detector was named.*give them.*--detector msp --detector maxlogit --detector energy$",
+        "some of the default detectors.*give train=.*--detector msp --detector maxlogit --detector energy$",
     ),
     "a report in one file": ({"out": "results.csv", "report": True}, "one file"),
     "a factory that fails": ({"model": "builtins:chr"}, r"chr\(\) failed: TypeError"),
@@ -413,7 +413,7 @@ def test_a_suite_runs_with_what_is_there_and_stands_beside_what_is_published(sui
     common = ("--suite", "mine.toml", "--data-root", "root", "--model", "mine:make", "--weights", "w.safetensors")
     result = nescio("bench", *common, "--workers", "0", "--out", "r")
     assert result.exit_code == 0, result.output
-    assert "goes without mnist" in result.output
+    assert "mnist is left out" in result.output
     assert "gaussian-noise has 10,000" not in result.output
     for words in ("FM + LS", "difference", "decode"):
         assert words in result.output
@@ -467,7 +467,7 @@ def test_data_check_finds_the_id_image_among_the_ood_ones(suite: Path) -> None:
     result = nescio(*arguments)
     assert result.exit_code == 1
     assert "1 images of svhn are in id, too" in result.output
-    assert "svhn has 49 images where 48 are expected" in result.output
+    assert "svhn has 49 images; expected 48" in result.output
 
 
 def test_compare_is_a_gate(here: Path) -> None:

@@ -47,7 +47,7 @@ def test_a_file_is_fitted_and_says_what_it_is(here: Path) -> None:
 
 
 def test_what_no_graph_can_hold_is_said_before_the_work(here: Path) -> None:
-    told = "nescio export will refuse this detector: 'odin:eps=0.01' makes a pass of its own"
+    told = "nescio export will refuse this detector: 'odin:eps=0.01' needs its own pass"
     result = nescio(*FIT, *SETS, "--detector", "odin:eps=0.01+msp", "-o", "my.nescio")
     assert result.exit_code == 0, result.output
     assert result.output.index(told) < result.output.index("network")

@@ -150,7 +150,7 @@ def test_two_processes_follow_one(launcher: str, here: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--objective", "ssod:gamma=0.3"], "gamma=0.3 must lie in (0.5, 1)"),
+        (["--objective", "ssod:gamma=0.3"], "gamma=0.3 must be in (0.5, 1)"),
         (["--recipe", "sod"], "unknown recipe 'sod'"),
         (["--arch", "tiny_networks:nothing"], "cannot be imported"),
         (["--devices", "5"], "batch_size=24 does not divide into 1 × 5 processes"),

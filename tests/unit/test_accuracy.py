@@ -141,7 +141,8 @@ def test_a_few_of_the_classes_are_found_by_name(make: Callable[..., Path]) -> No
 
 def test_labels_in_another_order_are_refused_with_the_way_out(make: Callable[..., Path]) -> None:
     with pytest.raises(
-        InputError, match=r"id images are in another order.*--classes FILE.*order is red, green, blue \(of a network"
+        InputError,
+        match=r"id images are in a different order.*--classes FILE.*order red, green, blue; if the weights are random",
     ) as e:
         run(colours(), make)  # folders are sorted: blue, green, red
     assert "right for 33.3% of them, and would be for 100.0% with 2 classes renumbered" in str(e.value)
@@ -154,7 +155,7 @@ def test_every_command_refuses_another_order(make: Callable[..., Path]) -> None:
         lambda: fit(Session(colours(), **OPTIONS), "ls+energy", calibrate=held, train=train),
         lambda: tune(Session(colours(), **OPTIONS), "energy", val=open_source(held)),
     ):
-        with pytest.raises(InputError, match="are in another order than the classes of the model"):
+        with pytest.raises(InputError, match="are in a different order from the classes of the model"):
             call()
     fitted = fit(Session(colours(["red", "green", "blue"]), **OPTIONS), "ls+energy", calibrate=held, train=train)
     assert fitted.about["accuracy"]["share"] == 1

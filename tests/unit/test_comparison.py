@@ -96,8 +96,8 @@ def test_images_that_changed_are_not_shown_for_the_old_ones(results: Results, tm
         ("scores.safetensors", None, r"scores\.safetensors is missing"),
         ("results.json", "{", "damaged and cannot be read as results"),
         ("results.json", "{}", "damaged and cannot be read as results"),
-        ("results.json", '{"rows": []}', "of an earlier version"),
-        ("scores.safetensors", "x" * 100, r"scores\.safetensors does not belong to results\.json"),
+        ("results.json", '{"rows": []}', "an earlier version wrote"),
+        ("scores.safetensors", "x" * 100, r"scores\.safetensors does not match results\.json"),
     ],
 )
 def test_a_folder_without_results_says_what_is_wrong(
@@ -136,7 +136,7 @@ def test_a_run_killed_while_it_writes_never_mixes_with_an_earlier_one(
     try:
         back = Results.load(old)
     except InputError as e:
-        assert "does not belong to results.json" in str(e)  # noqa: PT017 - or it is one of the two, whole
+        assert "does not match results.json" in str(e)  # noqa: PT017 - or it is one of the two, whole
         assert moved > 0
         return
     expected = other if len(calls) <= moved else results

@@ -124,7 +124,7 @@ def test_every_class_falls_into_one_group() -> None:
         ({"accept": 95}, "write 0.95 for 95 %"),
         ({"accept": 1.0}, "between 0 and 1"),
         ({"confidence": 0.0}, "between 0 and 1"),
-        ({"accept": 0.999}, "999 or more are needed"),
+        ({"accept": 0.999}, "give 999 or more"),
         ({"accept": 0.95, "confidence": 0.999}, "135 or more"),
         ({"n_classes": 3}, "need the predictions"),
     ],

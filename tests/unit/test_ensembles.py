@@ -102,7 +102,7 @@ def test_presets_may_be_members_and_follow_an_input_stage() -> None:
         ("fmls+energy", "unknown stage 'fmls'"),
         ("ls+mean(ls+energy,knn)", "follows 'ls'.*twice"),
         ("ls+mean(fm+energy,msp)", "follows 'ls'.*out of order"),
-        ("odin+fisher(energy,mean(odin+msp,knn))", "makes a pass of its own"),
+        ("odin+fisher(energy,mean(odin+msp,knn))", "needs its own pass"),
         ("mcdropout+fm+msp", "would discard"),
         ("mcdropout+mean(msp,react:clip=1+msp)", "would discard"),
         ("fmls@imagnet-resnet50", "did you mean 'fmls@imagenet-resnet50'"),

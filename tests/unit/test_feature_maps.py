@@ -134,7 +134,7 @@ def test_a_proxy_that_fails_is_a_line_whatever_it_was(
     assert len(choice.proxies) == 5
     assert {c.detector for c in choice.candidates} == {"energy", "gram"}  # which nothing keeps from its maps now
     assert "leaving out the proxy background: RuntimeError: Given input size: (342x1x1)." in caplog.messages
-    with pytest.raises(InputError, match="the proxy 'background' cannot be had: RuntimeError"):
+    with pytest.raises(InputError, match="the proxy 'background' cannot be used: RuntimeError"):
         recommend(Session(classifier, **QUICK), val=images["val"], proxy="background")
 
 
@@ -154,5 +154,5 @@ def test_a_proxy_that_fails_on_its_images_is_a_line_too(
     assert tune(Session(classifier, **QUICK), "energy", val=images["val"]).proxies == ("tiles",)
     assert sum("ZeroDivisionError" in line for line in caplog.messages) == 5
     monkeypatch.setattr(select, "proxy_features", lambda *_, **__: 1 / 0)
-    with pytest.raises(InputError, match="no proxy can be had"):
+    with pytest.raises(InputError, match="no proxy works"):
         tune(Session(classifier, **QUICK), "energy", val=images["val"])

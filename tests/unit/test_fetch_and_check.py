@@ -151,7 +151,7 @@ def test_a_checksum_lets_a_transfer_go_on_where_the_server_names_no_version(serv
 
 
 def test_an_archive_of_another_checksum_is_not_kept(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="not the archive that was meant"):
+    with pytest.raises(InputError, match="not the expected archive"):
         fetch(dataset(server, "0" * 64), "test", tmp_path, progress=False)
     assert not list(tmp_path.iterdir())
 
@@ -221,7 +221,7 @@ def test_a_hugging_face_set_is_moved_in_when_all_of_it_has_come(
 
 def test_a_page_in_place_of_an_archive_is_not_kept(server: Server, tmp_path: Path) -> None:
     server.body = b"<!doctype html>please log in"
-    with pytest.raises(InputError, match="gave no archive"):
+    with pytest.raises(InputError, match="is not an archive"):
         fetch(dataset(server), "test", tmp_path, progress=False)
     assert not list(tmp_path.iterdir())
 
@@ -262,8 +262,8 @@ def test_bad_repeated_and_shared_images_are_counted(tmp_path: Path) -> None:
     ("other", "said"),
     [
         ({"size": (100, 100)}, "sharpness"),
-        ({"size": (40, 80)}, "another shape"),
-        ({"kind": "JPEG"}, "traces of compression"),
+        ({"size": (40, 80)}, "a different shape"),
+        ({"kind": "JPEG"}, "compression artefacts"),
     ],
 )
 def test_what_gives_ood_images_away_is_said(tmp_path: Path, other: dict, said: str) -> None:
@@ -292,4 +292,4 @@ def test_jpeg_quality_is_read_from_the_tables(tmp_path: Path) -> None:
 
 def test_a_count_that_is_not_the_published_one_is_said(make_folder: Callable[..., Path]) -> None:
     found = check_sets({"id": open_source(make_folder("some"))}, expected={"id": 10}, workers=0, progress=False)
-    assert warnings(found) == ["id has 6 images where 10 are expected"]
+    assert warnings(found) == ["id has 6 images; expected 10"]

@@ -36,7 +36,7 @@ def test_hard_factor_accepts_at_the_threshold() -> None:
 
 
 def test_posterior_refuses_scores() -> None:
-    with pytest.raises(ValueError, match="a score is no probability"):
+    with pytest.raises(ValueError, match="a score is not a probability"):
         posterior(torch.full((2, 3), 1 / 3), torch.tensor([0.5, 4.0]))
     with pytest.raises(ValueError, match=r"got \(2, 3\) and \(3,\)"):
         posterior(torch.full((2, 3), 1 / 3), torch.zeros(3))
@@ -70,7 +70,7 @@ def test_calibrator_stays_finite_where_the_sets_do_not_overlap() -> None:
         ([1.0, 2.0], [3.0, 4.0], 0.5, "proxy 'p' scores as high as ID"),
         ([1.0, float("nan")], [0.0], 0.5, "finite"),
         ([], [0.0], 0.5, "finite scores"),
-        ([1.0], [0.0], 1.0, r"prior=1 must lie in \(0, 1\)"),
+        ([1.0], [0.0], 1.0, r"prior=1 must be in \(0, 1\)"),
     ],
 )
 def test_calibrator_refuses(ids: list[float], oods: list[float], prior: float, message: str) -> None:

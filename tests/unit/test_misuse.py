@@ -129,9 +129,9 @@ def test_a_row_that_is_not_there_is_named_with_the_nearest(tmp_path: Path) -> No
     )
     assert results.row("energy", "far").n_ood == 9
     for call in (results.row, results.judged, results.id_scores):
-        with pytest.raises(InputError, match=r"no detector 'enrgy' in these results; did you mean 'energy'\?"):
+        with pytest.raises(InputError, match=r"these results have no detector 'enrgy'; did you mean 'energy'\?"):
             call("enrgy", "far")
-        with pytest.raises(InputError, match=r"no OOD set 'near' in these results; known: far|did you mean 'far'"):
+        with pytest.raises(InputError, match=r"these results have no OOD set 'near'; known: far|did you mean 'far'"):
             call("energy", "near")
 
 

@@ -268,9 +268,9 @@ def test_pooled_head_is_the_mean_of_its_positions() -> None:
     [
         ("sod", "unknown objective 'sod'; did you mean 'ssod'"),
         ("ssod:gama=1", "no option 'gama'; did you mean 'gamma'"),
-        ("ssod:gamma=0.5", "gamma=0.5 must lie in \\(0.5, 1\\)"),
-        ("ssod:gamma=1", "must lie in"),
-        ("ssod:gamma=95", "must lie in"),
+        ("ssod:gamma=0.5", "gamma=0.5 must be in \\(0.5, 1\\)"),
+        ("ssod:gamma=1", "must be in"),
+        ("ssod:gamma=95", "must be in"),
         ("ssod:alpha=0", "alpha=0 must be"),
         ("ssod:balance=average", "not one of the choices; known: dr, lw, lwb"),
         ("ce:smoothing=1", "smoothing=1"),
@@ -284,7 +284,7 @@ def test_bad_objectives_are_refused(spec: str, message: str) -> None:
 def test_a_network_that_does_not_average_is_refused() -> None:
     network = GroupNet()
     network.pool = nn.AdaptiveMaxPool2d(1)
-    with pytest.raises(InputError, match="does not pool its feature map by the mean"):
+    with pytest.raises(InputError, match="does not average its feature map"):
         parse_objective("ssod").heads(classifier_of(network))
 
 

@@ -256,10 +256,10 @@ def test_a_suite_of_the_users_own(tmp_path: Path) -> None:
         ("id = 5", "is not a suite"),
         ("about = 5", "is not a suite"),
         ("counts = 5", "counts is no dict"),
-        ("transform = 5", "transform is no str"),
+        ("transform = 5", "transform is not of type str"),
         ('train = "mnist"', "no split 'train'"),
         ('equal = "many"', "equal = many"),
-        ('near = ["svhn"]', "'svhn' is none of the OOD sets"),
+        ('near = ["svhn"]', "'svhn' is not one of the OOD sets"),
     ],
 )
 def test_a_mistake_in_a_users_suite_is_one_line(tmp_path: Path, entry: str, said: str) -> None:

@@ -182,7 +182,7 @@ def test_what_cannot_be_chosen_by_is_refused_before_any_image_is_read(
     network = tiny_net()
     network.pool = torch.nn.AdaptiveMaxPool2d(1)
     by_maximum = Classifier(network, TINY_TRANSFORM)
-    with pytest.raises(InputError, match="does not pool its feature map by the mean"):
+    with pytest.raises(InputError, match="does not average its feature map"):
         tune(by_maximum, "energy", val=val, proxy="background")
     with pytest.raises(InputError, match="the validation images themselves"):
         tune(by_maximum, "energy", val=val, examples=val)
@@ -197,5 +197,5 @@ def test_recommend_without_training_images_leaves_out_what_is_fitted_on_them(
     assert not specs & {"knn", "mahalanobis", "odin+msp", "ls+energy"}
     with pytest.raises(InputError, match="give them"):
         tune(Session(classifier, workers=0, progress=False), "knn", val=val)
-    with pytest.raises(InputError, match="pass of its own"):
+    with pytest.raises(InputError, match="needs its own pass"):
         tune(Session(classifier, workers=0, progress=False), "odin:eps=0.1+msp", val=val)

@@ -141,12 +141,14 @@ class Calibration:
         if len(values) < least:
             raise InputError(
                 f"{len(values):,} calibration images are too few to accept {accept:g}"
-                f"{f' with confidence {confidence:g}' if confidence else ''}: {least:,} or more are needed"
+                f"{f' with confidence {confidence:g}' if confidence else ''}: give {least:,} or more"
             )
         split: list[tuple[tuple[int, ...] | None, Scores]] = [(None, values)]
         if n_classes is not None:
             if pred is None:
-                raise InputError("thresholds by predicted class need the predictions of the calibration images")
+                raise InputError(
+                    "thresholds by predicted class need the predictions of the calibration images: give them"
+                )
             predicted = np.asarray(pred, dtype=np.int64)
             split = [(c, values[np.isin(predicted, c)]) for c in _classes(predicted, n_classes, least)]
         groups = (Group(c, np.sort(s), threshold_rank(len(s), accept, confidence)) for c, s in split)
@@ -170,23 +172,23 @@ class Calibration:
                 raise InputError("calibration scores are not in ascending order")
             rank = threshold_rank(len(g.scores), self.accept, self.confidence)
             if rank < 1 or type(g.rank) is not int or g.rank != rank:
-                raise InputError(f"the rank {g.rank} of a threshold is not what the guarantee asks for ({rank})")
+                raise InputError(f"the rank {g.rank} of a threshold is not the one that the guarantee needs ({rank})")
         named = [c for g in self.groups if g.classes is not None for c in g.classes]
         together = len(self.groups) == 1 and self.groups[0].classes is None
         if not together and (any(type(c) is not int for c in named) or sorted(named) != list(range(n_classes))):
-            raise InputError("the groups of predicted classes do not hold each class once")
+            raise InputError("the groups of predicted classes do not have each class once")
         if self.by_class:
             self._check_tallies()
 
     def _check_tallies(self) -> None:
         numbers = [n for t in self.by_class for n in (t.index, t.images, t.rejected)]
         if any(type(n) is not int or n < 0 for n in numbers) or not all(_is_number(t.median) for t in self.by_class):
-            raise InputError("the tallies by class are not numbers of images and scores")
+            raise InputError("the counts by class are not numbers of images and scores")
         for g in self.groups:
             tallies = [t for t in self.by_class if g.classes is None or t.index in g.classes]
             rejected = {int(np.count_nonzero(g.scores < t)) for t in (g.least, g.threshold)}  # as counted now, and once
             if sum(t.images for t in tallies) != len(g.scores) or sum(t.rejected for t in tallies) not in rejected:
-                raise InputError("the tallies by class are not those of the calibration scores")
+                raise InputError("the counts by class do not match the calibration scores")
 
     @property
     def alpha(self) -> float:
@@ -268,7 +270,7 @@ def check_shares(accept: object, confidence: object) -> None:
             raise InputError(f"{name}={str(share)[:40]} is not a number")
         if not 0 < share < 1:
             hint = "; write 0.95 for 95 %" if 1 < share <= 100 else ""
-            raise InputError(f"{name}={share:g} must lie between 0 and 1{hint}")
+            raise InputError(f"{name}={share:g} must be between 0 and 1{hint}")
 
 
 def _is_number(value: object) -> TypeGuard[float]:

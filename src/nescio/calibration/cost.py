@@ -30,7 +30,9 @@ class Costs:
         check_positive("accept_ood", self.accept_ood)
         check_positive("reject_id", self.reject_id)
         if not 0 < check_share("share_ood", self.share_ood) < 1:
-            raise InputError(f"share_ood={self.share_ood:g} leaves nothing to decide; give a share between 0 and 1")
+            raise InputError(
+                f"share_ood={self.share_ood:g} must be between 0 and 1: otherwise there is nothing to decide"
+            )
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def operating_point(
     costs = costs or Costs()
     ids, oods = (_finite(name, s) for name, s in (("ID", id_scores), ("OOD", ood_scores)))
     if min(len(ids), len(oods)) < 2:
-        raise InputError("an operating point needs two ID and two OOD images at least")
+        raise InputError("an operating point needs at least two ID and two OOD images")
     check_at_least("resamples", resamples, 1)
     threshold = _cheapest(ids, oods, costs)
     reject, accept = float((ids < threshold).mean()), float((oods >= threshold).mean())

@@ -36,7 +36,7 @@ def posterior(probability: Tensor, p_id: Tensor) -> Tensor:
         shapes = f"{tuple(probability.shape)} and {tuple(p_id.shape)}"
         raise InputError(f"expected probabilities (B, M) and p_id (B,), got {shapes}")
     if not bool(((p_id >= 0) & (p_id <= 1)).all()):
-        raise InputError("p_id must lie in [0, 1]; a score is no probability: calibrate it, or take hard_factor")
+        raise InputError("p_id must be in [0, 1]; a score is not a probability: calibrate it, or use hard_factor")
     p = p_id.to(probability.dtype)[:, None]
     return torch.cat([probability * p, 1 - p], dim=1)
 
@@ -106,14 +106,15 @@ class ProxyCalibrator:
             InputError: scores are missing or not finite, the prior is none, or the proxy scores as high as ID does.
         """
         if not 0 < prior < 1:
-            raise InputError(f"prior={prior:g} must lie in (0, 1)")
+            raise InputError(f"prior={prior:g} must be in (0, 1)")
         prior = float(prior)
         both = [s.detach().to("cpu", torch.float64).flatten() for s in (id_scores, proxy_scores)]
         if any(len(s) == 0 or not bool(s.isfinite().all()) for s in both):
             raise InputError("a calibrator needs finite scores of ID images and of the proxy")
         if both[0].mean() <= both[1].mean():
             raise InputError(
-                f"the proxy '{proxy}' scores as high as ID images do: no probability follows from it; take another"
+                f"the proxy '{proxy}' scores as high as ID images, so it gives no probability; give another proxy= "
+                "(--proxy)"
             )
         x = torch.cat(both)
         centre, spread = x.mean(), x.std(correction=0)

@@ -94,9 +94,9 @@ def _against_guessing(labels: Labels, pred: Labels, n_classes: int) -> tuple[flo
 
 def _near_chance(share: float, guessing: float, title: str) -> str:
     return (
-        f"the classifier is right for {share:.1%} of the {title} images, about as often as guessing ({guessing:.1%}): "
-        "it knows nothing of these classes, and no number here means anything; check its weights (--weights), the "
-        "transform (--transform) and that the labels are its classes"
+        f"the classifier is right for {share:.1%} of the {title} images, about as often as guessing ({guessing:.1%}), "
+        "so these results mean nothing; check the weights= (--weights), the "
+        "transform= (--transform) and that the labels match its classes"
     )
 
 
@@ -108,7 +108,7 @@ def _far_below(classifier: Classifier, share: float, n: int, title: str) -> str:
         return ""
     return (
         f"the classifier is right for {share:.1%} of {n:,} {title} images, far below the {once:.1%} that {where}; "
-        "check the transform (--transform), and that these are images of the kind and classes that it was trained for"
+        "check the transform= (--transform), and that the images are of the kind and classes that it was trained for"
     )
 
 
@@ -119,12 +119,12 @@ def _check_order(labels: Labels, pred: Labels, names: Sequence[str], title: str)
     meant = np.array([moved.get(int(label), int(label)) for label in labels])
     as_number = {number: label for label, number in moved.items()}
     order = [names[as_number.get(i, i)] if i in as_number or i not in moved else "?" for i in range(len(names))]
-    hint = f"; by the predictions the order is {some(order, 10)}" if order else ""
+    hint = f"; the predictions suggest the order {some(order, 10)}" if order else ""
     raise InputError(
-        f"the labels of the {title} images are in another order than the classes of the model: it is right for "
+        f"the labels of the {title} images are in a different order from the classes of the model: it is right for "
         f"{(labels == pred).mean():.1%} of them, and would be for {(meant == pred).mean():.1%} with {len(moved)} "
-        f"classes renumbered; write the class names in the order of the model's outputs into a file, one a line, and "
-        f"give it (--classes FILE){hint} (of a network with random weights, say so: --untrained)"
+        f"classes renumbered; write the class names into a file, one per line in the order of the model's outputs, and "
+        f"give classes=FILE (--classes FILE){hint}; if the weights are random, give untrained=True (--untrained)"
     )
 
 
@@ -227,18 +227,18 @@ def _check_alike(
             other = whose if whose != "the model" else f"the {first[0]} images"
             differing = some(sorted(set(classes) ^ set(first[1] if whose == "the model" else names)) or ["their order"])
             raise InputError(
-                f"the {title} images and {other} disagree about the classes ({differing}), so their labels do not "
-                f"compare; {_HINT}"
+                f"the {title} images and {other} disagree about the classes ({differing}), so their labels cannot be "
+                f"compared; {_HINT}"
             )
     moved = [title for title, source in matched.items() if source is not sets[title]]
     if moved and not complete:
         raise InputError(
-            f"the {moved[0]} images and {whose} number the classes in another way, and neither names all classes of "
+            f"the {moved[0]} images and {whose} number the classes differently, and neither names all classes of "
             f"the model; {_HINT}"
         )
 
 
 _HINT = (
-    "rename the class folders, or name the classes, as the folders do, in the order of the model's outputs in a file, "
-    "one a line (--classes FILE)"
+    "rename the class folders, or write the folders' class names into a file, in the order of the model's outputs, "
+    "one per line, and give classes=FILE (--classes FILE)"
 )

@@ -79,7 +79,7 @@ def bench(
     sets.check_sources(list(ood))
     for name, detector in found.items():
         if names_preset(name):
-            log.info("%s is %r here", name, detector)
+            log.info("%s: using %r for this network", name, detector)
     # first, as it is small: what is wrong with labels or weights shows before the training images are read
     plain = [d for d in found.values() if d.input_stage is None]
     sets.see("id", sets.session.read(sets.images["id"], PLAIN, probes_of(plain), "id"))

@@ -38,7 +38,7 @@ def detection(ids: Counts, oods: Counts, *, tpr: float = 0.95, ood_share: float 
     """
     for name, counts in (("ID", ids), ("OOD", oods)):
         if not counts.sum():
-            raise InputError(f"there are no {name} scores")
+            raise InputError(f"there are no {name} scores: add some first")
     orders = _orders(ids, oods)
     flipped = [(oods[::-1], ids[::-1]) for ids, oods in orders]
     of = {

@@ -37,7 +37,9 @@ def check_sets(sets: Mapping[str, Any], ood: Sequence[str], detectors: Mapping[s
         InputError: a set is missing, or cannot be called so.
     """
     if not ood or not detectors:
-        raise InputError("give at least one OOD set (--ood textures=FOLDER) and one detector (--detector energy)")
+        raise InputError(
+            "give at least one OOD set, ood= (--ood textures=FOLDER), and one detector, detectors= (--detector energy)"
+        )
     apart = sets["calibrate"] is not None
     needs = {name: d.needs for name, d in detectors.items() if d.fitted_to is None}
     needy = [name for name, n in needs.items() if n.train or (not apart and (n.held_out or n.images))]
@@ -45,7 +47,9 @@ def check_sets(sets: Mapping[str, Any], ood: Sequence[str], detectors: Mapping[s
         raise InputError(_without_training(needy, list(detectors)))
     for name in ood:
         if name in _TAKEN or not re.fullmatch(r"[\w.+ -]+", name):
-            raise InputError(f"an OOD set cannot be called '{name}'; give it another name, e.g. --ood far=FOLDER")
+            raise InputError(
+                f"an OOD set cannot be called '{name}'; give it another name, e.g. ood={{'far': …}} (--ood far=FOLDER)"
+            )
 
 
 def check_apart(id_set: Source | None, ood: Mapping[str, Source | None], seen: Mapping[str, str]) -> None:
@@ -58,19 +62,24 @@ def check_apart(id_set: Source | None, ood: Mapping[str, Source | None], seen: M
         if source is None:
             continue
         if id_set is not None and source.identity == id_set.identity:
-            raise InputError(f"OOD set '{name}' is the ID set itself; give other images as --ood {name}=…")
+            raise InputError(
+                f"OOD set '{name}' is the ID set itself; give other images: ood={{'{name}': …}} (--ood {name}=…)"
+            )
         if source.identity == seen.get("outliers"):
-            log.warning("the classifier was trained with the images of '%s' as outliers: it knows them", name)
+            log.warning(
+                "the classifier was trained with the images of '%s' as outliers, so results on them are too good",
+                name,
+            )
 
 
 def _without_training(needy: Sequence[str], names: Sequence[str]) -> str:
     """What to do about detectors that cannot be fitted, whether a user named them or nobody did."""
     if list(names) != list(DEFAULT_DETECTORS):
-        return f"detector '{needy[0]}' is fitted on training images; give them (--train) or drop it"
+        return f"detector '{needy[0]}' is fitted on training images; give train= (--train) or drop it"
     others = " ".join(f"--detector {d}" for d in names if d not in needy)
     return (
-        f"no detector was named, and some of the default ones ({', '.join(needy)}) are fitted on training images; give "
-        f"them (--train), or name detectors that need none: {others}"
+        f"some of the default detectors ({', '.join(needy)}) are fitted on training images; give "
+        f"train= (--train), or detectors that need none: {others}"
     )
 
 
@@ -93,12 +102,14 @@ def shared_between(train: Source | None, held: Source | None, id_source: Source 
         if not shared:
             continue
         message = (
-            f"{len(shared):,} of {len(one):,} {title} images are {other_title} images (by content), the first is "
+            f"{len(shared):,} of {len(one):,} {title} images are also {other_title} images (by content); the first is "
             f"{one.name(shared[0])}"
         )
         if len(shared) > MOST_SHARED * len(one) and (title, other_title) == ("id", "training"):
-            raise InputError(f"{message}; detectors look better on images that they were fitted on: give others (--id)")
-        warnings.append(f"{message}: the results look better than they are")
+            raise InputError(
+                f"{message}; detectors look better on images that they were fitted on: give other images, id= (--id)"
+            )
+        warnings.append(f"{message}: the results are too good")
         log.warning("%s", warnings[-1])
     return warnings
 

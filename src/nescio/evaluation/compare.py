@@ -65,7 +65,8 @@ def compare(
     """
     if old.manifest.get("equal", False) != new.manifest.get("equal", False):
         raise InputError(
-            "one of the two runs judged equal numbers of ID and OOD images, the other did not: run one again"
+            "one of the two runs used equal numbers of ID and OOD images (equal=, --equal), the other did not: run one "
+            "again"
         )
     pairs = {d: d for d in old.detectors if d in new.detectors} if pairs is None else pairs
     for detectors, results in ((pairs, old), (pairs.values(), new)):
@@ -78,7 +79,7 @@ def compare(
         what, ours, others = ("OOD set", [s.name for s in old.ood_sets], list(theirs))
         if not pairs:
             what, ours, others = "detector", old.detectors, new.detectors
-        raise InputError(f"the two runs share no {what}: {some(ours)} against {some(others)}")
+        raise InputError(f"the two runs have no {what} in common: {some(ours)} and {some(others)}")
     return [
         Change(first, second, before.name, metric, difference, paired, tolerance)
         for first, second in pairs.items()

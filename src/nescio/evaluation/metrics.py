@@ -23,7 +23,7 @@ def _scores(name: str, values: npt.ArrayLike) -> Scores:
     if scores.ndim != 1 or len(scores) == 0:
         raise InputError(f"expected {name} scores of shape (N,) with N > 0, got {scores.shape}")
     if np.isnan(scores).any():
-        raise InputError(f"{int(np.isnan(scores).sum())} of the {name} scores are NaN")
+        raise InputError(f"{int(np.isnan(scores).sum())} of the {name} scores are NaN: leave these images out")
     return scores
 
 
@@ -247,7 +247,7 @@ def paired(
     """
     (ids, oods), (ids2, oods2) = ((_scores("ID", i), _scores("OOD", o)) for i, o in (first, second))
     if len(ids) != len(ids2) or len(oods) != len(oods2):
-        raise InputError("the two detectors were not scored on the same images: they cannot be paired")
+        raise InputError("the two detectors were scored on different images and cannot be paired")
     a, b = Resampled(ids, oods), Resampled(ids2, oods2)
     drawn = _copies(*a.sizes, resamples)
     return _differences(b.exact - a.exact, [np.subtract(b(w, v), a(w, v)) for w, v in drawn])

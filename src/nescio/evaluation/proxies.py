@@ -118,7 +118,7 @@ def _halves(own: FeatureSet) -> tuple[FeatureSet, FeatureSet]:
     least = min(len(foreground), len(background))
     if least < LEAST:
         raise InputError(
-            f"of the validation images only {2 * least} show both their class and a background to this classifier; the "
+            f"the classifier finds both the class and a background in only {2 * least} validation images; the "
             f"proxy 'background' needs {2 * LEAST}: give more images or another proxy"
         )
     return foreground, background

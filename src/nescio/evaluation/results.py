@@ -82,7 +82,7 @@ class Results(Measured):
             import pandas as pd
         except ImportError:
             raise InputError(
-                "a DataFrame needs pandas: pip install 'nescio[pandas]'; results.lines() gives the same as dicts"
+                "a DataFrame needs pandas: pip install 'nescio[pandas]'; results.lines() gives the same rows as dicts"
             ) from None
         return pd.DataFrame(self.lines())
 

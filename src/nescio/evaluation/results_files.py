@@ -77,7 +77,7 @@ def read_files(folder: Path) -> tuple[Artifact, dict[str, npt.NDArray[Any]], Fea
             raise InputError(f"no results in {folder}: {name} is missing")
     content = read(folder / RESULTS, KIND)
     if "rows" in content.meta and "files" not in content.meta:
-        raise InputError(f"{folder} is of an earlier version; run nescio bench --out {folder} again")
+        raise InputError(f"an earlier version wrote {folder}; run nescio bench --out {folder} again")
     with content.taken_apart():
         files = dict(content.meta["files"])
     _check_together(folder, files)
@@ -94,26 +94,26 @@ def check_results(
     if not rows or sorted((r.detector, r.ood) for r in rows) != sorted(
         (d, s.name) for d in detectors for s in ood_sets
     ):
-        raise ValueError("its rows are not one for each detector and OOD set")
+        raise ValueError("it does not have one row for each detector and OOD set")
     for scored in sets:
         images = manifest["data"][scored.name]["images"]
         for d in detectors:
             scores, at = scored.scores[d], scored.rows[d]
             if not len(scores) or scores.shape != at.shape or scores.ndim != 1 or scores.dtype.kind != "f":
-                raise ValueError(f"the scores of '{scored.name}' do not fit its rows")
+                raise ValueError(f"the scores of '{scored.name}' do not match its rows")
             if np.isnan(scores).any() or at.min() < 0 or at.max() >= images:
-                raise ValueError(f"'{scored.name}' has scores that are no numbers, or of images that it lacks")
+                raise ValueError(f"'{scored.name}' has scores that are not numbers, or scores of images that it lacks")
         if scored.pred is not None and scored.pred.shape != (images,):
-            raise ValueError(f"'{scored.name}' has {images} images, and other predictions")
+            raise ValueError(f"'{scored.name}' has {images} images, but a different number of predictions")
     if correct is not None and correct.shape != (manifest["data"]["id"]["images"],):
-        raise ValueError("what the classifier got right does not fit the ID images")
+        raise ValueError("the record of correct predictions does not match the ID images")
     names = manifest["model"].get("classes")
     if not (names is None or (isinstance(names, list) and all(isinstance(n, str) for n in names))):
-        raise ValueError("its class names are no list of names")
+        raise ValueError("its class names are not a list of names")
     known = {s.name for s in ood_sets}
     groups = manifest.get("groups", {})
     if not all(members and known.issuperset(members) for members in groups.values()):
-        raise ValueError("its groups are not of its OOD sets")
+        raise ValueError("its groups do not match its OOD sets")
 
 
 def _contents(path: Path) -> str:
@@ -127,8 +127,8 @@ def _check_together(folder: Path, files: Mapping[str, str]) -> None:
         needed = name == SCORES or (folder / name).exists()  # without features there are fewer pictures, no wrong ones
         if needed and _contents(folder / name) != files.get(name):
             raise InputError(
-                f"{folder / name} does not belong to results.json beside it: it was changed, or a run was interrupted "
-                "while it wrote; run the command that made them again"
+                f"{folder / name} does not match results.json beside it: it was changed, or a run was interrupted "
+                "while writing; run the command that made them again"
             )
 
 
@@ -159,7 +159,7 @@ def reopened(name: str, data: Mapping[str, Any]) -> Source | None:
         source = open_here(spec)
         if source.identity == data["identity"]:
             return source
-        reason = f"{spec} holds other images now"
+        reason = f"{spec} has changed"
     except (OSError, ValueError) as e:  # an InputError, too
         reason = str(e)
     log.warning("the images of '%s' cannot be shown: %s", name, reason)

@@ -143,7 +143,7 @@ class Measured:
         what, name, known = "detector", detector, self.detectors
         if detector in known:
             what, name, known = "OOD set", ood, [r.ood for r in self.rows]
-        raise InputError(f"no {what} '{name}' in these results{nearest(name, known)}")
+        raise InputError(f"these results have no {what} '{name}'{nearest(name, known)}")
 
 
 def judged(

@@ -86,7 +86,7 @@ class Choice:
         """
         images = [pair for name, pair in self.scores.items() if name != BACKGROUND]  # whose scale is another
         if not images:
-            raise InputError(f"the proxy '{BACKGROUND}' alone gives no threshold; name another (--proxy mixed)")
+            raise InputError(f"the proxy '{BACKGROUND}' alone gives no threshold; give another: proxy= (--proxy mixed)")
         return operating_point(images[0][0], np.concatenate([oods for _, oods in images]), costs)
 
     def operating_lines(self, costs: Costs) -> Iterator[str]:
@@ -98,7 +98,7 @@ class Choice:
         low, high = point.cost_interval
         yield (
             f"expected cost of a new image like these: {point.new_cost:.4g} ({low:.4g} to {high:.4g}); "
-            f"of accepting or rejecting all, whichever is less: {point.trivial_cost:.4g}"
+            f"if all were accepted or all rejected, whichever costs less: {point.trivial_cost:.4g}"
         )
 
     def table(self, most: int = 10) -> Table:
@@ -146,10 +146,10 @@ def tune(
     for spec, detector in detectors.items():
         if detector.input_stage is not None:
             raise InputError(
-                f"detector '{spec}' makes a pass of its own; tune what stands behind '{detector.input_stage}'"
+                f"detector '{spec}' needs its own pass; tune only the stages after '{detector.input_stage}'"
             )
         if train is None and detector.needs.fitting:
-            raise InputError(f"detector '{spec}' is fitted on training images; give them (--train) or leave it out")
+            raise InputError(f"detector '{spec}' is fitted on training images; give train= (--train) or leave it out")
     return _Selection(session.ready(train), detectors, val, train, chosen=True).judged(examples, proxy)
 
 
@@ -216,7 +216,7 @@ class _Selection:
                 pairs[name] = proxy_features(name, self.val, session, own, probes)
         if not pairs:
             raise InputError(
-                "no proxy can be had for this network and these images; give OOD examples (--ood-examples)"
+                "no proxy works for this network and these images; give OOD examples: examples= (--ood-examples)"
             )
         found = {name: self._against(name, pair) for name, pair in pairs.items()}
         proxies = tuple(found)
@@ -264,9 +264,11 @@ def _named_examples(examples: Examples | None, val: Source) -> dict[str, Source]
     others = {name: as_source(source) for name, source in sets.items()}
     for name, source in others.items():
         if name in (*PROXIES, MIXED):
-            raise InputError(f"OOD examples cannot be called '{name}', as a proxy is; give them another name")
+            raise InputError(f"OOD examples cannot be called '{name}', the name of a proxy; give them another name")
         if source.identity == val.identity:
-            raise InputError(f"the OOD {name} are the validation images themselves; give other images (--ood-examples)")
+            raise InputError(
+                f"the OOD {name} are the validation images themselves; give other images: examples= (--ood-examples)"
+            )
     return others
 
 
@@ -278,7 +280,7 @@ def _leaving_out(name: str, asked: str | None) -> Iterator[None]:
     except Exception as e:
         reason = str(e) if isinstance(e, InputError) else f"{type(e).__name__}: {str(e).strip().partition(chr(10))[0]}"
         if asked not in (None, MIXED):
-            raise InputError(f"the proxy '{name}' cannot be had: {reason}") from e
+            raise InputError(f"the proxy '{name}' cannot be used: {reason}") from e
         log.info("leaving out the proxy %s: %s", name, reason)
 
 
@@ -300,11 +302,15 @@ def _background(classifier: Classifier, detectors: dict[str, Detector], *, keep:
     """
     reading = [spec for spec, d in detectors.items() if d.needs.probes or d.needs.heads]
     if reading and (keep or len(reading) == len(detectors)):
-        raise InputError(f"it has no feature maps, which {some(reading)} reads; name another proxy (--proxy tiles)")
+        raise InputError(
+            f"it has no feature maps, which {some(reading)} reads; give another proxy: proxy= (--proxy tiles)"
+        )
     if not classifier.split.averages(classifier.split.backbone(classifier.noise())):
-        raise InputError(f"{classifier.name} does not pool its feature map by the mean, and so has no background")
+        raise InputError(f"{classifier.name} does not average its feature map, so it has no background")
     if any(isinstance(head, FeatureHead) and head.decides for head in classifier.heads.values()):
-        raise InputError(f"the label of {classifier.name} is not its last layer's, which pooled features are read with")
+        raise InputError(
+            f"the label of {classifier.name} does not come from its last layer, which pooled features need"
+        )
     probe = background_probe(classifier.split.behind_pool)
     classifier.probed(probe)(classifier.noise())  # a network that cannot serve it must fail here, not in the long pass
     for spec in reading:

@@ -99,7 +99,10 @@ def _checked_map(classifier: Classifier, x: Tensor) -> Tensor:
     """The last feature map ``(B, K, h, w)`` of normalised images."""
     fmap: Tensor = classifier.split.backbone(x)
     if not classifier.split.averages(fmap):
-        raise InputError(f"{classifier.name} does not pool its feature map by the mean: its positions are no patches")
+        raise InputError(
+            f"{classifier.name} does not average its feature map, so its positions are not patches; use a network with "
+            "average pooling"
+        )
     return fmap
 
 
@@ -170,7 +173,7 @@ def _check(out: Path, n: int) -> None:
     check_file(out, (".png", ".svg"))
     check_file(out.with_suffix(".npz"))
     if n > MOST:
-        raise InputError(f"{n:,} images do not fit in one picture; take up to {MOST}, e.g. SET[:12]")
+        raise InputError(f"{n:,} images do not fit in one picture; give at most {MOST}, e.g. SET[:12]")
 
 
 def _pixels(classifier: Classifier, source: Source, i: int) -> Tensor:
@@ -185,7 +188,9 @@ def _labels(classifier: Classifier, source: Source, label: str | None) -> Labels
     n, names = classifier.head.n_classes, classifier.classes or []
     if label is not None:
         if label not in names and not (label.isdecimal() and int(label) < n):
-            raise InputError(f"no class '{label}'{nearest(label, names) if names else f'; give a number below {n}'}")
+            raise InputError(
+                f"unknown class '{label}'{nearest(label, names) if names else f'; give a number below {n}'}"
+            )
         return np.full(len(source), names.index(label) if label in names else int(label))
     with contextlib.suppress(InputError):  # of other classes
         source = aligned(source, classifier.classes)

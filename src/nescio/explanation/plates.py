@@ -72,7 +72,7 @@ def draw_maps(images: Sequence[tuple[str, Sequence[Seen]]], models: Sequence[str
         )
         bar.set_label("confidence on the class / the OOD head's probability of ID")
         figure.supxlabel(
-            f"patches: green sampled as ID (confidence ≥ {gamma:g}), red as OOD (< {1 - gamma:.2g}), others as neither",
+            f"patches: green sampled as ID (confidence ≥ {gamma:g}), red as OOD (< {1 - gamma:.2g}), others neither",
             fontsize=7,
         )
         with whole(path) as partial:

@@ -81,7 +81,7 @@ class OODMetrics(Metric):
         super().__init__(**kwargs)
         self.tpr, self.ood_share = check_share("tpr", tpr), check_share("ood_share", ood_share)
         if (bins is None) != (limits is None):
-            raise InputError("bins and limits go together: bins=4096, limits=(lowest score, highest score)")
+            raise InputError("give bins and limits together: bins=4096, limits=(lowest score, highest score)")
         self.bins, self.limits = bins, limits
         if bins is None or limits is None:
             for name in ("scores", "kinds"):
@@ -112,7 +112,7 @@ class OODMetrics(Metric):
         if scores.ndim != 1:
             raise InputError(f"expected scores of shape (B,), got {tuple(scores.shape)}")
         if bool(scores.isnan().any()):
-            raise InputError(f"{int(scores.isnan().sum())} of the scores are NaN")
+            raise InputError(f"{int(scores.isnan().sum())} of the scores are NaN: leave these images out")
         kinds = torch.full_like(scores, _UNKNOWN, dtype=torch.int8)
         if correct is not None:
             kinds = torch.where(_truth("correct", correct, scores), _RIGHT, _WRONG).to(torch.int8)
@@ -198,5 +198,5 @@ def _all_known(unknown: int, ids: int) -> bool:
         InputError: some are.
     """
     if 0 < unknown < ids:
-        raise InputError(f"correct was given for {ids - unknown:,} of {ids:,} ID images: give it for all or for none")
+        raise InputError(f"correct was given for {ids - unknown:,} of {ids:,} ID images: give it for all or none")
     return unknown == 0

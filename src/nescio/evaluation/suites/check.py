@@ -119,13 +119,13 @@ def warnings(found: list[Checked]) -> list[str]:
     sentences = []
     for c in found:
         if c.expected is not None and c.images != c.expected:
-            sentences.append(f"{c.name} has {c.images:,} images where {c.expected:,} are expected")
+            sentences.append(f"{c.name} has {c.images:,} images; expected {c.expected:,}")
         if c.bad:
             image, reason = c.bad[0]
             sentences.append(f"{c.name}: {len(c.bad):,} images cannot be read, the first is {image}: {reason}")
         if c.repeats:
-            sentences.append(f"{c.name} holds {c.repeats:,} images that stand in it already")
-        sentences += [f"{n:,} images of {c.name} are in {other}, too, pixel by pixel" for other, n in c.shared.items()]
+            sentences.append(f"{c.name} has {c.repeats:,} repeated images")
+        sentences += [f"{n:,} images of {c.name} are also in {other}, pixel by pixel" for other, n in c.shared.items()]
     reference = next((c for c in found if c.name == "id"), None)
     if reference is not None and reference.formats:
         for c in (c for c in found if c.formats and c.name not in ("id", "train")):
@@ -140,15 +140,15 @@ def _differences(one: Checked, other: Checked) -> Iterator[str]:
     short, short_too = one.short[1], other.short[1]
     if max(short, short_too) > APART * min(short, short_too):
         sizes = f"{short_too} px on their short side and {one.name} {short}"
-        yield f"{other.name} are {sizes}: once resized, their sharpness tells them apart"
+        yield f"{other.name} images have {sizes}: after resizing, their sharpness gives them away"
     if max(one.aspect, other.aspect) > APART * min(one.aspect, other.aspect):
         shapes = f"{other.aspect:.2f} : 1 against {one.aspect:.2f} : 1"
-        yield f"{other.name} have another shape ({shapes}), of which cropping leaves another part"
+        yield f"{other.name} images have a different shape ({shapes}): cropping gives them away"
     lossy = {"JPEG", "mixed"}
     if (one.format in lossy) != (other.format in lossy):
-        yield f"{other.name} are {other.format} and {one.name} {one.format}: traces of compression tell them apart"
+        yield f"{other.name} are {other.format} and {one.name} {one.format}: compression artefacts give them away"
     elif one.quality and other.quality and abs(one.quality - other.quality) >= QUALITY_APART:
-        yield f"{other.name} are JPEG of quality {other.quality} and {one.name} of {one.quality}"
+        yield f"{other.name} images are JPEG of quality {other.quality} and {one.name} of {one.quality}"
 
 
 def _inspected(source: Source, number: int, entering: Callable[[int], None]) -> list[Facts]:

@@ -43,7 +43,7 @@ def fetch(data: DataSet, split: str, root: Path, *, progress: bool = True) -> Pa
     if not part.fetch:
         hint = f"get it from {data.address}" if data.address else "get it from its authors"
         raise InputError(
-            f"{data.title} cannot be fetched by a program: {hint} and put it at {root / data.name / split}"
+            f"{data.title} cannot be downloaded automatically: {hint} and put it at {root / data.name / split}"
         )
     folder = root / data.name
     staging = root / f".{data.name}-{split}.partial"  # where nobody looks for the data set
@@ -57,7 +57,9 @@ def fetch(data: DataSet, split: str, root: Path, *, progress: bool = True) -> Pa
         suffix = next(s for s in sorted(SUFFIXES, key=len, reverse=True) if part.fetch.lower().endswith(s))
         return _download(part.fetch, folder / f"{split}{suffix}", staging, part.sha256, progress=progress)
     except (OSError, http.client.HTTPException) as e:
-        raise InputError(f"{data.title} could not be fetched: {e}; the same command goes on where it stopped") from None
+        raise InputError(
+            f"{data.title} could not be downloaded: {e}; run the same command again: it continues where it stopped"
+        ) from None
 
 
 def _from_torchvision(spec: str, path: Path) -> Path:
@@ -81,15 +83,15 @@ def _from_hugging_face(text: str, folder: Path, staging: Path) -> Path:
         came = snapshot_download(repository, repo_type="dataset", allow_patterns=pattern, local_dir=staging)
     except HfHubHTTPError as e:
         raise InputError(
-            f"{repository} could not be fetched: {str(e).splitlines()[0]}; if it asks for consent, give it on its page "
-            "and log in with 'hf auth login'"
+            f"{repository} could not be downloaded: {str(e).splitlines()[0]}; if it asks for consent, give it on its "
+            "page and log in with 'hf auth login'"
         ) from None
     wanted = [name for name in there if fnmatch.fnmatch(name, pattern)]
     if not wanted:
-        raise InputError(f"the data set {repository} has no files {pattern} any more")
+        raise InputError(f"the data set {repository} no longer has files {pattern}")
     missing = [name for name in wanted if not (Path(came) / name).is_file()]
     if missing:
-        raise OSError(f"{missing[0]} of {repository} has not come")
+        raise OSError(f"{missing[0]} of {repository} was not downloaded")
     together = staging / ".together"
     together.mkdir(exist_ok=True)
     for name in wanted:
@@ -110,12 +112,14 @@ def _download(address: str, path: Path, partial: Path, sha256: str, *, progress:
         digest = _digest(partial)
     if sha256 and digest != sha256:
         partial.unlink()
-        raise InputError(f"{address} has the checksum {digest}, not {sha256}: it is not the archive that was meant")
+        raise InputError(f"{address} has the checksum {digest}, not {sha256}: it is not the expected archive")
     if not (tarfile.is_tarfile(partial) or zipfile.is_zipfile(partial)):
         partial.unlink()
-        raise InputError(f"{address} gave no archive (a page, perhaps): get it with a browser and put it at {path}")
+        raise InputError(
+            f"{address} is not an archive (perhaps a web page): download it with a browser and put it at {path}"
+        )
     if not sha256:
-        log.info("%s has the SHA-256 %s; none is published to compare with", path.name, digest)
+        log.info("%s has the SHA-256 %s; there is no published one to compare it with", path.name, digest)
     path.parent.mkdir(exist_ok=True)
     write_whole(path.with_name(path.name + ".sha256"), f"{digest}  {path.name}\n")
     partial.replace(path)

@@ -61,11 +61,11 @@ def bench_suite(
     needs = suite.needs(Path(data_root).expanduser(), lying, size=transform.resize or transform.crop)
     missing = [need for need in needs if need.found is None]
     located = {need.role: need.found for need in needs if need.found is not None}
-    hint = f"nescio data list {suite.name} --data-root {data_root} says what is missing and how to get it"
+    hint = f"nescio data list {suite.name} --data-root {data_root} shows what is missing and how to get it"
     if "id" not in located or not set(suite.ood) & set(located) or (strict and missing):
         raise InputError(f"suite '{suite.name}' lacks {some([need.role for need in missing])}; {hint}")
     for need in missing:
-        log.warning("suite '%s' goes without %s: not found below %s", suite.name, need.role, data_root)
+        log.warning("suite '%s': %s is left out, not found in %s", suite.name, need.role, data_root)
     for row in suite.published:  # a mistake in them must not show after hours
         if row.detector:
             Detector(row.detector, row.model, suite.classes)
@@ -109,7 +109,7 @@ def _check_counts(needs: Sequence[Need], results: Results) -> None:
         if need.role in found and need.images and "[" not in str(found[need.role]["opened"]):
             there = found[need.role]["images"]
             if there != need.images:
-                log.warning("%s has %s images where the suite expects %s", need.role, f"{there:,}", f"{need.images:,}")
+                log.warning("%s has %s images; the suite expects %s", need.role, f"{there:,}", f"{need.images:,}")
 
 
 def beside(suite: Suite, model: str, results: Results, objective: str = "") -> dict[tuple[str, str], Published]:

@@ -96,5 +96,5 @@ def known_set(name: str) -> DataSet:
         InputError: there is none.
     """
     if name not in known_sets():
-        raise InputError(f"no data set '{name}'{nearest(name, known_sets())}")
+        raise InputError(f"unknown data set '{name}'{nearest(name, known_sets())}")
     return known_sets()[name]

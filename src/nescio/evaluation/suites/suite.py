@@ -158,11 +158,11 @@ def open_suite(name: str) -> Suite:
         return suites()[name]
     path = Path(name).expanduser()
     if path.suffix != ".toml" or not path.is_file():
-        raise InputError(f"no suite '{name}'{nearest(name, suites())}; or give a .toml file of one")
+        raise InputError(f"unknown suite '{name}'{nearest(name, suites())}; or give a .toml file")
     try:
         return dataclasses.replace(_suite(path.stem, read_toml(path)), file=name)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError) as e:
-        raise InputError(f"{path} is not a suite: {e}; see those that come with nescio for the form") from None
+        raise InputError(f"{path} is not a suite: {e}; see the suites that come with nescio for the format") from None
 
 
 def _suite(name: str, entry: dict[str, Any]) -> Suite:
@@ -186,11 +186,11 @@ def _check(suite: Suite) -> None:
     """Refuse what could not be run. Raises ValueError."""
     for what, kind in (("title", str), ("about", str), ("id", str), ("counts", dict)):
         if not isinstance(getattr(suite, what), kind):
-            raise TypeError(f"{what} is no {kind.__name__}")
+            raise TypeError(f"{what} is not of type {kind.__name__}")
     if suite.transform is not None and not isinstance(suite.transform, str):
-        raise TypeError("transform is no str")
+        raise TypeError("transform is not of type str")
     if suite.equal is not None and (not isinstance(suite.equal, int) or suite.equal < 1):
-        raise ValueError(f"equal = {suite.equal} is no number of images")
+        raise ValueError(f"equal = {suite.equal} is not a number of images")
     for name, split in (
         (suite.id, "test"),
         *((o, "test") for o in suite.ood),
@@ -200,7 +200,7 @@ def _check(suite: Suite) -> None:
             raise ValueError(f"the data set '{name}' has no split '{split}'")
     stray = set(suite.near) - set(suite.ood)
     if stray:
-        raise ValueError(f"near: '{min(stray)}' is none of the OOD sets")
+        raise ValueError(f"near: '{min(stray)}' is not one of the OOD sets")
 
 
 def _rows(table: dict[str, Any]) -> list[PublishedRow]:
