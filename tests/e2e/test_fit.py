@@ -47,7 +47,7 @@ def test_a_file_is_fitted_and_says_what_it_is(here: Path) -> None:
 
 
 def test_what_no_graph_can_hold_is_said_before_the_work(here: Path) -> None:
-    told = "nescio export will refuse this detector: 'odin:eps=0.01' needs its own pass"
+    told = "nescio export will not support this detector: 'odin:eps=0.01' needs its own pass"
     result = nescio(*FIT, *SETS, "--detector", "odin:eps=0.01+msp", "-o", "my.nescio")
     assert result.exit_code == 0, result.output
     assert result.output.index(told) < result.output.index("network")
@@ -72,7 +72,7 @@ def test_the_stronger_form_and_classes_are_options(here: Path) -> None:
     [
         ([*SETS, "--accept", "95"], "write 0.95 for 95 %"),
         ([*SETS, "--accept", "0.99"], "too few"),
-        (["--calibrate", "held"], "give them (--train)"),
+        (["--calibrate", "held"], "give train= (--train)"),
         (["--train", "train", "--calibrate", "train"], "are training images"),
         ([*SETS, "--detector", "fmlss"], "did you mean 'fmls'"),
         ([*SETS, "--proxy", "background"], "unknown proxy 'background'; known: blur, corner"),

@@ -127,7 +127,7 @@ def test_tune_and_recommend_take_the_sets_that_bench_takes(here: Path) -> None:
 def test_a_default_detector_is_not_blamed_on_the_user(here: Path) -> None:
     result = nescio("fit", *MODEL, "--calibrate", "id", "-o", "my.nescio")
     assert result.exit_code == 2
-    assert "detector 'fmls', which is taken where none is named, is fitted on training images" in result.output
+    assert "detector 'fmls', the default, is fitted on training images" in result.output
     assert "--detector energy" in result.output
 
 

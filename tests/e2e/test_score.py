@@ -78,12 +78,12 @@ def test_many_images_go_to_parquet_files(deployed: Deployed) -> None:
     assert Path("out/scores/_errors.csv").read_text() == "path,error\nnew/b/2.png,zero bytes\n"
     again = score(*arguments)
     assert again.exit_code == 0
-    assert "12 of 12 images are scored already" in again.output
+    assert "12 of 12 images have scores already" in again.output
     assert "images/s" not in again.output
     deployed.save("other.nescio", weights=False)
     save_file(tiny_net().state_dict(), "w.safetensors")
     same = score("other.nescio", *arguments[1:], "--weights", "w.safetensors")
-    assert "12 of 12 images are scored already" in same.output
+    assert "12 of 12 images have scores already" in same.output
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_many_images_go_to_parquet_files(deployed: Deployed) -> None:
             ["my.nescio", "new", "-o", "my.nescio"],
             "results cannot be written to my.nescio: it is a file",
         ),
-        (["my.nescio", "new", "-o", "new"], "new holds other things than scores"),
+        (["my.nescio", "new", "-o", "new"], "new has other files than scores"),
         (["my.nescio", "new", "-o", "s", "--engine", "spark"], "engine=spark is not one of the choices"),
     ],
 )
@@ -276,7 +276,7 @@ def test_one_file_is_whole_or_not_there(deployed: Deployed, monkeypatch: pytest.
     monkeypatch.setattr(scoring, "MOST_IN_ONE_FILE", 12)
     result = score("my.nescio", "new", "-o", "s.csv", "--part-size", "3")
     assert result.exit_code == 2
-    assert "drop --engine and --part-size" in result.output
+    assert "drop engine= (--engine) and part_size= (--part-size)" in result.output
     rows = scoring.verdict_rows
 
     def interrupted(*arguments: object) -> Iterator[pa.RecordBatch]:

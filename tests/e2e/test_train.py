@@ -96,7 +96,8 @@ def test_train_bench_explain(here: Path) -> None:
     again = nescio(here, *command("run", "--epochs", "3"))
     assert again.returncode == 2
     assert (
-        again.stderr.strip() == "nescio: run holds a run already; add --resume to go on with it, or name another folder"
+        again.stderr.strip()
+        == "nescio: run has a run already; continue it with resume=True (--resume), or give another folder"
     )
 
 
@@ -115,7 +116,7 @@ def test_a_killed_run_resumes_to_the_same_bits(number: signal.Signals, here: Pat
     assert len(lines(here / out)) < 40, "it was stopped on the way"
     if number != signal.SIGKILL:
         assert process.returncode == 128 + number
-        assert "interrupted; the same command with --resume goes on where it stopped" in error
+        assert "interrupted; run the same command with --resume: it continues where it stopped" in error
     resumed = nescio(here, *command(out, "--epochs", "40", "--resume"))
     assert resumed.returncode == 0, resumed.stderr
     same_weights(here / out, unbroken)
@@ -153,14 +154,14 @@ def test_two_processes_follow_one(launcher: str, here: Path) -> None:
         (["--objective", "ssod:gamma=0.3"], "gamma=0.3 must be in (0.5, 1)"),
         (["--recipe", "sod"], "unknown recipe 'sod'"),
         (["--arch", "tiny_networks:nothing"], "cannot be imported"),
-        (["--devices", "5"], "batch_size=24 does not divide into 1 × 5 processes"),
+        (["--devices", "5"], "batch_size=24 is not divisible by 1 × 5 processes"),
         (["--device", "cuda"], "device 'cuda' cannot be used"),
-        (["--init", "nowhere.safetensors"], "no weights file nowhere.safetensors"),
+        (["--init", "nowhere.safetensors"], "no such weights file: nowhere.safetensors"),
         (["--init", "pretrained", "--arch", "resnet18-cifar"], "no pretrained weights"),
         (["--arch", "timm:resnet10t", "--size", "16"], "feature map"),
         (["--watch", "train"], "write --watch train=train"),
-        (["--device", "cpu:abc"], "no device 'cpu:abc'"),
-        (["--device", "cuda:0", "--devices", "2"], "is one device"),
+        (["--device", "cpu:abc"], "unknown device 'cpu:abc'"),
+        (["--device", "cuda:0", "--devices", "2"], "is a single device"),
         (["--seed", "99999999999999999999"], "seed=99999999999999999999 must be below"),
         (["--size", "1000000"], "crop and resize up to 4,096 pixels"),
         (["--batch-size", "200"], "120 training images do not fill a batch of 200"),

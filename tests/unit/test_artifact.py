@@ -140,7 +140,7 @@ def test_deployed_files_of_earlier_versions_open(version: int) -> None:
 
 def test_what_is_nothing_of_ours_is_said(tmp_path: Path) -> None:
     for path, said in (
-        (tmp_path, "holds neither results .results.json. nor a trained network .run.json."),
+        (tmp_path, "has neither results .results.json. nor a trained network .run.json."),
         (tmp_path / "gone", "no such file"),
     ):
         with pytest.raises(InputError, match=said):

@@ -307,7 +307,9 @@ def test_a_file_needs_neither_tokens_nor_downloads(
     again = load(tmp_path / "hash.nescio", weights=weights, device="cpu")  # the head is made of the names in the file
     assert again([picture(5)])[0].score == pytest.approx(expected[0].score)
     assert released == []
-    with pytest.raises(InputError, match=r"no weights file laion; .* you name, too: --model clip:tiny-clip"):
+    with pytest.raises(
+        InputError, match=r"no such weights file: laion; .*give the network too: .*--model clip:tiny-clip"
+    ):
         load(tmp_path / "hash.nescio", weights="laion", device="cpu")
     with pytest.raises(InputError, match="another model's weights"):
         load(tmp_path / "hash.nescio", model="clip:tiny-clip", weights="laion", device="cpu")
@@ -377,7 +379,7 @@ def test_from_a_fit_to_verdicts_and_a_choice() -> None:
         ({"--model": "clip:RN50"}, "does not fit model 'clip:RN50' (missing"),
         ({"--model": "clip:square-clip"}, "has no test transform"),
         ({"--weights": None}, "no pretrained weights; give weights=FILE"),
-        ({"--weights": "openai"}, "no weights file openai"),
+        ({"--weights": "openai"}, "no such weights file: openai"),
         ({"--id": "id/cat"}, "needs the names of the classes; give classes= (--classes FILE"),
         ({"--classes": "3"}, "needs the names of the classes"),
         ({"--classes": "0"}, "--classes=0 must be 1 or more"),

@@ -221,13 +221,13 @@ def test_training_images_do_not_calibrate(
         (some / f"t{i}.png").write_bytes(path.read_bytes())
     with caplog.at_level(logging.WARNING, logger="nescio"):
         deployed = fit(Session(classifier, **OPTIONS), "energy", train=images / "train", calibrate=some)
-    assert "7 of 127 calibration images are training images and left out" in caplog.text
+    assert "leaving out 7 of 127 calibration images that are training images" in caplog.text
     assert deployed.calibration.n == 120
     with caplog.at_level(logging.WARNING, logger="nescio"):
         fit(Session(classifier, **OPTIONS), "energy", calibrate=some)
-    assert "nobody can check" in caplog.text
+    assert "cannot be checked" in caplog.text
     classifier.seen = {"train": open_source(images / "held").identity}
-    with pytest.raises(InputError, match="those that the classifier was trained on"):
+    with pytest.raises(InputError, match="are the classifier's training images"):
         fit(Session(classifier, **OPTIONS), "energy", calibrate=images / "held")
 
 
@@ -316,7 +316,7 @@ def other_head(about: dict, tensors: dict) -> None:
     ("change", "metadata", "said"),
     [
         (but("", format="nescio-deployed/4"), None, "a later version of nescio .format 4."),
-        (but("", format="nescio-detector/2"), None, "holds a detector alone, which takes no model="),
+        (but("", format="nescio-detector/2"), None, "has a detector without a network, which does not take model="),
         (but("", format=3), None, "its format is missing"),
         (but("", format=True), None, "its format is missing"),
         (but("", format=-1), None, "its format is missing"),
@@ -335,9 +335,9 @@ def other_head(about: dict, tensors: dict) -> None:
         (other_head, None, "another model's weights"),
         (but("model", n_classes=5), None, "number of classes"),
         (but("model", n_classes=10**9, classes=None), None, "number of classes"),
-        (but("model", n_classes=5, classes=None), None, "not those of its weights"),
-        (but("model", heads=["ood"]), None, "not those of its weights"),
-        (but("model", embedded=False), None, "says wrongly"),
+        (but("model", n_classes=5, classes=None), None, "do not match its weights"),
+        (but("model", heads=["ood"]), None, "do not match its weights"),
+        (but("model", embedded=False), None, "weights or not is wrong"),
         (but("calibration", accept=0.5), None, "not the one that the guarantee needs .60."),
         (but("calibration", accept=1), None, "accept=1 must be between 0 and 1"),
         (but("calibration", accept=True), None, "accept=True is not a number"),
@@ -345,8 +345,8 @@ def other_head(about: dict, tensors: dict) -> None:
         (group(rank=121), None, "the rank 121"),
         (group(rank=6.0), None, "the rank 6.0"),
         (group(rank=-1), None, "the rank -1"),
-        (group(threshold=-1e9), None, "not those of its calibration scores"),
-        (group(n=10_000), None, "not those of its calibration scores"),
+        (group(threshold=-1e9), None, "do not match its calibration scores"),
+        (group(n=10_000), None, "do not match its calibration scores"),
         (group(classes=[0, 1, 2]), None, "each class once"),
         (group(classes=[0, 1, 2, 2, 3]), None, "each class once"),
         (group(classes=[0, 1, 2, 3.0]), None, "each class once"),
@@ -406,7 +406,7 @@ def test_other_files_are_named(tmp_path: Path, images: Path) -> None:
     with pytest.raises(InputError, match="cannot be read"):
         load(tmp_path / "text.nescio")
     made(images).save(tmp_path / "hash.nescio", weights=False)
-    with pytest.raises(InputError, match="holds no weights"):
+    with pytest.raises(InputError, match="has no weights"):
         load(tmp_path / "hash.nescio", model=tiny_net)
     torch.manual_seed(3)
     save_file(type(tiny_net())().state_dict(), tmp_path / "other.safetensors")

@@ -270,7 +270,7 @@ def test_weights_that_cannot_be_used_are_refused(in_tmp: Path, capsys: pytest.Ca
     (in_tmp / "text.pt").write_text("hello")
     (in_tmp / "text.safetensors").write_text("hello")
     for name, told in {
-        "gone.pt": "no weights file",
+        "gone.pt": "no such weights file",
         "evil.pt": "could run code",
         "empty.pt": "no state dict",
         "extra.pt": "not in the model: extra",

@@ -282,7 +282,7 @@ def test_what_cannot_be_lowered_is_refused_and_leaves_no_file(tmp_path: Path) ->
     classifier = Classifier(large, network().transform, name="large")
     detector = Detector("energy").fit(FeatureSet(head=classifier.head))
     overflowing = Deployed(classifier, detector, Calibration.fit(np.arange(99.0)))
-    refused(r"fp16 cannot hold the features of \d+ of 300", overflowing, precision="fp16", calibrate=HELD)
+    refused(r"fp16 cannot represent the features of \d+ of 300", overflowing, precision="fp16", calibrate=HELD)
     assert not list(tmp_path.iterdir())
 
 

@@ -233,13 +233,13 @@ def test_an_encoder_serves_what_reads_features_alone(
     assert nescio.load(tmp_path / "results").row("knn:k=3", "noise").auroc == results.row("knn:k=3", "noise").auroc
     choice = nescio.recommend(session, val=images / "test", train=images / "train", proxy="noise")
     assert choice.accuracy is None
-    with pytest.raises(InputError, match=r"is an encoder, and a verdict names a class: fit a head .*--head probe"):
+    with pytest.raises(InputError, match=r"is an encoder, but verdicts need classes: fit a head .*--head probe"):
         nescio.fit(session, "knn", train=images / "train", calibrate=images / "held")
 
 
 def test_a_fitted_head_needs_its_training_images(images: Path, tmp_path: Path) -> None:
     session = opened(images, "probe", tmp_path)
-    with pytest.raises(InputError, match=r"fits a linear head on labelled training images: give them \(--train\)"):
+    with pytest.raises(InputError, match=r"fits a linear head on labelled training images: give train= \(--train\)"):
         nescio.fit(session, "energy", calibrate=images / "held")
     with pytest.raises(InputError, match="calibration images are training images"):
         nescio.fit(session, "energy", train=images / "train", calibrate=images / "train")
@@ -292,6 +292,6 @@ def test_images_that_code_prepares_are_judged_but_stand_in_no_file(images: Path,
     fitted = nescio.fit(session, "energy", calibrate=images / "held", accept=0.9)
     assert len(fitted(images / "test")) == 30
     for write in (fitted.save, lambda path: export(fitted, path)):
-        with pytest.raises(InputError, match=r"prepared by code \(mine-1\), which no file can hold: give a nescio"):
+        with pytest.raises(InputError, match=r"prepared by code \(mine-1\), which cannot be saved: give a nescio"):
             write(tmp_path / "no.nescio")
     assert nescio.Classifier(tiny_net(), TINY_TRANSFORM).transform is TINY_TRANSFORM

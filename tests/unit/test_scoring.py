@@ -241,7 +241,7 @@ def test_a_second_process_waits_for_the_first(
     with caplog.at_level(logging.INFO, logger="nescio"), FileLock(tmp_path / "s/.lock"):
         second = threading.Thread(target=score)
         second.start()
-        while "another process writes to" not in caplog.text and second.is_alive():
+        while "another process is writing to" not in caplog.text and second.is_alive():
             time.sleep(0.01)
         assert not done
     second.join()
@@ -279,14 +279,14 @@ def test_another_job_is_refused_in_the_same_folder(
     assert score() == 0
     with pytest.raises(InputError, match="another detector"):
         score(with_input_stage)
-    with pytest.raises(InputError, match=rf"other images.*\({images}\); name a new folder"):
+    with pytest.raises(InputError, match=rf"other images.*\({images}\); give a new folder"):
         score(given=make_folder("other"))
     with pytest.raises(InputError, match="other images"):
         score(given=[images, images])
     with pytest.raises(InputError, match="another number of images per part"):
         score(part_size=5)
     (images / "a/0.png").write_bytes(encoded(picture(77)))
-    with pytest.raises(InputError, match="or some of them changed"):
+    with pytest.raises(InputError, match="or some images have changed"):
         score()
     (out / "_manifest.json").write_text("{")
     with pytest.raises(InputError, match="damaged"):
@@ -300,7 +300,7 @@ def test_folders_that_cannot_take_scores_are_refused(
     before = sorted(other.rglob("*"))
     (tmp_path / "file").write_text("in the way")
     for out, told in (
-        (other, "holds other things"),
+        (other, "has other files than scores"),
         (tmp_path / "file", "cannot be written"),
         (tmp_path / "file/s", "cannot be written"),
         ("s3://bucket/s", "give a path on this machine"),

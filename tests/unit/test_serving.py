@@ -151,8 +151,8 @@ REFUSED: dict[str, tuple[list[bytes], int, str]] = {
     "too many pixels": ([encoded(Image.new("1", (200, 200)))], 413, "200 × 200 pixels, above the limit of 10,000"),
     "thin, and judged": ([encoded(Image.new("1", (9_000, 1)))], 200, ""),
     "one of several": ([encoded(picture(0)), b"hello", encoded(picture(1))], 415, "1.png: not an image"),
-    "too many": ([encoded(picture(0))] * 4, 413, "4 images: a request may have 3"),
-    "too many bytes": ([os.urandom(400_000)], 413, "a request may have 300,000 bytes"),
+    "too many": ([encoded(picture(0))] * 4, 413, "4 images in one request: the limit is 3"),
+    "too many bytes": ([os.urandom(400_000)], 413, "the limit is 300,000 bytes"),
     "a program for a printer": ([b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n"], 415, "known format"),
 }
 
@@ -185,7 +185,7 @@ def test_a_body_of_no_stated_length_is_counted(client: TestClient) -> None:
 
     kind = {"Content-Type": "multipart/form-data; boundary=x"}
     answer = client.post("/predict", content=endless(), headers=kind)
-    assert (answer.status_code, answer.json()["detail"]) == (413, "a request may have 300,000 bytes")
+    assert (answer.status_code, answer.json()["detail"]) == (413, "the limit is 300,000 bytes")
 
 
 def asked(app: Any, messages: list[dict[str, Any]] | None, **scope: Any) -> tuple[int, dict[str, Any]]:
@@ -210,7 +210,7 @@ MULTIPART = [(b"content-type", b"multipart/form-data; boundary=x"), (b"host", b"
 def test_a_body_that_does_not_come_is_not_waited_for(tiny_deployed: Deployed) -> None:
     app = create_app(tiny_deployed, limits=Limits(seconds=0.2))
     status, said = asked(app, None, headers=MULTIPART)
-    assert (status, said["detail"]) == (408, "no answer within 0.2 s: the request is not complete")
+    assert (status, said["detail"]) == (408, "no answer within 0.2 s: the request is incomplete")
     assert app.state.service.metrics.running._value.get() == 0
 
 
@@ -239,7 +239,10 @@ def test_a_token_is_asked_for_where_there_is_one(tiny_deployed: Deployed) -> Non
         image = upload(encoded(picture(0)))
         for wrong in ({}, {"Authorization": "Bearer no"}, {"Authorization": TOKEN.encode()}):
             answer = client.post("/predict", files=image, headers=wrong)
-            assert (answer.status_code, answer.json()["detail"]) == (401, "this service asks for a token")
+            assert (answer.status_code, answer.json()["detail"]) == (
+                401,
+                "this service requires a token: send 'Authorization: Bearer TOKEN'",
+            )
         for scheme in ("bearer", "BEARER"):
             small = {"Authorization": f"{scheme} {TOKEN}".encode()}
             assert client.get("/info", headers=small).status_code == 200
@@ -256,7 +259,7 @@ def test_names_of_others_do_not_reach_a_service_of_this_machine(tiny_deployed: D
         assert status == 503, name  # not started
     for name in ("evil.example", "localhost.evil.example", "[::2]:8000", "::1", ""):
         status, said = asked(app, [], method="GET", path="/ready", headers=[(b"host", name.encode())])
-        assert (status, "does not go by the name" in said["detail"]) == (400, True), name
+        assert (status, "is not available as" in said["detail"]) == (400, True), name
 
 
 CROSSING: dict[str, tuple[dict[str, str], int]] = {
@@ -466,7 +469,7 @@ def test_a_cause_is_logged_ever_less_often(caplog: pytest.LogCaptureFixture) -> 
         if second == 50:
             logger.warning("something else")
     lines = [r.getMessage() for r in caplog.records if r.name == logger.name]
-    assert lines[:2] == ["changed at 0", "changed at 10 (and 9 more like it since the last such line)"]
+    assert lines[:2] == ["changed at 0", "changed at 10 (and 9 more like it since the last line of this kind)"]
     assert "something else" in lines
     assert len(lines) == 10  # at 0, 10, 30, 70, 150, …, 2550 s
     now[0] = 20_000.0  # after a rest it is new
@@ -522,9 +525,9 @@ def test_a_decoder_that_hangs_or_dies_is_replaced(
         assert str(large) == "it takes more memory than a decoder has"
     assert isinstance(hung, BadImage)
     assert str(hung) == "it takes longer than 1 s to decode"
-    assert str(died) == "the decoder broke down on it"
+    assert str(died) == "the decoder crashed on it"
     assert fine.shape == again.shape == (3, 4, 4)
-    assert [r.getMessage() for r in caplog.records] == ["a decoder has ended; another takes its place"]
+    assert [r.getMessage() for r in caplog.records] == ["a decoder has ended; starting another"]
 
 
 def test_a_decoder_that_is_killed_while_idle_or_busy_loses_no_image() -> None:
@@ -575,9 +578,9 @@ def test_limits_are_numbers_above_zero() -> None:
 def test_an_address_in_use_is_said(tiny_deployed: Deployed) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(InputError, match=f"127.0.0.1:{port} cannot be listened on: Address already in use"):
+        with pytest.raises(InputError, match=f"127.0.0.1:{port} is not available: Address already in use"):
             serve(tiny_deployed, port=port)
-    with pytest.raises(InputError, match="cannot be listened on"):
+    with pytest.raises(InputError, match="is not available"):
         serve(tiny_deployed, host="no.such.name.invalid")
 
 

@@ -138,9 +138,13 @@ def test_outliers_are_given_where_they_are_read(sets: dict[str, Path], tmp_path:
     options = {"recipe": QUICK, "size": 16, "hardware": CPU, "model": "tiny_networks:batch_norm_net"}
     pair = {name: sets[name] for name in ("train", "val")}
     for objective, outliers, told in (
-        ("oe", None, "'oe' learns from outliers; give some \\(--outliers SET\\)"),
-        ("ce", sets["outliers"], "'ce' reads no outliers; these do: conf:outliers=1, oe:outliers=1, ssod:outliers=1"),
-        ("ssod", sets["outliers"], "'ssod' reads no outliers; these do: .*ssod:outliers=1"),
+        ("oe", None, "'oe' learns from outliers; give outliers= \\(--outliers SET\\)"),
+        (
+            "ce",
+            sets["outliers"],
+            "'ce' does not use outliers; these do: conf:outliers=1, oe:outliers=1, ssod:outliers=1",
+        ),
+        ("ssod", sets["outliers"], "'ssod' does not use outliers; these do: .*ssod:outliers=1"),
         ("oe", sets["train"], "the outliers are the train images"),
     ):
         with pytest.raises(InputError, match=told):

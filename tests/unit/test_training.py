@@ -306,8 +306,10 @@ def refused(tmp_path: Path, train_set: Path | str, val_set: Path | str, message:
 
 def test_labels_that_cannot_be_used(tmp_path: Path, sets: dict[str, Path], caplog) -> None:
     gap = parquet(tmp_path / "gap.parquet", [0, 2] * 30, ["cat", "dog", "emu"])
-    refused(tmp_path, gap, sets["val"], "no training image is of class dog")
-    refused(tmp_path, parquet(tmp_path / "one.parquet", [0] * 30), sets["val"], "all training images are of one class")
+    refused(tmp_path, gap, sets["val"], "the training set has no images of class dog")
+    refused(
+        tmp_path, parquet(tmp_path / "one.parquet", [0] * 30), sets["val"], "all training images have the same class"
+    )
     with caplog.at_level("WARNING", "nescio"):
         words = parquet(tmp_path / "words.parquet", ["cat", "dog"] * 20)
         refused(tmp_path, words, sets["val"], "40 of 40 training images have no class number")
@@ -319,7 +321,7 @@ def test_labels_that_cannot_be_used(tmp_path: Path, sets: dict[str, Path], caplo
     bad = parquet(tmp_path / "bad.parquet", [0, 1] * 30)
     for hold in (True, False):
         hardware = Hardware(device="cpu", workers=0, hold=hold, max_bad=0.05)
-        with pytest.raises(InputError, match=r"or more of 60 \w+ images cannot be read, more than the share 0.05"):
+        with pytest.raises(InputError, match=r"or more of 60 \w+ images cannot be read, and at most the share 0.05"):
             run(tmp_path / f"bad{hold}", {"train": bad, "val": bad}, hardware=hardware, objective="ce")
 
 
@@ -334,7 +336,7 @@ def test_a_few_bad_images_are_left_out(tmp_path: Path, sets: dict[str, Path]) ->
 def test_another_run_is_not_overwritten(unbroken: Path, sets: dict[str, Path], tmp_path: Path) -> None:
     before = (unbroken / "run.json").read_bytes()
     for message, options in (
-        ("holds a run already; add --resume", {}),
+        ("has a run already; continue it with .*--resume", {}),
         ("another objective \\(objective: ssod:gamma=0.6, now ce\\)", {"objective": "ce", "resume": True}),
         ("another transform", {"size": 8, "resume": True}),
         ("another seed", {"seed": 3, "resume": True}),
@@ -346,7 +348,7 @@ def test_another_run_is_not_overwritten(unbroken: Path, sets: dict[str, Path], t
         with pytest.raises(InputError, match=message):
             run(unbroken, given, **{k: v for k, v in options.items() if k != "train"})
     assert (unbroken / "run.json").read_bytes() == before
-    with pytest.raises(InputError, match="holds no run to resume"):
+    with pytest.raises(InputError, match="has no run to resume"):
         run(sets["train"], sets, resume=True)
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="file: it is a file; give a folder"):
@@ -384,7 +386,7 @@ def test_a_stale_checkpoint_is_not_taken_for_the_runs_own(
 
     shutil.copytree(unbroken, tmp_path / "run")
     (tmp_path / "run/run.json").unlink()
-    with pytest.raises(InputError, match="holds no run to resume"):
+    with pytest.raises(InputError, match="has no run to resume"):
         run(tmp_path / "run", sets, resume=True, seed=7)
     stored = json.loads((unbroken / "run.json").read_text())
     stored["settings"]["seed"] = 7
@@ -460,7 +462,7 @@ def test_tied_and_idle_tensors(sets: dict[str, Path], tmp_path: Path, monkeypatc
     with caplog.at_level("WARNING", "nescio"):
         options = {"objective": "ce", "recipe": recipe, "size": 16, "hardware": CPU}
         train(tmp_path / "run", model="tied:make", **sets, **options)
-    assert "2 tensors take no part in the loss" in caplog.text
+    assert "2 tensors do not affect the loss" in caplog.text
     kept, last = weights(tmp_path / "run", "model.safetensors"), weights(tmp_path / "run")
     assert torch.equal(kept["first.weight"], kept["second.weight"])
     assert torch.equal(last["model.first.weight"], last["model.second.weight"])

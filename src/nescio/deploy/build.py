@@ -64,21 +64,21 @@ def fit(
     session = as_session(session).meet(calibrate)
     if not (session.classifier.has_head or session.classifier.awaits_probe):
         raise InputError(
-            f"{session.classifier.name} is an encoder, and a verdict names a class: fit a head on labelled training "
-            "images (head='probe'; --head probe --train SET), or score without verdicts (Session.scores)"
+            f"{session.classifier.name} is an encoder, but verdicts need classes: fit a head on labelled training "
+            "images, head='probe' (--head probe --train SET), or score without verdicts (Session.scores)"
         )
     ((name, fitted),) = session.detectors(detector).items()
     if why := fitted.unexportable():
-        log.info("nescio export will refuse this detector: %s", why)
+        log.info("nescio export will not support this detector: %s", why)
     stand_in = None if proxy is None else parse_named(proxy, STAND_INS)
     held = session.images(calibrate, "what nescio.fit makes")
     training = None if train is None else session.images(train, "what nescio.fit makes")
     fresh = fitted.fitted_to is None
     if training is None and fresh and fitted.needs.fitting:
-        hint = ", which is taken where none is named," if detector == DEFAULT_DETECTOR else ""
+        hint = ", the default," if detector == DEFAULT_DETECTOR else ""
         raise InputError(
-            f"detector '{name}'{hint} is fitted on training images; give them (--train), or name one that is not "
-            "(--detector energy)"
+            f"detector '{name}'{hint} is fitted on training images; give train= (--train), or another detector: "
+            "detector='energy' (--detector energy)"
         )
     held = _unseen(held, training, session.classifier)
     session = session.ready(training)
@@ -132,15 +132,18 @@ def _unseen(held: Source, training: Source | None, classifier: Classifier) -> So
     """The calibration images that are not training images, as far as that can be known."""
     if held.identity == classifier.seen.get("train"):
         raise InputError(
-            "the calibration images are those that the classifier was trained on; a threshold that is set on them "
-            "rejects more of the new images than it says: give images that were held out (--calibrate)"
+            "the calibration images are the classifier's training images; a threshold set on them "
+            "rejects more new images than promised: give held-out images, calibrate= (--calibrate)"
         )
     if held.identity == classifier.seen.get("val"):
-        log.warning("the calibration images chose the classifier's epoch: expect to reject a little more than it says")
+        log.warning(
+            "the calibration images were used to choose the classifier's epoch: expect slightly more rejections than "
+            "promised"
+        )
     if training is None:
         log.warning(
-            "nobody can check that the calibration images are not training images: give those, too (--train); a "
-            "threshold that is set on training images rejects more of the new ones than it says"
+            "whether the calibration images are training images cannot be checked: give train= (--train) too; a "
+            "threshold set on training images rejects more new images than promised"
         )
         return held
     shared = set(shared_images(held, training))
@@ -149,11 +152,12 @@ def _unseen(held: Source, training: Source | None, classifier: Classifier) -> So
     first = held.name(min(shared))
     if len(shared) > MOST_SHARED * len(held):
         raise InputError(
-            f"{len(shared):,} of {len(held):,} calibration images are training images, the first is {first}; a "
-            "threshold that is set on them rejects more of the new images than it says: give images that were held out"
+            f"{len(shared):,} of {len(held):,} calibration images are training images (the first is {first}); a "
+            "threshold set on them rejects more new images than promised: give held-out images, calibrate= "
+            "(--calibrate)"
         )
     log.warning(
-        "%s of %s calibration images are training images and left out; the first is %s",
+        "leaving out %s of %s calibration images that are training images; the first is %s",
         f"{len(shared):,}",
         f"{len(held):,}",
         first,

@@ -154,7 +154,7 @@ class Deployed:
             InputError: the network's features of the image are not finite.
         """
         if np.isnan(judged.score[i]):
-            raise InputError("the network's features of an image are not finite: no verdict can be given")
+            raise InputError("the network's features of an image are not finite: there is no verdict; leave it out")
         index = int(judged.pred[i])
         return Verdict(
             self.class_name(index),

@@ -46,7 +46,7 @@ def save(deployed: Deployed, path: str | Path, *, weights: bool = True) -> None:
     check_transform(deployed.classifier)
     deployed.calibration.check(deployed.classifier.head.n_classes)
     if not weights and deployed.classifier.head_name == FITTED:
-        raise InputError("its head was fitted here and stands in no file of weights: save it with the weights")
+        raise InputError("its head was fitted here and is in no file of weights: save it with the weights")
     tensors = _learned(deployed) | (_under(_MODEL, state_of(deployed.classifier)) if weights else {})
     about = record(deployed, embedded=weights)
     del about["calibration"]["promise"]  # it follows from the rest
@@ -61,8 +61,8 @@ def check_transform(classifier: Classifier) -> None:
     """
     if not isinstance(classifier.transform, Transform):
         raise InputError(
-            f"the images of {classifier.name} are prepared by code ({classifier.transform!s:.60}), which no file can "
-            "hold: give a nescio.Transform, or a torchvision Compose of Resize, CenterCrop, ToTensor and Normalize"
+            f"the images of {classifier.name} are prepared by code ({classifier.transform!s:.60}), which cannot be "
+            "saved: give a nescio.Transform, or a torchvision Compose of Resize, CenterCrop, ToTensor and Normalize"
         )
 
 
@@ -148,7 +148,7 @@ def load(
         classifier = _classifier(about["model"], file.under(_MODEL), model, weights, device)
         head = classifier.head.to("cpu")  # as fitting leaves it
         if about["detector"]["head"] != head.fingerprint:
-            raise InputError("it was made with another model's weights; give those (--weights), or fit it again")
+            raise InputError("it was made with another model's weights; give weights= (--weights), or fit it again")
         detector.restore(file.under(_DETECTOR), head.fingerprint, head, head.weight.shape[1])
         rest = {k: v for k, v in about.items() if k not in ("model", "detector", "calibration", "calibrator")}
         made = kind(classifier, detector, calibration, calibrator=calibrator, about=rest)
@@ -187,10 +187,10 @@ def _checked(about: dict[str, Any], file: Artifact) -> Calibration:
     model, stored = about["model"], about["calibration"]
     n, names = model["n_classes"], model["classes"]
     if type(n) is not int or not 1 < n <= MOST_CLASSES or not (names is None or is_names(names, n)):
-        raise InputError("its number of classes and their names do not agree")
+        raise InputError("its number of classes and its class names do not match")
     texts = [model["weights"], model["transform"], about["detector"]["spec"], about["detector"]["head"], model["name"]]
     if not all(isinstance(text, str) for text in texts):
-        raise InputError("its entries are not text where they should be")
+        raise InputError("some of its entries are not text")
     _check_weights(model, file.under(_MODEL))
     groups = tuple(
         Group(None if g["classes"] is None else tuple(g["classes"]), scores.numpy(), g["rank"])
@@ -202,13 +202,13 @@ def _checked(about: dict[str, Any], file: Artifact) -> Calibration:
     calibration.check(n)
     stored_thresholds = [(g["threshold"], g["n"]) for g in stored["groups"]]
     if stored_thresholds != [(g.threshold, len(g.scores)) for g in groups]:
-        raise InputError("its thresholds are not those of its calibration scores")
+        raise InputError("its thresholds do not match its calibration scores")
     return calibration
 
 
 def _check_weights(model: dict[str, Any], state: Mapping[str, Tensor]) -> None:
     if model["embedded"] is not bool(state):
-        raise InputError("it says wrongly whether it holds the network's weights")
+        raise InputError("its record of having the network's weights or not is wrong")
     if not state:
         return
     if weights_hash(state) != model["weights"]:
@@ -217,7 +217,7 @@ def _check_weights(model: dict[str, Any], state: Mapping[str, Tensor]) -> None:
     head = state[f"{model['head']}.weight" if model["head"] else "weight"]
     heads = {key.removeprefix(HEAD_PREFIX).partition(".")[0] for key in state if key.startswith(HEAD_PREFIX)}
     if len(head) != model["n_classes"] or sorted(heads) != model["heads"]:
-        raise InputError("its classes or heads are not those of its weights")
+        raise InputError("its classes or heads do not match its weights")
 
 
 @torch.no_grad()
@@ -251,13 +251,14 @@ def _classifier(
     try:
         made = model or trusted_architecture(name, classes)
     except InputError as e:
-        raise InputError(f"{e}; if you trust it, name the network yourself (model=, --model)") from None
+        raise InputError(f"{e}; if you trust it, name the network yourself: model= (--model)") from None
     if model is None and weights is not None and name.startswith(PREFIX) and not Path(weights).exists():
         raise InputError(
-            f"no weights file {weights}; released weights are fetched for a network that you name, too: --model {name}"
+            f"no such weights file: {weights}; to download released weights, give the network too: model='{name}' "
+            f"(--model {name})"
         )
     if source is None:
-        raise InputError("it holds no weights, but their hash alone; give them (weights=, --weights FILE)")
+        raise InputError("it has no weights, only their hash; give weights= (--weights FILE)")
     classifier = load_classifier(
         made,
         weights=source,
@@ -277,7 +278,9 @@ def _held(classifier: Classifier, about: dict[str, Any]) -> Classifier:
     if weights_hash(state_of(classifier)) != about["weights"]:
         raise InputError("it was made with another model's weights")
     if not classifier.has_transform or str(classifier.transform) != about["transform"]:
-        raise InputError(f"it reads images prepared in another way: make the classifier with {about['transform']}")
+        raise InputError(
+            f"it needs images prepared differently: make the classifier with transform='{about['transform']}'"
+        )
     return classifier
 
 

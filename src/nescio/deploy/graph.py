@@ -12,10 +12,10 @@ from nescio.deploy.deployed import Deployed
 from nescio.models.heads import decide
 
 OUTPUTS = {
-    "logits": "float32 (batch, C): the classifier's own; the largest is the label",
+    "logits": "float32 (batch, C): the classifier's logits; the largest gives the label",
     "score": "float64 (batch,): the detector's; higher means more in-distribution; NaN where features are not finite",
-    "p_value": "float64 (batch,): share of calibration ID images that score this low; not a probability of ID",
-    "accepted": "bool (batch,): whether the score reaches the threshold; false where it is NaN",
+    "p_value": "float64 (batch,): share of calibration ID images that score this low or lower; not a probability of ID",
+    "accepted": "bool (batch,): whether the score reaches the threshold; false where the score is NaN",
     "p_id": "float64 (batch,): P(x in ID | x)",
 }
 """What the graph gives, in this order. ``p_id`` only where there is an OOD head or a calibrator."""

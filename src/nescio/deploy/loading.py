@@ -36,9 +36,11 @@ def load(path: str | Path, **options: Any) -> Any:
     if (folder / RUN).is_file():
         return load_classifier(str(folder), **options)
     if path.is_dir():
-        raise InputError(f"the folder {path} holds neither results ({RESULTS}) nor a trained network ({RUN})")
+        raise InputError(f"the folder {path} has neither results ({RESULTS}) nor a trained network ({RUN})")
     if kind_of(path) != "detector":
         return Deployed.load(path, **options)
     if options:
-        raise InputError(f"{path} holds a detector alone, which takes no {next(iter(options))}=; leave it out")
+        raise InputError(
+            f"{path} has a detector without a network, which does not take {next(iter(options))}=; leave it out"
+        )
     return Detector.load(path)

@@ -47,7 +47,7 @@ def cut_network(model: Any, begin: str, end: str) -> Any:
     read = {name for n in nodes for name in n.input if name} - made
     if read - weights != {begin}:
         others = ", ".join(sorted(read - weights - {begin})) or "nothing"
-        raise InputError(f"the network reads {others} instead of its images alone: export it as fp32")
+        raise InputError(f"the network reads {others} besides its images: export it as fp32")
     outside = {name for i, n in enumerate(graph.node) if i not in inside for name in n.input}
     known = {v.name: v for v in (*graph.value_info, *graph.input, *graph.output)}
     ends = [end, *sorted((made & outside) - {end})]

@@ -37,7 +37,7 @@ class _Worker:
             # pickles all that it carries; torch.load for the device alone
             self.job = torch.load(io.BytesIO(ray.get(packed)), map_location=device, weights_only=False)
         except (ImportError, AttributeError) as e:  # code that this machine lacks, or has in another version
-            self.error = f"the network cannot be made on the cluster's machines ({type(e).__name__}: {e})"
+            self.error = f"the network cannot be created on the cluster's machines ({type(e).__name__}: {e})"
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -60,7 +60,7 @@ def make_on_ray(job: Job, shards: Sequence[int], seen: Callable[[int], object]) 
         import ray
         import ray.data
     except ImportError:
-        raise InputError("--engine ray needs Ray; pip install 'nescio[ray]'") from None
+        raise InputError("engine='ray' (--engine ray) needs an extra: pip install 'nescio[ray]'") from None
 
     if not ray.is_initialized():
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody asked for a report to Ray's makers
@@ -70,7 +70,7 @@ def make_on_ray(job: Job, shards: Sequence[int], seen: Callable[[int], object]) 
     gpu = job.deployed.classifier.device.type != "cpu"
     pool = int(ray.cluster_resources().get("GPU" if gpu else "CPU", 0))
     if pool < 1:
-        raise InputError(f"the Ray cluster has no {'GPU' if gpu else 'CPU'}; choose with --device")
+        raise InputError(f"the Ray cluster has no {'GPU' if gpu else 'CPU'}; give another device: device= (--device)")
     buffer = io.BytesIO()
     torch.save(job, buffer, pickle_module=ray.cloudpickle)
     done = ray.data.from_items(list(shards), override_num_blocks=len(shards)).map(

@@ -103,8 +103,8 @@ class Images:
         held = as_source(calibrate)
         if held.identity == deployed.about.get("data", {}).get("train"):
             raise InputError(
-                "the calibration images are those that the detector was fitted on; a threshold that is set on them "
-                "rejects more of the new images than it says: give images that were held out (--calibrate)"
+                "the calibration images are those that the detector was fitted on; a threshold set on them "
+                "rejects more new images than promised: give held-out images, calibrate= (--calibrate)"
             )
         ranges = None
         if precision == INT8:
@@ -157,8 +157,8 @@ def lower(
         lost = int(np.isnan(ids.after).sum())
         if lost:
             raise InputError(
-                f"{precision} cannot hold the features of {lost:,} of {len(ids.after):,} calibration images; export "
-                "another precision (--precision)"
+                f"{precision} cannot represent the features of {lost:,} of {len(ids.after):,} calibration images; "
+                "export with another precision= (--precision)"
             )
         again = _recalibrated(deployed, ids)
         if deployed.calibrator is not None:

@@ -124,7 +124,10 @@ def score_images(
     sources = list(images) if isinstance(images, list | tuple) else [images]
     if is_table(out):
         if engine != "local" or part_size is not None:
-            raise InputError(f"{out} is one file, without parts: name a folder (-o), or drop --engine and --part-size")
+            raise InputError(
+                f"{out} is one file, without parts: give a folder, out= (-o), or drop engine= (--engine) and "
+                "part_size= (--part-size)"
+            )
         return _to_one_file(deployed, sources, Path(out), batch_size, workers, progress=progress)
     source, begin = open_sources(sources), time.perf_counter()
     manifest = {
@@ -139,7 +142,7 @@ def score_images(
         missing = folder.missing()
         todo = sum(len(folder.rows(shard)) for shard in missing)
         if todo < len(source):
-            log.info("%s of %s images are scored already", f"{len(source) - todo:,}", f"{len(source):,}")
+            log.info("%s of %s images have scores already", f"{len(source) - todo:,}", f"{len(source):,}")
         job = Job(deployed, source, folder, batch_size or deployed.session.batch, workers)
         with progress_bar(show=progress) as bar:
             task = bar.add_task("scoring", total=todo)
@@ -167,8 +170,8 @@ def _to_one_file(
     source, named, begin = open_sources(sources), named_files(sources), time.perf_counter()
     if len(source) > MOST_IN_ONE_FILE:
         raise InputError(
-            f"{len(source):,} images are too many for one file, which a job that is killed would begin anew: "
-            f"{MOST_IN_ONE_FILE:,} at most; name a folder (-o scores/)"
+            f"{len(source):,} images are too many for one file, since an interrupted job would start over: "
+            f"at most {MOST_IN_ONE_FILE:,}; give a folder, out= (-o scores/)"
         )
     batches = spans(0, len(source), batch_size or deployed.session.batch)
     tally = Tally(shards=1)

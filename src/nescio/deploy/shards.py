@@ -32,12 +32,12 @@ PART_SIZE = 10_000
 """Images per part, where nobody says otherwise: minutes of work at most are done again after a kill."""
 MANIFEST, ERRORS = "_manifest.json", "_errors.csv"
 _LOCK, _STRAY = ".lock", ".*.partial"
-_GOES_ON = "make room there, and the same command goes on where it stopped"
+_GOES_ON = "free some space there and run the same command again: it continues where it stopped"
 _WHAT = {
-    "format": "was begun by another version of nescio",
-    "detector": "holds the scores of another detector",
-    "stamp": "holds the scores of other images, or some of them changed since",
-    "part_size": "was begun with another number of images per part",
+    "format": "was started by another version of nescio",
+    "detector": "has the scores of another detector",
+    "stamp": "has the scores of other images, or some images have changed since",
+    "part_size": "was started with another number of images per part",
 }
 
 
@@ -116,7 +116,7 @@ class ScoreFolder:
                 _refuse_others(path)
                 path.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(
-                    alone(path / _LOCK, lambda: log.info("another process writes to %s: waiting", path))
+                    alone(path / _LOCK, lambda: log.info("another process is writing to %s: waiting", path))
                 )
                 for stray in path.glob(_STRAY):
                     stray.unlink()
@@ -128,7 +128,7 @@ class ScoreFolder:
                 else:
                     write_whole(path / MANIFEST, json.dumps(wanted, indent=1, ensure_ascii=False) + "\n")
             except OSError as e:
-                raise InputError(f"scores cannot be written to {path}: {e}; name another folder (-o)") from None
+                raise InputError(f"scores cannot be written to {path}: {e}; give another folder: out= (-o)") from None
             yield cls(path, manifest["images"], size)
 
     def missing(self) -> list[int]:
@@ -145,7 +145,7 @@ class ScoreFolder:
                 return True
         except (pa.ArrowException, OSError):
             pass
-        log.warning("%s is damaged: making it again", path)
+        log.warning("%s is damaged: computing it again", path)
         return False
 
     def write(self, shard: int, rows: Iterable[pa.RecordBatch]) -> None:
@@ -169,7 +169,7 @@ class ScoreFolder:
         """
         if missing := self.missing():
             raise InputError(
-                f"{len(missing)} of {len(self)} parts are not in {self.path}: all machines must share that folder"
+                f"{len(missing)} of {len(self)} parts are not in {self.path}: give a folder that all machines share"
             )
         tally = Tally(shards=len(self))
         with whole(self.path / ERRORS, _GOES_ON) as partial, partial.open("w", newline="", encoding="utf-8") as file:
@@ -184,14 +184,14 @@ class ScoreFolder:
 def _refuse_others(path: Path) -> None:
     ours = path / MANIFEST
     if path.exists() and not ours.exists() and any(p.name != _LOCK and not p.match(_STRAY) for p in path.iterdir()):
-        raise InputError(f"{path} holds other things than scores; name a new folder (-o)")
+        raise InputError(f"{path} has other files than scores; give a new folder: out= (-o)")
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
         manifest = read_json(path / MANIFEST)
     except ValueError as e:
-        raise InputError(f"{path / MANIFEST} is damaged ({e}); name a new folder (-o)") from None
+        raise InputError(f"{path / MANIFEST} is damaged ({e}); give a new folder: out= (-o)") from None
     whole = isinstance(manifest, dict) and type(size := manifest.get("part_size")) is int and size > 0
     return manifest if whole else {"format": None}
 
@@ -200,4 +200,4 @@ def _check_same(path: Path, begun: Mapping[str, Any], wanted: Mapping[str, Any])
     for key, what in _WHAT.items():
         if begun.get(key) != wanted[key]:
             reason = f" ({', '.join(begun.get('inputs', []))})" if key == "stamp" else ""
-            raise InputError(f"{path} {what}{reason}; name a new folder (-o)")
+            raise InputError(f"{path} {what}{reason}; give a new folder: out= (-o)")

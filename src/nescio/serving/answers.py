@@ -14,10 +14,10 @@ class Explanation(BaseModel):
     """What a verdict may be understood by."""
 
     nearest: str = Field(description="The class whose prototype is nearest to the image's penultimate features.")
-    cosine: float = Field(description="Cosine between the two.")
+    cosine: float = Field(description="Cosine of the angle between the two.")
     prototypes: str = Field(description="'training': mean training features by class; 'head': the head's own rows.")
     patch_map: list[list[float]] | None = Field(
-        description="Softmax confidence on the label at each position of the last feature map; null where the network "
+        description="Softmax confidence on the label at each position of the last feature map; null if the network "
         "has no such map."
     )
     ood_map: list[list[float]] | None = Field(description="P(ID) at each position, from an OOD head; else null.")
@@ -26,16 +26,20 @@ class Explanation(BaseModel):
 class ImageVerdict(BaseModel):
     """What is said of one image."""
 
-    image: str = Field(description="The name that it was sent with.")
-    label: str = Field(description="The classifier's own prediction, accepted or not.")
-    index: int = Field(description="The same as a number.")
-    probability: float = Field(description="Of the label, by the classifier's softmax.")
-    score: float | None = Field(description="The detector's; higher means more in-distribution. Null where infinite.")
-    p_value: float = Field(description="Share of calibration ID images that score this low. Not a probability of ID.")
+    image: str = Field(description="The file name that the client sent.")
+    label: str = Field(description="The classifier's prediction, whether accepted or not.")
+    index: int = Field(description="The label as a number.")
+    probability: float = Field(description="Softmax probability of the label.")
+    score: float | None = Field(
+        description="The detector's score; higher means more in-distribution. Null if infinite."
+    )
+    p_value: float = Field(
+        description="Share of calibration ID images with a score this low or lower. Not a probability of ID."
+    )
     accepted: bool = Field(description="Whether the score reaches the calibrated threshold.")
     p_id: float | None = Field(description="P(ID | image), from an OOD head or a named proxy; else null.")
     posterior: float | None = Field(description="probability · p_id; else null.")
-    explanation: Explanation | None = Field(default=None, description="Where it was asked for.")
+    explanation: Explanation | None = Field(default=None, description="Only if requested.")
 
     @classmethod
     def of(cls, name: str, v: Verdict, explanation: Explanation | None = None) -> ImageVerdict:

@@ -123,7 +123,7 @@ class Decoders:
             if job.tries < TRIES:
                 self.waiting.put(job.client, job, first=True)
             else:
-                job.finish(bytearray(_refused(BadImage("the decoder broke down on it"))))
+                job.finish(bytearray(_refused(BadImage("the decoder crashed on it"))))
         self._dispatch()
 
     async def _add(self) -> None:
@@ -140,7 +140,7 @@ class Decoders:
             self.idle.remove(decoder)
         decoder.end()
         if not self.closing:
-            log.warning("a decoder has ended; another takes its place")
+            log.warning("a decoder has ended; starting another")
             self._begin(self._replace())
 
     async def _replace(self) -> None:
@@ -266,7 +266,7 @@ def _answer(raw: bytes, transform: AnyTransform, most: int) -> bytes:
     except BadImage as e:
         return _refused(e)
     except MemoryError:
-        return _refused(TooLarge("it takes more memory than a decoder has"))
+        return _refused(TooLarge("it needs more memory than a decoder has"))
     except Exception as e:  # noqa: BLE001 - one image's trouble ends no decoder
         return _refused(BadImage(f"{type(e).__name__}: {e}"))
 

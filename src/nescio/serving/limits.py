@@ -95,7 +95,11 @@ class Gate:
         if why := foreign_host(headers, self.hosts):
             return refusal(400, why)
         if not (scope["path"] in self.free or knows(headers, self.token)):
-            return refusal(NO_TOKEN, "this service asks for a token", {"WWW-Authenticate": "Bearer"})
+            return refusal(
+                NO_TOKEN,
+                "this service requires a token: send 'Authorization: Bearer TOKEN'",
+                {"WWW-Authenticate": "Bearer"},
+            )
         if why := foreign_page(scope["method"], headers):
             return refusal(FOREIGN, why)
         return None
@@ -121,7 +125,7 @@ class Gate:
                 return
         except TimeoutError:
             why = f"no answer within {self.limits.seconds:g} s"
-            response = refusal(BUSY, why, AGAIN) if body.whole else refusal(LATE, f"{why}: the request is not complete")
+            response = refusal(BUSY, why, AGAIN) if body.whole else refusal(LATE, f"{why}: the request is incomplete")
         except Exception:
             log.exception("a request failed")
             response = refusal(FAILED, "the service failed on this request; its log says why")
@@ -138,9 +142,9 @@ class Gate:
         running, own = self.running.total(), self.running[client]
         free = self.limits.requests - running
         if not free:
-            return refusal(BUSY, f"{running} requests are being worked on: try again later", AGAIN)
+            return refusal(BUSY, f"{running} requests are in progress: try again later", AGAIN)
         if own > free:  # so a place is left for others, whatever one client sends
-            return refusal(BUSY, f"{own} requests of yours are being worked on: try again later", AGAIN)
+            return refusal(BUSY, f"{own} of your requests are in progress: try again later", AGAIN)
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length) > self.limits.bytes:
             # the rest of the body is not read: the connection cannot be used again
@@ -177,7 +181,7 @@ class _Body:
 
 
 def _too_large(most: int) -> str:
-    return f"a request may have {most:,} bytes"
+    return f"the request is too large: the limit is {most:,} bytes"
 
 
 def refusal(status: int, reason: str, headers: dict[str, str] | None = None) -> JSONResponse:

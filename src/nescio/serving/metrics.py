@@ -23,12 +23,14 @@ class Metrics:
     def __init__(self, picture: Callable[[], dict[str, Any]]) -> None:
         self.registry = r = CollectorRegistry()
         self.requests = Counter("nescio_requests", "Requests for verdicts, by HTTP status.", ["status"], registry=r)
-        self.seconds = Histogram("nescio_request_seconds", "Time to an answer.", buckets=SECONDS, registry=r)
-        self.images = Counter("nescio_images", "Images, by what was said of them.", ["said"], registry=r)
+        self.seconds = Histogram(
+            "nescio_request_seconds", "Time to the answer, in seconds.", buckets=SECONDS, registry=r
+        )
+        self.images = Counter("nescio_images", "Images, by verdict.", ["said"], registry=r)
         self.batches = Histogram("nescio_batch_images", "Images in a batch.", buckets=IMAGES, registry=r)
         for outcome in ("accepted", "rejected", "refused"):
             self.images.labels(outcome)
-        self.running = Gauge("nescio_requests_running", "Requests being worked on.", registry=r)
+        self.running = Gauge("nescio_requests_running", "Requests in progress.", registry=r)
         r.register(_Picture(picture))
         ProcessCollector(registry=r)
 
@@ -47,15 +49,21 @@ class _Picture(Collector):
     def collect(self) -> Iterator[Metric]:
         p = self.picture()
         for name, description, value in (
-            ("drift_evidence", "For a change of the input: an alarm is raised at 1.", p["evidence"]),
-            ("drift_alarms", "Raised since the start.", p["alarmed"]),
-            ("window_images", "Last images that the window holds.", p["window"]),
+            ("drift_evidence", "Evidence that the input has changed: at 1 an alarm is raised.", p["evidence"]),
+            ("drift_alarms", "Alarms since the start.", p["alarmed"]),
+            ("window_images", "Images in the window: the latest ones.", p["window"]),
             ("window_rejected", "Of these.", p["rejected"]),
-            ("window_rejected_expected", "Of as many new ID images, at most, on average.", p["expected_rejected"]),
+            (
+                "window_rejected_expected",
+                "Expected number of rejected images if all were ID: an upper limit of the mean.",
+                p["expected_rejected"],
+            ),
         ):
             yield GaugeMetricFamily(f"nescio_{name}", description, value=value)
         by_class = {
-            key: GaugeMetricFamily(f"nescio_window_class_{key}", f"{key} of the window, by label.", labels=["label"])
+            key: GaugeMetricFamily(
+                f"nescio_window_class_{key}", f"{key} images in the window, by label.", labels=["label"]
+            )
             for key in ("images", "rejected")
         }
         for c in p["classes"]:

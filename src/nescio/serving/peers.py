@@ -39,7 +39,7 @@ def foreign_host(headers: Headers, hosts: Collection[str] | None) -> str | None:
     name = _host(headers.get("host", ""))
     if hosts is None or name in hosts:
         return None
-    return f"this service does not go by the name {name!r}; ask it as {' or '.join(sorted(hosts))}"
+    return f"this service is not available as {name!r}; use {' or '.join(sorted(hosts))}"
 
 
 def foreign_page(method: str, headers: Headers) -> str | None:

@@ -50,7 +50,7 @@ class Seldom(logging.Filter):
         if now < known.next:
             known.left_out += 1
             return False
-        record.msg = f"{record.getMessage()} (and {known.left_out:,} more like it since the last such line)"
+        record.msg = f"{record.getMessage()} (and {known.left_out:,} more like it since the last line of this kind)"
         record.args, record.exc_info, record.exc_text = (), None, None
         known.interval = min(2 * known.interval, LONGEST)
         known.next, known.left_out = now + known.interval, 0

@@ -117,7 +117,7 @@ class Service:
     def forget(self) -> None:
         """Begin the test for a change anew."""
         self.drift = Drift(self.deployed.calibration)
-        log.warning("the test for a change of the input was begun anew, as a client asked")
+        log.warning("the test for a change of the input was reset at a client's request")
 
     async def verdicts(
         self, uploads: list[UploadFile], *, explain: bool, count: bool, client: str
@@ -134,7 +134,7 @@ class Service:
             HTTPException: there are too many, or some cannot be read; each of these is named.
         """
         if len(uploads) > self.limits.images:
-            raise HTTPException(TOO_LARGE, f"{len(uploads)} images: a request may have {self.limits.images}")
+            raise HTTPException(TOO_LARGE, f"{len(uploads)} images in one request: the limit is {self.limits.images}")
         names = [(u.filename or f"image {i}")[:_LONGEST] for i, u in enumerate(uploads)]
         found = await asyncio.gather(*(self._decoded(upload, client) for upload in uploads))
         bad = [(name, e) for name, e in zip(names, found, strict=True) if isinstance(e, BadImage)]
@@ -147,7 +147,7 @@ class Service:
         if count:
             for judged, i, _ in answers:
                 for alarm in self.drift.update(judged.score[i : i + 1], judged.pred[i : i + 1]):
-                    log.warning("the input has changed since image %d (noticed at %d)", alarm.began, alarm.image)
+                    log.warning("the input has changed since image %d (noticed at image %d)", alarm.began, alarm.image)
         verdicts = [self._verdict(judged, i) for judged, i, _ in answers]
         return [ImageVerdict.of(name, v, e) for name, v, (_, _, e) in zip(names, verdicts, answers, strict=True)]
 
@@ -240,7 +240,7 @@ def _add_endpoints(app: FastAPI, service: Service) -> None:
         request: Request,
         images: Annotated[list[UploadFile], File(description="Encoded images: JPEG, PNG, WebP, …")],
         explain: Annotated[bool, Query(description="Add the nearest class and the patch maps.")] = False,
-        count: Annotated[bool, Query(description="Take the images for input that is tested for a change.")] = True,
+        count: Annotated[bool, Query(description="Include the images in the test for a change of the input.")] = True,
     ) -> Answer:
         """Verdicts on images. If one of them cannot be read, all are refused, and the reason names it."""
         client = client_of(request.scope)
@@ -250,7 +250,7 @@ def _add_endpoints(app: FastAPI, service: Service) -> None:
     async def health() -> Status:
         """Whether the service lives; else it should be started again."""
         if not service.alive:
-            raise HTTPException(BUSY, "the network does not run")
+            raise HTTPException(BUSY, "the network is not running: try again later")
         return Status(status="alive")
 
     @app.get("/ready", responses=problems(BUSY))
@@ -348,10 +348,13 @@ def serve(
         decoders=decoders,
     )
     if not alone and token is None:
-        log.warning("whoever reaches %s can use this service; --token asks them for one", host)
+        log.warning("anyone who can reach %s can use this service; require a token with --token", host)
     connections = possible_connections()
     if connections < CONNECTIONS:
-        log.warning("this process may have few files open (ulimit -n): it takes %d connections at a time", connections)
+        log.warning(
+            "this process may open only a few files (ulimit -n), so it accepts at most %d connections at a time",
+            connections,
+        )
     config = uvicorn.Config(
         app,
         http=Connection,
@@ -372,7 +375,7 @@ def serve(
     except KeyboardInterrupt:  # uvicorn has ended in order, and hands the signal on
         log.info("stopped")
     except SystemExit:
-        raise InputError("the service did not start; what stands above says why") from None
+        raise InputError("the service did not start; the messages above give the reason") from None
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -387,7 +390,7 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
-            log.info("serving at %s (page), %s/docs (API); Ctrl-C ends it", self.address, self.address)
+            log.info("serving at %s (page), %s/docs (API); Ctrl-C stops it", self.address, self.address)
 
 
 def _listening(host: str, port: int) -> socket.socket:
@@ -396,4 +399,4 @@ def _listening(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family)
     except (OSError, OverflowError) as e:
         why = getattr(e, "strerror", None) or e
-        raise InputError(f"{host}:{port} cannot be listened on: {why}; name another (--host, --port)") from None
+        raise InputError(f"{host}:{port} is not available: {why}; give another (--host, --port)") from None

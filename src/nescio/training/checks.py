@@ -57,16 +57,22 @@ def check_sources(train: Source, val: Source, batch_size: int) -> tuple[int, Sou
     counts = np.bincount(train.labels, minlength=n)
     empty = [names[c] if names and c < len(names) else c for c in np.flatnonzero(counts == 0)]
     if empty:
-        raise InputError(f"no training image is of class {some(empty)}; every class needs some")
+        raise InputError(f"the training set has no images of class {some(empty)}; add some")
     if n < 2:
-        raise InputError("all training images are of one class; a classifier needs two or more")
+        raise InputError("all training images have the same class; give two or more classes")
     val = _matched(val, names)
     if int(val.labels.max()) >= n:
-        raise InputError(f"the validation images have labels up to {val.labels.max()}, the training images {n} classes")
+        raise InputError(
+            f"the validation images have labels up to {val.labels.max()}, but the training images have {n} classes"
+        )
     if train.identity == val.identity:
-        log.warning("the validation images are the training images: they tell nothing about new ones")
+        log.warning(
+            "the validation images are the training images, so validation results are too good; give other images"
+        )
     if len(train) < batch_size:
-        raise InputError(f"{len(train):,} training images do not fill a batch of {batch_size}; lower --batch-size")
+        raise InputError(
+            f"{len(train):,} training images do not fill a batch of {batch_size}; lower batch_size= (--batch-size)"
+        )
     return n, val
 
 
@@ -78,16 +84,16 @@ def check_objective(objective: Objective, sources: Mapping[str, Source], epochs:
     """
     outliers = sources.get("outliers")
     if objective.needs.outliers and outliers is None:
-        raise InputError(f"objective '{objective}' learns from outliers; give some (--outliers SET)")
+        raise InputError(f"objective '{objective}' learns from outliers; give outliers= (--outliers SET)")
     if outliers is not None and not objective.needs.outliers:
         reading = some(f"{name}:outliers=1" for name, o in sorted(OBJECTIVES.items()) if "outliers" in o.options())
-        raise InputError(f"objective '{objective}' reads no outliers; these do: {reading}")
+        raise InputError(f"objective '{objective}' does not use outliers; these do: {reading}")
     for name in ("train", "val"):
         if outliers is not None and outliers.identity == sources[name].identity:
-            raise InputError(f"the outliers are the {name} images; give images of other things")
+            raise InputError(f"the outliers are the same images as the {name} images; give other images")
     if objective.start >= epochs:
         log.warning(
-            "'%r' begins after epoch %g, and training ends before: until then it is cross entropy alone",
+            "'%r' starts after epoch %g, and training ends before that: it trains with cross entropy alone",
             objective,
             objective.start,
         )
@@ -100,26 +106,26 @@ def check_same_run(out: Path, run: Run, *, resume: bool) -> Run:
         InputError: the folder holds another run, or one and nobody asked to resume it, or cannot be written to.
     """
     if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file; name a folder")
+        raise InputError(f"{out} is a file; give a folder")
     if not (out / RUN).exists():
         if resume and out.exists() and any(out.iterdir()):
-            raise InputError(f"{out} holds no run to resume: it has no {RUN}")
+            raise InputError(f"{out} has no run to resume: it has no {RUN}")
         if resume:
-            log.info("%s holds no run yet: starting one", out)
+            log.info("%s has no run yet: starting one", out)
         make_folder(out)
         if not os.access(out, os.W_OK):
-            raise InputError(f"{out} cannot be written to")
+            raise InputError(f"{out} cannot be written to; give another folder")
         return run
     there = Run.read(out)
     if not resume:
-        raise InputError(f"{out} holds a run already; add --resume to go on with it, or name another folder")
+        raise InputError(f"{out} has a run already; continue it with resume=True (--resume), or give another folder")
     wanted, stored = _flat(run), _flat(there)
     differing = [k for k in wanted if wanted[k] != stored.get(k) and k != "epochs"]
     if differing:
         first = differing[0]
         raise InputError(
-            f"{out} was trained with another {some(differing)} ({first}: {stored.get(first)}, now {wanted[first]}); "
-            "give the same options to resume it, or another folder"
+            f"{out} was trained with a different {some(differing)} ({first}: {stored.get(first)}, now "
+            f"{wanted[first]}); give the same options to resume it, or another folder"
         )
     there.settings["epochs"] = run.settings["epochs"]
     return there

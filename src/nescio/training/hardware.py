@@ -19,7 +19,7 @@ from nescio.training.recipe import PRECISIONS, Recipe
 class Interrupted(KeyboardInterrupt):
     """Training was asked to stop, and everything is stored. ``signal`` is what asked."""
 
-    hint = "the same command with --resume goes on where it stopped"
+    hint = "run the same command with --resume: it continues where it stopped"
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -65,14 +65,14 @@ def make_fabric(hardware: Hardware, recipe: Recipe) -> Any:
         kind = "cuda" if torch.cuda.is_available() else "cpu"
     if number:
         if kind == "cpu" or not number.isdecimal():
-            raise InputError(f"no device '{hardware.device}'; write cpu, cuda, or cuda:1")
+            raise InputError(f"unknown device '{hardware.device}'; give cpu, cuda or cuda:1")
         if devices != 1:
-            raise InputError(f"device '{hardware.device}' is one device; drop --devices, or the number")
+            raise InputError(f"device '{hardware.device}' is a single device; drop devices= (--devices) or the number")
         devices = [int(number)]
     several = nodes > 1 or (devices if isinstance(devices, int) else 1) > 1
     if recipe.batch_size % (nodes * (devices if isinstance(devices, int) else 1) * recipe.accumulate):
         raise InputError(
-            f"batch_size={recipe.batch_size} does not divide into {nodes} × {devices} processes × "
+            f"batch_size={recipe.batch_size} is not divisible by {nodes} × {devices} processes × "
             f"{recipe.accumulate} parts"
         )
     try:

@@ -78,12 +78,12 @@ class Images:
         """Note images that cannot be read; too many are an error."""
         for i, reason in bad:
             if i not in self.bad:
-                log.warning("left out of the %s: %s: %s", self.title, self.source.name(i), reason)
+                log.warning("leaving out one of the %s: %s: %s", self.title, self.source.name(i), reason)
         self.bad |= dict(bad)
         if len(self.bad) > self.max_bad * len(self.source):
             raise InputError(
-                f"{len(self.bad):,} or more of {len(self.source):,} {self.title} cannot be read, more than the share "
-                f"{self.max_bad:g} that may be (--max-bad)"
+                f"{len(self.bad):,} or more of {len(self.source):,} {self.title} cannot be read, and at most the share "
+                f"{self.max_bad:g} is allowed: max_bad= (--max-bad)"
             )
 
     def batches(self, groups: Sequence[Sequence[int]]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -107,9 +107,7 @@ class Images:
         for asked, numbers, batch in zip(groups, chosen, read, strict=True):
             self._report([(numbers[i], reason) for i, reason in batch.bad])
             if batch.images is None:
-                raise InputError(
-                    f"none of {len(asked)} {self.title} in a row can be read; the first: {self.bad[asked[0]]}"
-                )
+                raise InputError(f"{len(asked)} {self.title} in a row cannot be read; the first: {self.bad[asked[0]]}")
             good = torch.from_numpy(np.asarray(numbers)[batch.good]).to(self.device)
             yield batch.images.to(self.device, non_blocking=True), good
 

@@ -160,7 +160,7 @@ class Loop:
                 epoch, batch = divmod(step, self.per_epoch)
                 raise InputError(
                     f"the loss is not finite ({values[0]}) at batch {batch + 1} of epoch {epoch + 1}; the last "
-                    f"checkpoint stays in {self.out}; {HINT}"
+                    f"checkpoint is in {self.out}; {HINT}"
                 )
             for name, value in zip(self.names, values, strict=True):
                 self.state.sums[name] = self.state.sums.get(name, 0.0) + value
@@ -232,7 +232,7 @@ class Loop:
 _RULES = {
     "kept": "AUROC against shuffled ID validation images, among epochs within one standard error of the best ID "
     "validation accuracy; no OOD image was used",
-    "papers_choice": "mean FPR95 on the watched OOD sets; this looks at the test, as Pei, ICLR 2024, does",
+    "papers_choice": "mean FPR95 on the watched OOD sets; this looks at the test sets, as Pei, ICLR 2024, does",
 }
 
 

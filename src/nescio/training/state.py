@@ -100,7 +100,7 @@ class State:
         """Raise InputError where a weight is not finite any more."""
         for name, t in self.tensors().items():
             if not bool(t.isfinite().all()):
-                raise InputError(f"the weights are not finite any more ('{name}'); {HINT}")
+                raise InputError(f"the weights are no longer finite ('{name}'); {HINT}")
 
     def save(self, path: Path) -> None:
         """Write everything. Raises InputError where it cannot be written; what stood there before then stays."""
@@ -123,7 +123,7 @@ class State:
         """
         file = read(path, KIND)
         if file.meta.get("settings") != self.settings:
-            raise InputError(f"{path} is the checkpoint of another run; move it away, or name another folder")
+            raise InputError(f"{path} is the checkpoint of another run; move it away, or give another folder")
         for part, own in (
             ("model.", self.tensors()),
             ("average.", self.average),
@@ -150,10 +150,13 @@ class State:
                 t.copy_(stored[name])
 
 
-KIND = Kind("state", 2, "a checkpoint", "train again, or go on from another copy", unmarked=True, finite=False)
-KEPT = "the last one stays, and --resume goes on from it"
+KIND = Kind("state", 2, "a checkpoint", "train again, or continue from another copy", unmarked=True, finite=False)
+KEPT = "the last one is kept, and --resume continues from it"
 _NUMBERS = ("settings", "step", "sums", "selected", "lines")
-HINT = "a lower learning rate (--optimizer NAME:lr=…), --clip 1 or --precision 32 may help"
+HINT = (
+    "try a lower learning rate, optimizer= (--optimizer NAME:lr=…), clip=1 (--clip 1) or precision='32' "
+    "(--precision 32)"
+)
 
 
 def _place(t: Tensor) -> tuple[Any, ...]:

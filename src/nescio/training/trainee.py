@@ -57,7 +57,7 @@ def try_step(fabric: Any, trainee: Trainee, state: State, n: int) -> None:
     for name in unused:
         trainee.get_parameter(name).requires_grad = False
     if unused:
-        log.warning("%d tensors take no part in the loss and stay as they are: %s", len(unused), some(unused))
+        log.warning("%d tensors do not affect the loss and stay unchanged: %s", len(unused), some(unused))
     trainee.zero_grad(set_to_none=True)
     with torch.no_grad():
         for t, value in zip(state.all_tensors(), before, strict=True):

@@ -50,7 +50,7 @@ class Start:
         path = Path(self.init).expanduser()
         path = path / WEIGHTS if path.is_dir() else path
         if not path.is_file():
-            raise InputError(f"no weights file {path}")
+            raise InputError(f"no such weights file: {path}")
         return combine(*hash_files([path]))
 
 

@@ -91,7 +91,7 @@ def judge(classifier: Classifier, detector: Detector, val: Images, watched: Mapp
         shuffled.append(score(normalise(shuffle_tiles(pixels, draws)))[0])
     own = torch.cat(plain).numpy()
     if not np.isfinite(own).all():
-        raise InputError(f"scores of validation images are not finite any more; {HINT}")
+        raise InputError(f"scores of validation images are no longer finite; {HINT}")
     ood = {
         name: torch.cat([score(normalise(pixels))[0] for pixels, _ in images.batches(_batches(len(images)))]).numpy()
         for name, images in watched.items()
