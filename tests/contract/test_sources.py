@@ -341,10 +341,10 @@ REFUSED: dict[str, tuple[Form, str]] = {
     "too many channels": (lambda _: np.zeros((2, 9, 9, 7), np.uint8), r"\(9, 9, 7\) is not grey, RGB or RGBA"),
     "a grey batch": (lambda _: torch.zeros(8, 28, 28), "not grey, RGB or RGBA"),
     "a matrix": (lambda _: torch.zeros(8, 28), "expected a tensor .*got .*8, 28"),
-    "too few labels": (lambda h: (h.images, [1, 2]), "6 images have 2 labels"),
-    "labels that are shares": (lambda h: (h.images, [0.5] * N), "holds 0.5: expected one class number or name"),
+    "too few labels": (lambda h: (h.images, [1, 2]), "6 images but 2 labels"),
+    "labels that are shares": (lambda h: (h.images, [0.5] * N), "has the entry 0.5: expected one class number or name"),
     "one-hot labels": (lambda h: Items(h.images, targets=np.eye(N, dtype=int)), "expected one class number per image"),
-    "a negative label": (lambda h: (h.images, [-3] * N), "holds -3: expected one class number"),
+    "a negative label": (lambda h: (h.images, [-3] * N), "has the entry -3: expected one class number"),
     "files that are gone": (lambda h: [*h.paths, "gone.png"], "1 of 7 images do not exist: gone.png"),
     "a CSV file of gone files": (
         lambda h: h.csv("path", rows=[("x.png",)]),

@@ -194,7 +194,7 @@ MISTAKES = {
     "no training set": ({"train": None}, r"fm:p=0\.5\+react:q=0\.9\+ls\+energy.*--train"),
     "a class without training images": ({"train": "three", "id": "other-three", "detector": ["ls+energy"]}, "class 3"),
     "a misspelt stage": ({"detector": ["enrgy"]}, "did you mean 'energy'"),
-    "an empty list of detectors": ({"detectors": "none.txt"}, "names no detector"),
+    "an empty list of detectors": ({"detectors": "none.txt"}, "has no detectors"),
     "no list of detectors": ({"detectors": "gone.txt"}, "no file gone.txt"),
     "an OOD set without a name": ({"ood": ["far"]}, "--ood far=far"),
     "two OOD sets of one name": ({"ood": ["a=far", "a=near"]}, "two OOD sets"),
@@ -368,7 +368,7 @@ def test_ctrl_c_keeps_what_is_done(here: Path, workers: int) -> None:
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert "goes on where it stopped" in errors
+    assert "continues where it stopped" in errors
     assert "Traceback" not in errors
     assert list((here / "cache").glob("banks/*.partial"))
     again = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, check=True)
@@ -534,7 +534,7 @@ def test_tune_and_recommend_choose_without_ood_images(here: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "expected cost of a new image" in result.output
     assert "examples" in result.output
-    assert "nescio export refuses rankfeat+energy" in result.output
+    assert "nescio export does not support rankfeat+energy" in result.output
     assert nescio("recommend", *common, "--proxy", "tile").exit_code == 2
     assert nescio("tune", "fm:p=0.1..+energy", *common).exit_code == 2
 

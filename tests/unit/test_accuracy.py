@@ -272,8 +272,7 @@ def test_a_good_networks_accuracy_is_shown(make: Callable[..., Path], tmp_path: 
     good = colours(["red", "green", "blue"])
     fit(Session(good, **OPTIONS), "energy", calibrate=flat).save(tmp_path / "unlabelled.nescio")
     assert (
-        "not known: no labelled images"
-        in CliRunner().invoke(main, ["show", str(tmp_path / "unlabelled.nescio")]).output
+        "unknown: no labelled images" in CliRunner().invoke(main, ["show", str(tmp_path / "unlabelled.nescio")]).output
     )
     train = make("train", seed=1)
     deployed = fit(Session(good, **OPTIONS), "ls+energy", calibrate=flat, train=train)
@@ -321,7 +320,7 @@ def test_an_untrained_network_may_predict_any_order(make: Callable[..., Path], t
     assert results.manifest["model"]["untrained"] is True
     fit(Session(random, **OPTIONS), "energy", calibrate=tmp_path / "id").save(tmp_path / "random.nescio")
     shown = CliRunner().invoke(main, ["show", str(tmp_path / "random.nescio")]).output
-    assert "the weights are random: the network knows nothing" in " ".join(shown.split())
+    assert "the weights are random: the network is untrained" in " ".join(shown.split())
 
 
 def test_extract_matches_labels_by_name(make: Callable[..., Path]) -> None:

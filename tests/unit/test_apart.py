@@ -29,14 +29,16 @@ def test_images_that_must_be_apart_are_compared_by_content(make: Callable[..., P
     copied = ids / "blue/from-train.png"
     copied.write_bytes((train / "blue/0.png").read_bytes())
     manifest = bench(good, id=ids, **options).manifest
-    told = f"1 of 61 id images are training images (by content), the first is {copied}"
+    told = f"1 of 61 id images are also training images (by content); the first is {copied}"
     assert manifest["warnings"] == [f"{told}: the results are too good"]
     assert manifest["warnings"][0] in caplog.text
     again = tmp_path / "again"
     for i, path in enumerate(sorted(train.rglob("*.png"))[:50]):
         (again / path.parent.name).mkdir(parents=True, exist_ok=True)
         (again / path.parent.name / f"other-name-{i}.png").write_bytes(path.read_bytes())
-    with pytest.raises(InputError, match=r"50 of 50 id images are training images.*give other images, id= \(--id\)"):
+    with pytest.raises(
+        InputError, match=r"50 of 50 id images are also training images.*give other images, id= \(--id\)"
+    ):
         bench(good, id=again, **options)
     assert "50 calibration images" not in caplog.text
     manifest = bench(good, id=ids, held_out=ids, **options).manifest
@@ -46,7 +48,7 @@ def test_images_that_must_be_apart_are_compared_by_content(make: Callable[..., P
 def test_an_option_that_is_taken_once_is_not_given_twice(make: Callable[..., Path]) -> None:
     result = nescio("fit", "--model", "a", "--calibrate", "b", "-o", "c", "--detector", "msp", "--detector", "energy")
     assert result.exit_code == 2
-    assert result.output == "nescio: --detector is given more than once; fit takes one\n"
+    assert result.output == "nescio: --detector is given more than once; give it once to fit\n"
     assert "--model is given more than once" in nescio("bench", "--model", "a", "--model=b").output
     assert "more than once" not in nescio("bench", "--ood", "a=b", "--ood", "c=d").output
 

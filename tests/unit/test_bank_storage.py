@@ -199,7 +199,7 @@ def test_a_list_of_bad_images_that_fills_the_disk_is_one_line(
             return f"{i}" * 2000
 
     with small_disk(tmp_path / "disk", 1 << 17):
-        with pytest.raises(InputError, match=r"No space left.*the same command goes on"):
+        with pytest.raises(InputError, match=r"No space left.*the same command again: it continues"):
             extracted(classifier, tmp_path / "disk", Named(60, dict.fromkeys(range(60), b"")))
         (partial,) = (tmp_path / "disk").glob("banks/*.partial")
         shutil.move(partial.parent, tmp_path / "banks")  # where there is room it goes on

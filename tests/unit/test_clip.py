@@ -383,7 +383,7 @@ def test_from_a_fit_to_verdicts_and_a_choice() -> None:
         ({"--id": "id/cat"}, "needs the names of the classes; give classes= (--classes FILE"),
         ({"--classes": "3"}, "needs the names of the classes"),
         ({"--classes": "0"}, "--classes=0 must be 1 or more"),
-        ({"--classes": "gone.txt"}, "is no number, and no file of class names"),
+        ({"--classes": "gone.txt"}, "is neither a number nor a file of class names"),
         ({"--classes": "empty.txt"}, "empty.txt is empty"),
         ({"--classes": "gap.txt"}, "line 2 of gap.txt is empty"),
         ({"--classes": "id/cat/0.png"}, "cannot be read as text"),

@@ -22,7 +22,7 @@ def test_files_that_are_not_detectors_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("hello")
     save_file({"a": torch.ones(1)}, tmp_path / "other")
     (tmp_path / "folder").mkdir()
-    for name, told in {"gone": "no file", "text": "cannot be read", "other": "is not a detector"}.items():
+    for name, told in {"gone": "no such file", "text": "cannot be read", "other": "is not a detector"}.items():
         with pytest.raises(InputError, match=told):
             Detector.load(tmp_path / name)
 

@@ -99,7 +99,7 @@ def dataset(server: Server, sha256: str = "") -> DataSet:
 def test_a_broken_transfer_goes_on_where_it_stopped(server: Server, tmp_path: Path) -> None:
     server.broken = 1
     data = dataset(server, hashlib.sha256(server.body).hexdigest())
-    with pytest.raises(InputError, match=r"ended after .* goes on where it stopped"):
+    with pytest.raises(InputError, match=r"ended after .* continues where it stopped"):
         fetch(data, "test", tmp_path, progress=False)
     assert data.find("test", tmp_path) is None  # half a file is not found
     path = fetch(data, "test", tmp_path, progress=False)
@@ -210,7 +210,7 @@ def test_a_hugging_face_set_is_moved_in_when_all_of_it_has_come(
     names = ["plain/test-00000-of-00001.parquet", "plain/train-00000-of-00001.parquet"]
     monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda *_, **__: names)
     data = DataSet("hub", "Hub", splits={"test": Split(fetch="hf:owner/name:plain/test-*.parquet")})
-    with pytest.raises(InputError, match="the line went down; the same command goes on"):
+    with pytest.raises(InputError, match="the line went down; run the same command again"):
         fetch(data, "test", tmp_path)
     assert data.find("test", tmp_path) is None
     path = fetch(data, "test", tmp_path)

@@ -219,7 +219,7 @@ def test_an_encoder_serves_what_reads_features_alone(
     caplog.set_level(logging.INFO, "nescio")
     session = opened(images, "none", tmp_path)
     sets: dict[str, Any] = {"train": images / "train", "id": images / "test", "ood": {"noise": images / "noise"}}
-    with pytest.raises(InputError, match=r"detector 'fmls': .*is an encoder without a .* head .*--head probe"):
+    with pytest.raises(InputError, match=r"detector 'fmls': .*is an encoder without a .* head.*--head probe"):
         nescio.bench(session, detectors=["knn", "fmls"], **sets)
     assert not (tmp_path / "banks").exists()
     results = nescio.bench(session, detectors=["knn:k=3", "mahalanobis", "all"], **sets)

@@ -327,7 +327,7 @@ def test_a_part_that_cannot_be_written_stops_the_job_with_a_line(
 
     with monkeypatch.context() as patched:
         patched.setattr(pq, "write_table", full)
-        with pytest.raises(InputError, match=r"No space left.*goes on"):
+        with pytest.raises(InputError, match=r"No space left.*continues where it stopped"):
             score_images(deployed, Pictures(3), tmp_path / "s", workers=0, progress=False)
     assert score_images(deployed, Pictures(3), tmp_path / "s", workers=0, progress=False).images == 3
 

@@ -102,7 +102,7 @@ rows = [
         assert "\n  A\n" in told.output
     assert "nosuch" in told.output
     refused = CliRunner().invoke(main, ["data", "list", "--published"])
-    assert (refused.exit_code, "give its name" in refused.output) == (2, True)
+    assert (refused.exit_code, "need the name of one suite" in refused.output) == (2, True)
 
 
 def test_a_row_stands_beside_networks_trained_as_its_own() -> None:
@@ -232,7 +232,7 @@ def test_noise_is_never_missing_and_as_large_as_asked(tmp_path: Path) -> None:
 def test_what_a_suite_does_not_have_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no set 'texture'.*textures"):
         open_suite("cifar10").needs(tmp_path, {"texture": "x"})
-    with pytest.raises(InputError, match=r"no suite 'cifar'.*cifar10"):
+    with pytest.raises(InputError, match=r"unknown suite 'cifar'.*cifar10"):
         open_suite("cifar")
     with pytest.raises(InputError, match=r"no data set 'svnh'.*svhn"):
         known_set("svnh")

@@ -139,7 +139,7 @@ def test_grey_images_have_one_channel() -> None:
     assert Transform.parse(str(GREY)).geometry(rgb).equal(GREY.geometry(rgb))
     assert Transform.parse("crop=9,mean=0.13,std=0.31,channels=1") == GREY
     assert "channels" not in str(Transform(crop=9))
-    with pytest.raises(InputError, match=r"channels=1, but mean=0.485/0.456/0.406: give one number, of grey images"):
+    with pytest.raises(InputError, match=r"channels=1, but mean=0.485/0.456/0.406: give one number, for grey images"):
         Transform(crop=9, channels=1)
     with pytest.raises(InputError, match="3 for RGB, 1 for grey"):
         Transform(crop=9, channels=4)

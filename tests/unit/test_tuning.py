@@ -51,7 +51,7 @@ def test_a_search_space_is_its_specs(spec: str, first: str, last: str, count: in
 def test_spaces_that_cannot_be_searched_are_refused() -> None:
     with pytest.raises(InputError, match="cannot read the range"):
         search_space("fm:p=0.1..+energy")
-    with pytest.raises(InputError, match="stands for 160,000 detectors"):
+    with pytest.raises(InputError, match="gives 160,000 detectors"):
         search_space("fm:p=0.1..0.9/400+react:q=0.1..0.9/400+energy")
 
 

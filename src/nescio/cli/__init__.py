@@ -56,16 +56,16 @@ class Main(Group):
 @click.group(cls=Main, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(nescio.__version__)
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-@click.option("--quiet", "-q", is_flag=True, help="Print the result alone.")
+@click.option("--quiet", "-q", is_flag=True, help="Print only the result.")
 @click.option(
     "--plugin",
     multiple=True,
     metavar="MODULE|FILE.py",
-    help="Code of yours with stages, objectives, sources or engines, known by name to the command. Repeatable.",
+    help="Your own code with stages, objectives, sources or engines; the command then knows their names. Repeatable.",
 )
 @click.pass_context
 def main(ctx: click.Context, *, debug: bool, quiet: bool, plugin: tuple[str, ...]) -> None:
-    """Tell whether an image is something a classifier was trained for (out-of-distribution detection)."""
+    """Detect images that a classifier was not trained for (out-of-distribution detection)."""
     import logging
 
     # threads that wait must not spin: beside decoding workers or another program that costs many times the work
@@ -88,11 +88,11 @@ def main(ctx: click.Context, *, debug: bool, quiet: bool, plugin: tuple[str, ...
 @main.command()
 @click.argument("name", required=False)
 def methods(name: str | None) -> None:
-    """List the stages, presets and objectives, or print all about one.
+    """List the stages, presets and objectives, or describe one.
 
-    The costs were measured on 2 cores with features of 342: seconds to fit on 50,000 of them, microseconds (µs) to
-    score an image, and the network's time per image in plain passes where it is not one: what a detector with a pass of
-    its own costs beside its seconds and µs. ONNX: whether nescio export takes it.
+    The costs were measured on 2 cores with features of length 342: seconds to fit on 50,000 of them and microseconds
+    (µs) to score an image, both without the network. passes: the cost of the network in plain passes per image; empty
+    where the one plain pass is enough. ONNX: whether nescio export supports it.
     """
     from nescio.methods import catalogue
 

@@ -36,17 +36,17 @@ class Group(click.Group):
             if ctx.params.get("debug") or e.errno not in OF_THE_DISK:
                 raise
             what = f"{e.filename} cannot be used" if e.filename else "a file cannot be read or written"
-            click.echo(f"nescio: {printable(what)}: {e.strerror} (--debug shows where)", err=True)
+            click.echo(f"nescio: {printable(what)}: {e.strerror} (--debug shows the traceback)", err=True)
             ctx.exit(EXIT_BAD_INPUT)
         except KeyboardInterrupt as e:
-            resumes = getattr(e, "hint", "the same command goes on where it stopped")
+            resumes = getattr(e, "hint", "run the same command again: it continues where it stopped")
             click.echo(f"nescio: interrupted; {resumes}", err=True)
             ctx.exit(128 + getattr(e, "signal", signal.SIGINT))
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """Find the command, or say which one may be meant."""
         if args and not args[0].startswith("-") and args[0] not in (known := self.list_commands(ctx)):
-            raise click.UsageError(f"no command '{args[0]}'{nearest(args[0], known)}", ctx)
+            raise click.UsageError(f"unknown command '{args[0]}'{nearest(args[0], known)}", ctx)
         name, command, rest = super().resolve_command(ctx, args)
         if command is not None:
             _refuse_repeated(command, click.Context(command, ctx, name), rest)
@@ -64,7 +64,7 @@ def _refuse_repeated(command: click.Command, ctx: click.Context, args: list[str]
         single = [p.opts[0] for p in order if isinstance(p, click.Option) and not p.multiple]
         twice = next((name for name in single if name in _ONE_OF_SEVERAL and single.count(name) > 1), None)
         if twice:
-            raise InputError(f"{twice} is given more than once; {ctx.info_name} takes one")
+            raise InputError(f"{twice} is given more than once; give it once to {ctx.info_name}")
 
 
 def console() -> Screen:

@@ -34,40 +34,44 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--model", help=MODEL_HELP)
 @model_options
-@click.option("--suite", help="A published benchmark: cifar10, imagenet, …; nescio data list shows them all.")
+@click.option("--suite", help="A published benchmark: cifar10, imagenet, …; nescio data list shows all.")
 @data_root_option
-@click.option("--strict", is_flag=True, help="Refuse to run where a set of the suite is missing.")
+@click.option("--strict", is_flag=True, help="Stop if a set of the suite is missing.")
 @click.option(
     "--train", help="The classifier's training images: a folder, .zip, .tar, .parquet, glob or torchvision:NAME/SPLIT."
 )
 @click.option(
-    "--held-out", help="ID images apart from the others, for ensembles.  [default: a fifth of the training images]"
+    "--held-out", help="Further ID images, for ensembles and temperature.  [default: a fifth of the training images]"
 )
 @click.option(
-    "--id", "id_", help="ID test images. SET[:1000] takes the first 1,000 and SET[~1000] any, here and elsewhere."
+    "--id",
+    "id_",
+    help="ID test images. For any set, SET[:1000] takes the first 1,000 images and SET[~1000] draws 1,000.",
 )
-@ood_option("An OOD set. Repeatable.")
+@ood_option("An OOD set and its name. Repeatable.")
 @click.option(
     "--detector",
     multiple=True,
     metavar="SPEC",
-    help="e.g. energy, fmls, fm:p=0.6+react:clip=1.6+ls+energy, 'mean(fmls,knn)'; or all; LOW..HIGH or 1|2|3 for an "
-    "option's value is a range, drawn as a curve. Repeatable.",
+    help="energy, fmls, fm:p=0.6+react:clip=1.6+ls+energy, 'mean(fmls,knn)', all, …; LOW..HIGH or 1|2|3 as an "
+    "option's value is a range, drawn as a curve. nescio methods lists them. Repeatable.",
 )
-@click.option("--detectors", type=click.Path(path_type=Path), help="File with one detector a line; # starts a comment.")
-@click.option("--sweep", help="A sensitivity study of the FM + LS paper: lambda, p, components or scores.")
-@click.option("--equal", is_flag=True, help="Judge each OOD set against as many ID images as it has.")
 @click.option(
-    "--intervals", type=click.IntRange(0), default=0, metavar="N", help="Bootstrap 95 % intervals from N resamples."
+    "--detectors", type=click.Path(path_type=Path), help="File with one detector per line; # starts a comment."
+)
+@click.option("--sweep", help="A sensitivity study of the FM + LS paper: lambda, p, components or scores.")
+@click.option("--equal", is_flag=True, help="Compare each OOD set with the same number of ID images.")
+@click.option(
+    "--intervals", type=click.IntRange(0), default=0, metavar="N", help="Bootstrap 95 % intervals with N resamples."
 )
 @out_option(
     "Folder for the results: .csv, .json, .md, .tex and all scores; or FILE.csv, .json or .parquet for one file."
 )
-@click.option("--report", is_flag=True, help="Write report.html there too, and its figures.")
+@click.option("--report", is_flag=True, help="Also write report.html and its figures there.")
 @extraction_options
 @click.pass_obj
 def bench(obj: dict[str, Any], /, **options: Any) -> None:
-    """Judge detectors on ID against OOD images, from one pass of the network over each.
+    """Compare detectors on ID and OOD images, with one pass of the network over each image.
 
     \b
     nescio bench --model densenet-bc-100-12 --weights cifar10.safetensors \\
@@ -78,7 +82,7 @@ def bench(obj: dict[str, Any], /, **options: Any) -> None:
     from nescio.core.progress import Clock
 
     if options["report"] and not options["out"]:
-        raise InputError("--report needs a folder to be written to; add --out DIR")
+        raise InputError("--report needs a folder to write to; add --out DIR")
     check_results(options["out"], report=options["report"])
     use_cache(options.pop("cache"))
     specs = detector_specs(options["detector"], options["detectors"])
@@ -94,7 +98,7 @@ def _bench(options: dict[str, Any], oods: dict[str, str], specs: Sequence[str], 
 
     missing = [f"--{name.rstrip('_')}" for name in ("model", "id_", "ood") if not options[name]]
     if missing:
-        raise InputError(f"{missing[0]} is missing; give it, or name a published benchmark (--suite cifar10)")
+        raise InputError(f"{missing[0]} is missing; give it, or a published benchmark (--suite cifar10)")
     classifier = open_classifier(options["model"], options, (options["id_"], options["train"]))
     defaults = () if options["sweep"] else DEFAULT_DETECTORS
     detectors, ranges = _expanded(specs or defaults, options, classifier)
@@ -158,7 +162,7 @@ def _own_model(suite: Suite) -> str:
         if model.weights == "library":
             return model.name
     names = " or ".join(f"--model {m.name} --weights FILE" for m in suite.models) or "--model"
-    raise InputError(f"suite '{suite.name}' brings no weights; give {names}")
+    raise InputError(f"suite '{suite.name}' has no weights; give {names}")
 
 
 @click.command()

@@ -26,10 +26,10 @@ def data() -> None:
 @data.command("list")
 @click.argument("suite", required=False)
 @data_root_option
-@click.option("--published", is_flag=True, help="The papers' rows, each with the commands that make it.")
-@click.option("--errata", is_flag=True, help="What the papers print wrong, or leave open, and what is taken for it.")
+@click.option("--published", is_flag=True, help="Rows of the papers' tables, each with the commands that reproduce it.")
+@click.option("--errata", is_flag=True, help="Errors and gaps in the papers, and the choices made here.")
 def list_(suite: str | None, data_root: Path, *, published: bool, errata: bool) -> None:
-    """List the suites; of one SUITE, what it needs, what is where, and how to get what is missing."""
+    """List the suites, or the data sets of one SUITE: where they are, and how to get those that are missing."""
     from rich.box import SIMPLE_HEAD
     from rich.text import Text
 
@@ -38,7 +38,7 @@ def list_(suite: str | None, data_root: Path, *, published: bool, errata: bool) 
 
     if suite is None:
         if published or errata:
-            raise InputError("--published and --errata are of one suite: give its name")
+            raise InputError("--published and --errata need the name of one suite: give it")
         _list_suites()
         return
     chosen = open_suite(suite)
@@ -79,7 +79,7 @@ def _rows(suite: Suite, root: Path) -> Iterator[str]:
     from nescio.evaluation.suites.published import PAPERS, commands
     from nescio.evaluation.suites.suite import AVERAGE
 
-    yield "HELD_OUT stands for labelled ID images that are not trained on, FILE for weights of yours"
+    yield "HELD_OUT stands for labelled ID images that were not used for training, FILE for your weights"
     titles, before = {m.name: m.title or m.name for m in suite.models}, None
     for row in suite.published:
         of = f"{PAPERS.get(row.paper, row.paper)}, Table {row.table}: {titles.get(row.model, row.model)}"
@@ -120,9 +120,9 @@ def _model(model: Model) -> str:
 @data_root_option
 @click.pass_obj
 def fetch(obj: dict[str, bool], names: tuple[str, ...], data_root: Path) -> None:
-    """Fetch data sets to --data-root: those that a suite lacks, or one by its name (svhn, cifar10/train).
+    """Download data sets to --data-root: those that a suite lacks, or one by its name (svhn, cifar10/train).
 
-    Goes on where it stopped, checks what comes, and leaves what is there.
+    An interrupted download continues where it stopped. Checksums are checked. Existing data sets are kept.
     """
     from nescio.evaluation.suites.fetch import fetch as run
     from nescio.evaluation.suites.sets import known_set
@@ -141,14 +141,14 @@ def fetch(obj: dict[str, bool], names: tuple[str, ...], data_root: Path) -> None
     for base, split in dict.fromkeys(wanted):
         dataset = known_set(base)
         if there := dataset.find(split, data_root):
-            console().print(f"{base}/{split} is at {there}")
+            console().print(f"{base}/{split} is already at {there}")
             continue
         try:
             came = run(dataset, split, data_root, progress=not obj["quiet"])
         except InputError as e:  # the others are fetched all the same
             failed.append(str(e))
         else:
-            console().print(f"fetched {base}/{split} to {came}")
+            console().print(f"downloaded {base}/{split} to {came}")
     if failed:
         raise InputError("\n".join(failed))
 
@@ -156,9 +156,9 @@ def fetch(obj: dict[str, bool], names: tuple[str, ...], data_root: Path) -> None
 @data.command()
 @click.argument("suite", required=False)
 @data_root_option
-@click.option("--id", "id_", help="ID test images, where there is no suite.")
+@click.option("--id", "id_", help="ID test images, if no SUITE is given.")
 @click.option("--train", help="Training images.")
-@ood_option("An OOD set. Repeatable.")
+@ood_option("An OOD set and its name. Repeatable.")
 @workers_option
 @click.pass_context
 def check(
@@ -170,9 +170,10 @@ def check(
     ood: tuple[str, ...],
     workers: int | None,
 ) -> None:
-    """Decode every image: counts, bad and repeated ones, ID among OOD, what gives OOD away. Ends with 1 if any.
+    """Check data sets: counts, unreadable and repeated images, ID among OOD, and what gives OOD images away.
 
-    What gives them away is not on the images: another size, shape, file format or compression than the ID images'.
+    OOD images are given away by a size, shape, file format or compression that ID images do not have. The exit code is
+    1 if any problem is found.
     """
     from nescio.data.source import open_source
     from nescio.evaluation.suites.check import check_sets, warnings
@@ -189,7 +190,7 @@ def check(
         sets |= {n.role: n.found for n in needs if n.found}
         expected = {n.role: n.images for n in needs}
     if not sets:
-        raise InputError("nothing to check: name a suite whose sets lie below --data-root, or give --id and --ood")
+        raise InputError("nothing to check: give a suite whose sets are in --data-root, or give --id and --ood")
     found = check_sets(
         {name: open_source(spec) for name, spec in sets.items()},
         expected=expected,

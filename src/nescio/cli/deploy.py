@@ -32,27 +32,29 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--model", required=True, help="As for bench.")
+@click.option("--model", required=True, help="The model, as in nescio bench.")
 @model_options
-@click.option("--train", help="The classifier's training images, for detectors that are fitted on them.")
-@click.option("--calibrate", required=True, help="ID images that were held out; they need no labels.")
-@click.option("--detector", default="fmls", show_default=True, metavar="SPEC", help="As for bench, but one.")
+@click.option("--train", help="The classifier's training images. Most detectors need them.")
+@click.option("--calibrate", required=True, help="Held-out ID images; no labels needed.")
+@click.option("--detector", default="fmls", show_default=True, metavar="SPEC", help="A detector, as in nescio bench.")
 @click.option("--accept", default=0.95, show_default=True, help="Share of new ID images to accept.")
 @click.option(
     "--confidence",
     type=float,
-    help="Accept that share for this share of the calibration sets that could have been drawn, e.g. 0.9."
-    "  [default: on average over them]",
+    help="Reach --accept with this confidence over the draw of the calibration images, e.g. 0.9."
+    "  [default: reach it on average]",
 )
-@click.option("--per-class", is_flag=True, help="A threshold for each predicted class with enough images.")
-@click.option("--proxy", help="Fit P(ID | image) against noise, pixels, tiles, blur or corner.")
-@click.option("--prior", default=0.5, show_default=True, help="P(ID) that is assumed with it.")
-@click.option("--no-weights", is_flag=True, help="Keep the network's weights out of the file: their hash alone.")
+@click.option("--per-class", is_flag=True, help="A separate threshold for each predicted class with enough images.")
+@click.option(
+    "--proxy", help="Also fit P(ID | image), with these stand-ins for OOD images: noise, pixels, tiles, blur or corner."
+)
+@click.option("--prior", default=0.5, show_default=True, help="Prior P(ID) for --proxy.")
+@click.option("--no-weights", is_flag=True, help="Store only the hash of the network's weights in the file.")
 @out_option("File to write.", required=True)
 @extraction_options
 @click.pass_obj
 def fit(obj: dict[str, Any], /, out: Path, *, no_weights: bool, **options: Any) -> None:
-    """Fit a detector and calibrate its threshold on held-out ID images, into one file to deploy.
+    """Fit a detector, calibrate its threshold on held-out ID images, and write one file to deploy.
 
     \b
     nescio fit --model … --train images/train --calibrate images/held-out --detector fmls --accept 0.95 -o my.nescio
@@ -64,7 +66,7 @@ def fit(obj: dict[str, Any], /, out: Path, *, no_weights: bool, **options: Any) 
 
     classifier = open_classifier(options["model"], options, (options["calibrate"], options["train"]))
     if no_weights and classifier.awaits_probe:
-        raise InputError("a head that is fitted here stands in no file of weights: drop --no-weights")
+        raise InputError("a head that is fitted here is in no file of weights: drop --no-weights")
     deployed = run(
         session_of(classifier, options | obj),
         options["detector"],
@@ -83,7 +85,7 @@ def fit(obj: dict[str, Any], /, out: Path, *, no_weights: bool, **options: Any) 
 @click.option(
     "--preprocess",
     type=click.Choice(["nchw", "nhwc"]),
-    help="Take uint8 pixels of resized images in this order and normalise them in the graph."
+    help="The graph takes uint8 pixels of resized images in this layout and normalises them."
     "  [default: normalised float32 images]",
 )
 @click.option(
@@ -91,19 +93,19 @@ def fit(obj: dict[str, Any], /, out: Path, *, no_weights: bool, **options: Any) 
     type=click.Choice(["fp32", "fp16", "int8"]),
     default="fp32",
     show_default=True,
-    help="Of the network; fp16 and int8 need --calibrate.",
+    help="Precision of the network; fp16 and int8 need --calibrate.",
 )
 @click.option(
     "--calibrate",
-    help="With fp16 or int8: ID images that were held out. The threshold is set anew on them; int8 takes up to a fifth "
+    help="For fp16 or int8: held-out ID images. The threshold is calibrated on them again; int8 uses up to a fifth "
     "of them for its ranges instead.",
 )
-@ood_option("With fp16 or int8: OOD images, to measure the AUROC lost on.  [default: stand-ins made of --calibrate]")
+@ood_option("For fp16 or int8: OOD images to measure the loss of AUROC.  [default: stand-ins made from --calibrate]")
 @network_options
 @workers_option
 @click.pass_obj
 def export(obj: dict[str, Any], /, file: Path, out: Path, **options: Any) -> None:
-    """Write a FILE that fit wrote as one graph: images in; logits, score, p_value and accepted out.
+    """Export a FILE that fit wrote as one graph: images in; logits, score, p_value and accepted out.
 
     \b
     nescio export my.nescio -o my.onnx        ONNX; the threshold is an optional input
@@ -111,7 +113,7 @@ def export(obj: dict[str, Any], /, file: Path, out: Path, **options: Any) -> Non
     nescio export my.nescio -o models/my      a folder: the model "my" of a Triton model repository
     nescio export my.nescio -o small.onnx --precision int8 --calibrate images/held-out --ood other=images/other
 
-    A network in fp16 or int8 gives other scores: its threshold is calibrated again, and the loss is printed.
+    A network in fp16 or int8 gives different scores: its threshold is calibrated again, and the loss is printed.
     """  # noqa: D301 - click reads the backslashes
     from nescio.deploy import Deployed
     from nescio.deploy import export as run
@@ -131,7 +133,7 @@ def export(obj: dict[str, Any], /, file: Path, out: Path, **options: Any) -> Non
 @file_argument
 @click.option("--card", is_flag=True, help="Print the model card that nescio push uploads.")
 def show(file: Path, *, card: bool) -> None:
-    """Say what is in a FILE that fit wrote: network, detector, threshold and what it promises.
+    """Describe a FILE that fit wrote: network, detector, threshold and what it promises.
 
     FILE may also be hf:user/name, a detector on the Hugging Face Hub.
     """
@@ -172,9 +174,11 @@ def _show_lowered(lowered: Lowered) -> None:
         f"promise, of this graph: {lowered.calibration.promise()}",
     ]
     if lowered.ranges:
-        lines.insert(0, f"ranges from {lowered.ranges:,} images of --calibrate, which calibrate nothing")
+        lines.insert(0, f"ranges from {lowered.ranges:,} images of --calibrate, which the calibration leaves out")
     if lowered.stand_ins:
-        lines.insert(0, "no OOD images were given (--ood NAME=SET): these are made of the calibration images")
+        lines.insert(
+            0, "no OOD images were given (--ood NAME=SET): these stand-ins are made from the calibration images"
+        )
     screen = console()
     screen.print(table)
     for line in lines:
@@ -191,10 +195,10 @@ def _add_accuracy(table: Table, found: Any) -> None:
         accuracy = Accuracy(**found)
         table.add_row("accuracy", Text(f"right for {accuracy}"))
     except (TypeError, ValueError):  # no image was labelled, or an earlier version wrote it
-        table.add_row("accuracy", "not known: no labelled images")
+        table.add_row("accuracy", "unknown: no labelled images")
         return
     if accuracy.warning:
-        warning = f"{accuracy.warning}; the promise is about how many are rejected, not about what the network knows"
+        warning = f"{accuracy.warning}; the promise is about the share of rejected images, not about accuracy"
         table.add_row("WARNING", Text(warning, "bold red"))
 
 
@@ -218,10 +222,10 @@ def _show(about: dict[str, Any]) -> None:
         for group in groups:
             names = [model["classes"][c] if model["classes"] else str(c) for c in group["classes"]]
             together = f"{', '.join(names[:8])}{' …' if len(names) > 8 else ''}"
-            shared = f" (together: {len(names)} classes with few images)" if len(names) > 1 else ""
+            shared = f" (one threshold for {len(names)} classes with few images)" if len(names) > 1 else ""
             table.add_row("", f"{together}{shared}: {group['threshold']:.6g} and above, from {group['n']:,} images")
     if about.get("untrained") is True:
-        table.add_row("WARNING", Text("the weights are random: the network knows nothing", "bold red"))
+        table.add_row("WARNING", Text("the weights are random: the network is untrained", "bold red"))
     _add_accuracy(table, about.get("accuracy"))
     table.add_row("promise", calibration["promise"])
     if calibrator:
@@ -230,5 +234,5 @@ def _show(about: dict[str, Any]) -> None:
     elif "ood" in model["heads"]:
         table.add_row("P(ID | image)", "from the network's own OOD head")
     else:
-        table.add_row("P(ID | image)", "none (--proxy fits one)")
+        table.add_row("P(ID | image)", "none (fit one with --proxy)")
     console().print(table)

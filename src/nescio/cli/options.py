@@ -63,20 +63,29 @@ batch_size_option = click.option(
 )
 workers_option = click.option("--workers", type=click.IntRange(0), help="Decoding processes.  [default: one per core]")
 max_bad_option = click.option(
-    "--max-bad", default=0.01, show_default=True, help="Share of images that may be unreadable."
+    "--max-bad", default=0.01, show_default=True, help="Largest allowed share of unreadable images."
 )
 transform_option = click.option(
     "--transform",
-    help="Replaces parts of the model's test transform: resize=256,crop=224,mean=0.485,0.456,0.406,std=0.5. "
+    help="Changes to the model's test transform, e.g. resize=256,crop=224,mean=0.485,0.456,0.406,std=0.5. "
     "mean=NAME sets mean and std: imagenet, cifar10, cifar100, clip or half.",
 )
 network_options = taking(
-    click.option("--model", help="As for bench, where no library knows the network of FILE."),
-    click.option("--weights", type=click.Path(path_type=Path), help="The network's, where FILE does not hold them."),
+    click.option("--model", help="The model, as in nescio bench, if FILE does not name it."),
+    click.option(
+        "--weights", type=click.Path(path_type=Path), help="The network's weights, if FILE does not have them."
+    ),
 )
 extraction_options = taking(
-    click.option("--cache", type=click.Path(path_type=Path), help="Folder of banks.  [default: the user's cache]"),
-    click.option("--bank-dtype", default="float32", show_default=True, help="float32, or float16 for half the disk."),
+    click.option(
+        "--cache", type=click.Path(path_type=Path), help="Folder for cached features.  [default: the user's cache]"
+    ),
+    click.option(
+        "--bank-dtype",
+        default="float32",
+        show_default=True,
+        help="Type of cached features: float32, or float16 for half the disk space.",
+    ),
     batch_size_option,
     workers_option,
     max_bad_option,
@@ -94,7 +103,7 @@ def _classes(ctx: click.Context, _option: click.Parameter, text: str | None) -> 
         return check_at_least("--classes", int(text), 1)
     file = Path(text).expanduser()
     if not file.is_file():
-        raise InputError(f"--classes {text} is no number, and no file of class names, one a line")
+        raise InputError(f"--classes {text} is neither a number nor a file of class names, one per line")
     names = [line.strip() for line in _text(file).rstrip().splitlines()]
     if not all(names) or not names:
         where = f"line {names.index('') + 1} of {file} is empty" if names else f"{file} is empty"
@@ -111,26 +120,27 @@ def _text(file: Path) -> str:
 
 
 MODEL_HELP = (
-    "A trained folder, densenet-bc-100-12, resnet18-cifar, timm:NAME, torchvision:NAME, hf:ID, clip:NAME, or code of "
-    "yours: module:factory or FILE.py:factory, with options as timm:NAME:option=value has them."
+    "A folder of nescio train, densenet-bc-100-12, resnet18-cifar, timm:NAME, torchvision:NAME, hf:ID, clip:NAME, or "
+    "your own function: module:factory or FILE.py:factory. Options follow: timm:NAME:option=value."
 )
 model_options = taking(
     click.option(
         "--weights",
         type=click.Path(path_type=Path),
-        help="safetensors file or checkpoint; with clip:NAME also a tag, e.g. openai.  [default: the library's; of a "
-        "trained folder its own; of module:factory what the factory gives, if not random]",
+        help="safetensors file or checkpoint; with clip:NAME also a tag, e.g. openai.  [default: those of the library, "
+        "of the trained folder, or that your function loads]",
     ),
-    click.option("--untrained", is_flag=True, help="Random weights are meant. Without it they are refused."),
+    click.option("--untrained", is_flag=True, help="Allow random weights."),
     click.option(
         "--classes",
         callback=_classes,
         metavar="N|FILE",
-        help="Number of classes, or a file of their names, one a line.  [default: that of the weights]",
+        help="Number of classes, or a file of their names, one per line.  [default: from the weights]",
     ),
     click.option(
         "--head",
-        help="Name of the last linear layer, where it cannot be found; none: features alone; probe: fitted on --train.",
+        help="Name of the last linear layer; none: the model is an encoder; probe: fit one on --train.  [default: "
+        "found automatically]",
     ),
     transform_option,
     device_option,
@@ -175,11 +185,11 @@ def detector_specs(named: tuple[str, ...], file: Path | None) -> list[str]:
     specs = list(named)
     if file is not None:
         if not file.is_file():
-            raise InputError(f"no file {file}; it should hold one detector a line")
+            raise InputError(f"no such file: {file}; give a file with one detector per line")
         lines = (line.partition("#")[0].strip() for line in _text(file).splitlines())
         found = [line for line in lines if line]
         if not found:
-            raise InputError(f"{file} names no detector; write one a line, e.g. energy")
+            raise InputError(f"{file} has no detectors; write one per line, e.g. energy")
         specs += found
     return specs
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def check_results(out: Path | None, *, report: bool = False) -> None:
     """Refuse where ``present`` could not write, before the work is done."""
     if is_table(out) and report:
-        raise InputError(f"--report is a folder's: its page stands beside its figures, and {out} is one file")
+        raise InputError(f"--report needs a folder, and {out} is a file; give a folder (--out DIR)")
     if out is not None:
         files = [f"results.{kind}" for kind in ("csv", "json", "md", "tex")] + ["skipped.csv", "report.html"]
         check_out(out, [*files, "scores.safetensors", "features.safetensors"], ["figures"])
@@ -72,14 +72,14 @@ def write_report_to(results: Results, folder: Path, clock: Clock) -> None:
 
 @click.command()
 @click.argument("results", type=click.Path(path_type=Path))
-@out_option("Folder of the page.  [default: RESULTS]")
+@out_option("Folder for the page.  [default: RESULTS]")
 @click.option(
     "--images",
     is_flag=True,
-    help="Show images: open the files and folders that RESULTS name, as far as they are on this machine.",
+    help="Show images: open the files and folders that RESULTS names, if they are on this machine.",
 )
 def report(results: Path, out: Path | None, images: bool) -> None:
-    """Write report.html and its figures again from the folder RESULTS that bench --out wrote."""
+    """Write report.html and its figures again, from the folder RESULTS that bench --out wrote."""
     from jinja2 import UndefinedError
 
     from nescio.core.progress import Clock
@@ -106,19 +106,19 @@ def report(results: Path, out: Path | None, images: bool) -> None:
 @click.argument("old", type=click.Path(path_type=Path))
 @click.argument("new", type=click.Path(path_type=Path), required=False)
 @click.option(
-    "--between", nargs=2, metavar="A B", help="Compare detector B (of NEW, or of the same run) with detector A of OLD."
+    "--between", nargs=2, metavar="A B", help="Compare detector B of NEW (or of OLD, if alone) with detector A of OLD."
 )
 @click.option(
-    "--tolerance", default=0.1, show_default=True, help="Percentage points up to which a change counts as none."
+    "--tolerance", default=0.1, show_default=True, help="Changes up to this many percentage points are ignored."
 )
-@click.option("--resamples", type=click.IntRange(100), default=1000, show_default=True, help="Of the bootstrap.")
+@click.option("--resamples", type=click.IntRange(100), default=1000, show_default=True, help="Bootstrap resamples.")
 @click.pass_context
 def compare(
     ctx: click.Context, old: Path, new: Path | None, between: tuple[str, str] | None, tolerance: float, resamples: int
 ) -> None:
-    """Compare two runs of bench --out, image by image where they scored the same ones. Ends with 1 if NEW is worse.
+    """Compare two runs of bench --out, image by image if they scored the same images.
 
-    Worse is an FPR95 that rose, or an AUROC that fell, by more than --tolerance and beyond its 95 % interval.
+    The exit code is 1 if NEW is worse: FPR95 rose or AUROC fell by more than --tolerance and beyond the 95 % interval.
     """
     from nescio.evaluation.compare import compare as run
     from nescio.evaluation.compare import table_of_changes

@@ -28,19 +28,19 @@ MOST_PRINTED = 100
 @click.option("--engine", default="local", show_default=True, help="local, or ray: on a Ray cluster (nescio[ray]).")
 @click.option("--part-size", type=click.IntRange(1), help="Images per parquet file.  [default: 10,000]")
 @batch_size_option
-@click.option("--workers", type=click.IntRange(0), help="Decoding processes.  [default: one per core; with ray none]")
+@click.option("--workers", type=click.IntRange(0), help="Decoding processes.  [default: one per core; with ray, none]")
 @click.pass_context
 def score(ctx: click.Context, /, file: Path, images: tuple[str, ...], out: Path | None, **options: Any) -> None:
-    """Say of IMAGES whether the detector in FILE accepts them.
+    """Score IMAGES with the detector in FILE: accepted, or "I do not know".
 
     \b
     nescio score my.nescio photo.jpg                   prints the verdict
-    nescio score my.nescio IMAGES… -o scores/          writes parquet files, a row for each image
+    nescio score my.nescio IMAGES… -o scores/          writes parquet files, one row per image
     nescio score my.nescio IMAGES… -o scores.csv       writes one file (or .json, .parquet), for up to 100,000 images
 
-    IMAGES are files, folders, globs, zip, tar or parquet files, here or behind a URL (s3://, gs://, https://). The same
-    command goes on with a job that was killed, where it writes to a folder. Ends with 1 if an image that was named as a
-    file cannot be read; those in folders and archives are listed with the reason.
+    IMAGES are files, folders, globs, zip, tar or parquet files, local or at a URL (s3://, gs://, https://). If a job
+    that writes to a folder is interrupted, run the same command again: it continues where it stopped. The exit code is
+    1 if an image given as a file cannot be read. Unreadable images in folders and archives are listed with the reason.
     """  # noqa: D301 - click reads the backslashes
     if out is not None:
         check_out(out)
@@ -76,7 +76,7 @@ def _print_verdicts(deployed: Deployed, images: tuple[str, ...], batch_size: int
 
     source = open_sources(images)
     if len(source) > MOST_PRINTED:
-        raise InputError(f"{len(source):,} images are too many to print; name a folder for their scores (-o scores/)")
+        raise InputError(f"{len(source):,} images are too many to print; give a folder for the scores (-o scores/)")
     batches = spans(0, len(source), batch_size or deployed.session.batch)
     found = verdict_rows(deployed, source, batches, 0 if workers is None else workers)
     rows = [row for batch in found for row in batch.to_pylist()]
@@ -103,25 +103,33 @@ def _print_verdicts(deployed: Deployed, images: tuple[str, ...], batch_size: int
 @file_argument
 @network_options
 @device_option
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all.")
-@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 for any.")
-@click.option("--token", envvar="NESCIO_TOKEN", help="Ask clients for it.  [default: $NESCIO_TOKEN, or none]")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all addresses.")
+@click.option(
+    "--port",
+    default=8000,
+    show_default=True,
+    type=click.IntRange(0, 65535),
+    help="Port to listen on; 0 for any free one.",
+)
+@click.option(
+    "--token", envvar="NESCIO_TOKEN", help="Require this token from clients.  [default: $NESCIO_TOKEN, or none]"
+)
 @batch_size_option
 @click.option("--decoders", type=click.IntRange(1), help="Decoding processes.  [default: one per core, at most 8]")
-@click.option("--max-bytes", default=16_000_000, show_default=True, help="Of a request.")
-@click.option("--max-pixels", default=50_000_000, show_default=True, help="Of an image.")
-@click.option("--max-images", default=32, show_default=True, help="In a request.")
-@click.option("--timeout", default=30.0, show_default=True, help="Seconds for a request.")
-@click.option("--concurrency", default=256, show_default=True, help="Requests at one time; of one client, half.")
+@click.option("--max-bytes", default=16_000_000, show_default=True, help="Largest request, in bytes.")
+@click.option("--max-pixels", default=50_000_000, show_default=True, help="Largest image, in pixels.")
+@click.option("--max-images", default=32, show_default=True, help="Most images in one request.")
+@click.option("--timeout", default=30.0, show_default=True, help="Longest time for a request, in seconds.")
+@click.option("--concurrency", default=256, show_default=True, help="Most requests at a time; one client may use half.")
 def serve(file: Path, **options: Any) -> None:
-    """Answer over HTTP whether the detector in FILE accepts images; with a page for people.
+    """Serve the detector in FILE over HTTP: a page for the browser and an API.
 
     \b
     nescio serve my.nescio
     curl -F images=@photo.jpg http://127.0.0.1:8000/predict
 
-    Clients reach it from this machine alone, unless --host says otherwise. /docs describes the API; /metrics is for
-    Prometheus, /health and /ready for whoever keeps it running, /drift says whether the input has changed.
+    Only clients on this machine can reach it, unless --host is given. /docs describes the API; /metrics is for
+    Prometheus, /health and /ready are for probes, /drift shows whether the input has changed.
     """  # noqa: D301 - click reads the backslashes
     try:
         from nescio.serving import Limits

@@ -26,29 +26,29 @@ if TYPE_CHECKING:
     from nescio.evaluation.select import Choice
 
 _options = taking(
-    click.option("--model", required=True, help="As for bench."),
+    click.option("--model", required=True, help="The model, as in nescio bench."),
     model_options,
-    click.option("--train", help="As for bench: for detectors that are fitted on training images."),
+    click.option("--train", help="The classifier's training images. Most detectors need them."),
     click.option(
         "--val",
         required=True,
-        help="ID images that neither the classifier nor the table was made with: a set as for bench.",
+        help="ID validation images: not the training images, and not the test images of a later comparison.",
     ),
     click.option(
         "--proxy",
-        help="What stands for OOD images: noise, pixels, tiles, blur, corner, background, or mixed for all of them."
-        "  [default: mixed; with --ood-examples these alone]",
+        help="Stand-ins for OOD images: noise, pixels, tiles, blur, corner, background, or mixed for all of them."
+        "  [default: mixed; with --ood-examples, only these]",
     ),
     click.option(
         "--ood-examples",
         multiple=True,
         metavar="[NAME=]SET",
-        help="A few OOD images of yours; they take the proxies' place. Repeatable, with a name each.",
+        help="A few real OOD images, used instead of the stand-ins. Repeatable, each with its name.",
     ),
     click.option("--cost-accept", type=float, help="Cost of accepting an OOD image.  [default: 1]"),
     click.option("--cost-reject", type=float, help="Cost of rejecting an ID image.  [default: 1]"),
     click.option("--share-ood", type=float, help="Share of OOD images that you expect.  [default: 0.5]"),
-    out_option("File of all candidates: .csv, .json or .parquet."),
+    out_option("File for the table of all candidates: .csv, .json or .parquet."),
     extraction_options,
     click.pass_obj,
 )
@@ -58,11 +58,11 @@ _options = taking(
 @click.argument("space", nargs=-1, required=True)
 @_options
 def tune(obj: dict[str, Any], /, space: tuple[str, ...], **options: Any) -> None:
-    """Choose hyperparameters without OOD images: every detector that SPACE stands for, judged on proxies.
+    """Choose hyperparameters without OOD images: try all detectors in SPACE on stand-ins for OOD images.
 
     \b
     nescio tune 'fm:p=0.1..0.9+react:q=0.8..0.995+ls+energy' --model … --train … --val …
-    A range is 9 values (LOW..HIGH/20: 20 of them); 10|50|200 is those three. One pass of the network serves them all.
+    LOW..HIGH gives 9 values (LOW..HIGH/20 gives 20); 10|50|200 gives three. All share one pass of the network.
     """  # noqa: D301 - click reads the backslashes
     from nescio.evaluation.select import tune as run
 
@@ -72,7 +72,7 @@ def tune(obj: dict[str, Any], /, space: tuple[str, ...], **options: Any) -> None
 @click.command()
 @_options
 def recommend(obj: dict[str, Any], /, **options: Any) -> None:
-    """Choose among all methods and presets, with their default settings, without OOD images."""
+    """Choose a detector without OOD images, among all methods and presets with their default settings."""
     from nescio.evaluation.select import recommend as run
 
     _present(run, obj, options)
@@ -115,7 +115,7 @@ def _present(run: Any, obj: dict[str, Any], options: dict[str, Any], **more: Any
             screen.print(f"WARNING: {choice.accuracy.warning}", style="bold red")
     refused = [c.detector for c in choice.candidates if Detector(c.detector).unexportable()]
     if refused:
-        screen.print(f"nescio export refuses {some(refused)}")
+        screen.print(f"nescio export does not support {some(refused)}")
     if options["ood_examples"] or any(value is not None for value in costs.values()):
         for line in choice.operating_lines(chosen):
             screen.print(line)
