@@ -259,7 +259,7 @@ def test_negative_labels_travel_in_the_file_and_the_words_do_not(
     assert torch.equal(again.classifier.heads["neglabel"].rows, classifier.heads["neglabel"].rows)
     with pytest.raises(InputError, match=r"negative labels in .*words.txt cannot be read"):
         zero_shot(weights, name)
-    with pytest.raises(InputError, match=r"the head 'neglabel'.*negatives=FILE' loads one"):
+    with pytest.raises(InputError, match=r"the head 'neglabel'.*negatives=FILE' has one"):
         nescio.fit(
             nescio.Session(zero_shot(weights), workers=0, progress=False), "neglabel", calibrate=held, accept=0.8
         )

@@ -241,7 +241,7 @@ def quantiles(data: Callable[[], Iterable[Tensor]], shares: Sequence[float]) -> 
     upper = torch.zeros(_BUCKETS, dtype=torch.int64)
     for x in pieces():
         if not torch.isfinite(x).all():
-            raise ValueError("quantiles: the features hold values that are not finite")
+            raise ValueError("quantiles: some features are not finite")
         upper += torch.bincount(_high(_sortable(x)), minlength=_BUCKETS).cpu()
     n = int(upper.sum())
     if n == 0:

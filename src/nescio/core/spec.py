@@ -215,7 +215,7 @@ def _parse_stage(text: str, spec: str, model: str | None, classes: int | None) -
     load_methods()
     if name not in REGISTRY:
         known = [*REGISTRY, *presets()]
-        own = "to use a stage of your own, import its file first (--plugin FILE.py)"
+        own = "to use a stage of your own, import its file first (nescio --plugin FILE.py)"
         raise InputError(f"unknown stage '{name}' in detector '{spec}'{nearest(name, known)}; {own}")
     cls = REGISTRY[name]
     if cls.takes_members:

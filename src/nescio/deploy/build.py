@@ -71,8 +71,8 @@ def fit(
     if why := fitted.unexportable():
         log.info("nescio export will not support this detector: %s", why)
     stand_in = None if proxy is None else parse_named(proxy, STAND_INS)
-    held = session.images(calibrate, "what nescio.fit makes")
-    training = None if train is None else session.images(train, "what nescio.fit makes")
+    held = session.images(calibrate, "nescio.fit")
+    training = None if train is None else session.images(train, "nescio.fit")
     fresh = fitted.fitted_to is None
     if training is None and fresh and fitted.needs.fitting:
         hint = ", the default," if detector == DEFAULT_DETECTOR else ""

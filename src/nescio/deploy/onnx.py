@@ -97,7 +97,7 @@ def export(
         if calibrate is None:
             raise InputError(
                 f"a graph in {precision} gives other scores, so its threshold must be calibrated again: "
-                "give held-out ID images (--calibrate)"
+                "give held-out ID images, calibrate= (--calibrate)"
             )
         images = Images.of(deployed, precision, calibrate, ood)
         model, deployed, lowered = lower(

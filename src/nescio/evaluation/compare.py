@@ -65,7 +65,7 @@ def compare(
     """
     if old.manifest.get("equal", False) != new.manifest.get("equal", False):
         raise InputError(
-            "one of the two runs used equal numbers of ID and OOD images (equal=, --equal), the other did not: run one "
+            "one of the two runs used equal numbers of ID and OOD images, equal= (--equal), the other did not: run one "
             "again"
         )
     pairs = {d: d for d in old.detectors if d in new.detectors} if pairs is None else pairs

@@ -186,8 +186,8 @@ class _Selection:
         self, session: Session, detectors: dict[str, Detector], val: AnySource, train: AnySource | None, *, chosen: bool
     ) -> None:
         self.detectors, self.chosen = detectors, chosen
-        self.val = session.images(val, "a choice by stand-ins for OOD images")
-        self.train = None if train is None else session.images(train, "a choice by stand-ins for OOD images")
+        self.val = session.images(val, "a choice with stand-ins for OOD images")
+        self.train = None if train is None else session.images(train, "a choice with stand-ins for OOD images")
         sets = {"training": self.train, "validation": self.val}
         self.session = session.of(with_classes(session.classifier, sets))
 

@@ -244,8 +244,8 @@ class BankWriter:
             probes = [name for name in columns if name not in COLUMNS]
             raise InputError(
                 f"the bank needs {size / 1e9:.1f} GB in {self.root}, but only {free / 1e9:.1f} GB are free; "
-                "give another folder, cache= (--cache DIR), halve it with float16 (--bank-dtype float16), or drop "
-                f"detectors with wide probes{f' ({some(probes)})' if probes else ''}"
+                "give another folder, cache= (--cache DIR), halve it with dtype='float16' (--bank-dtype float16), or "
+                f"drop detectors with wide probes{f' ({some(probes)})' if probes else ''}"
             )
 
     def _write_manifest(self) -> None:

@@ -158,7 +158,7 @@ def _stored(h: Any, dtype: str) -> Any:
     limit = np.finfo(DTYPES[dtype]).max
     if (np.abs(h[np.isfinite(h)]) > limit).any():
         raise InputError(
-            f"features exceed {limit:g}, the largest {dtype}; store them as float32 (--bank-dtype float32)"
+            f"features exceed {limit:g}, the largest {dtype}; store them with dtype='float32' (--bank-dtype float32)"
         )
     return h.astype(DTYPES[dtype])
 

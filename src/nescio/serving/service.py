@@ -348,7 +348,7 @@ def serve(
         decoders=decoders,
     )
     if not alone and token is None:
-        log.warning("anyone who can reach %s can use this service; require a token with --token", host)
+        log.warning("anyone who can reach %s can use this service; require a token: token= (--token)", host)
     connections = possible_connections()
     if connections < CONNECTIONS:
         log.warning(

@@ -151,7 +151,7 @@ class State:
 
 
 KIND = Kind("state", 2, "a checkpoint", "train again, or continue from another copy", unmarked=True, finite=False)
-KEPT = "the last one is kept, and --resume continues from it"
+KEPT = "the last one is kept, and resume=True (--resume) continues from it"
 _NUMBERS = ("settings", "step", "sums", "selected", "lines")
 HINT = (
     "try a lower learning rate, optimizer= (--optimizer NAME:lr=…), clip=1 (--clip 1) or precision='32' "

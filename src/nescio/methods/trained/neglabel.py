@@ -84,7 +84,7 @@ class NegLabelHead(FeatureHead, name="neglabel", objective=""):
     @classmethod
     def hint(cls) -> str:
         """How a network comes by one, for a message."""
-        return "--model 'clip:NAME:negatives=FILE' loads one"
+        return "the model 'clip:NAME:negatives=FILE' has one"
 
     @classmethod
     def of_words(cls, path: str | Path, embed: Callable[[list[str]], Tensor], classes: Tensor) -> Self:
