@@ -15,7 +15,7 @@ from nescio.core.stage import Chain, InputStage, Network
 
 
 class BATS(InputStage, name="bats"):
-    """Truncate what the network's batch norms put out to the bulk of its distribution in training.
+    """Truncate the outputs of the network's batch norms to the bulk of their training distribution.
 
     ``min(max(BN(z), β - λ |γ|), β + λ |γ|)`` per channel: by construction β and |γ| are mean and standard deviation of
     the output over the training images. Images ``(B, 3, H, W) -> h (B, L)``. Training images go through the same

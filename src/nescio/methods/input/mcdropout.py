@@ -24,7 +24,7 @@ class MCDropout(InputStage, name="mcdropout"):
     ``p = mean_s softmax(f_s(x))``, ``log p`` takes the place of the logits: ``mcdropout+msp`` is the largest mean
     probability, ``mcdropout+entropy`` the predictive entropy (the energy of probabilities is always 0). The s-th mask
     is the same for every image, so that scores do not depend on the batch. Features and probes are means over the
-    masks; a stage that changes features would lose the mean softmax, and is refused.
+    masks; a stage that changes features would discard the mean softmax, so it is refused.
     Images ``(B, 3, H, W) -> log p (B, C)``; ``n`` forward passes per image.
 
     Args:

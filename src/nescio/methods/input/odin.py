@@ -15,7 +15,7 @@ from nescio.core.stage import Chain, InputStage, Network
 
 
 class ODIN(InputStage, name="odin"):
-    """Move each image a small step that raises the confidence of its predicted class, then score what comes out.
+    """Move each image a small step that raises the confidence of its predicted class, then score the result.
 
     ``x' = x + ε · sign(∇_x log softmax(f(x) / T)_c)``: ``f`` are the logits of the *whole fitted pipeline* (with
     ``odin+fm+ls+msp``, after masking and smoothing), whatever the final score is; ``c`` is the raw prediction on ``x``.
@@ -24,7 +24,7 @@ class ODIN(InputStage, name="odin"):
     use ``T=1`` there. Images ``(B, 3, H, W) -> (B, 3, H, W)``; two forward passes and one backward pass per image.
 
     T also divides the logits that the score reads: ``odin+msp`` is the paper's detector. With a score that is not a
-    softmax (energy), a large T leaves little but the mean logit: use ``T=1`` there.
+    softmax (energy), a large T leaves only the mean logit: use ``T=1`` there.
 
     Args:
         eps: step ε in units of the *normalised* input, 0 or more. 0.0014 is the authors' for DenseNet-BC on CIFAR-10.

@@ -21,7 +21,7 @@ STEPS = (0.0025, 0.005, 0.01, 0.02, 0.04, 0.08)
 
 
 class Perturb(InputStage, name="perturb"):
-    """Move each image a small step that raises the detector's own score, then score what comes out.
+    """Move each image a small step that raises the detector's own score, then score the result.
 
     ``x' = x + ε · sign(∇_x score(x))``, the score being that of the whole fitted detector: before ``mahalanobis`` or
     ``multimahalanobis`` this is the input perturbation of the Mahalanobis detector. ID images gain more than OOD images
@@ -31,7 +31,7 @@ class Perturb(InputStage, name="perturb"):
         eps: step ε in units of the *normalised* input, 0 or more. The authors choose it on OOD data, from 0 to 0.01.
 
     Source: Lee et al., "A Simple Unified Framework for Detecting Out-of-Distribution Samples and Adversarial Attacks",
-    NeurIPS 2018, eq. 3. They perturb anew for each layer; here one step raises the combined score.
+    NeurIPS 2018, eq. 3. They perturb again for each layer; here one step raises the combined score.
     """
 
     needs = Needs(features=False, gradients=True, rerun="score")

@@ -14,10 +14,10 @@ class LS(OfPrototypes, Modulate, name="ls"):
     ``f̂ = s · f``, ``s = max(0, cos(h, v_c))`` with the *raw* ``h``, the raw prediction ``c`` and the prototype ``v_c``
     = mean training feature of class ``c`` by true label. ``logits (B, C) -> (B, C)``. A zero feature vector has cosine
     0. A negative cosine (possible only where features can be negative, as in a ViT) counts as 0: the paper's formula
-    would turn the logits round and could call the image opposite to its prototype a confident one.
+    would reverse the logits, and the image opposite to its prototype could get a confident score.
 
     Args:
-        prototypes: ``train``, the means above, or ``head``: the head's own rows in their place, which needs no training
+        prototypes: ``train``, the means above, or ``head``, the head's own rows instead, which needs no training
             images. What that costs: docs/benchmarks/accuracy.md.
 
     Source: Sun et al., "Classifier-head Informed Feature Masking and Prototype-based Logit Smoothing for

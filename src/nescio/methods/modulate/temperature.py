@@ -29,10 +29,10 @@ class Temperature(Modulate, name="temperature"):
     """Divide the logits by a temperature: ``f̂ = f / T``. ``logits (B, C) -> (B, C)``.
 
     Args:
-        T: temperature, above 0; 1 changes nothing, larger makes the softmax flatter. Without it, the T with the least
+        T: temperature, above 0; 1 changes nothing, larger makes the softmax flatter. By default, the T with the least
             negative log-likelihood of the labels on ``--held-out`` images, or on the training images where there are
-            none: there it comes out too low, since the network has learned them. At most about 50,000 count.
-            It is the temperature of the network's own logits, whatever stages stand before this one.
+            none: on these it is too low, since the network was trained on them. At most about 50,000 count.
+            It is the temperature of the network's own logits, whatever stages come before this one.
 
     Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017; Liang et al., "Enhancing the
     Reliability of Out-of-distribution Image Detection in Neural Networks", ICLR 2018 (T = 1000).

@@ -117,7 +117,7 @@ class Mean(_Standardised, name="mean"):
     """Mean of the members' scores, each standardised by held-out ID scores. ``h (B, L) -> score (B,)``.
 
     ``mean(fm+ls+energy,knn:k=50)``. Members are fitted on training features; mean and standard deviation come from
-    ``--held-out`` images, or from a fifth of the training images that no member is fitted on then.
+    ``--held-out`` images, or from a fifth of the training images, which no member is then fitted on.
 
     Source: Dadalto et al., "Combine and Conquer: A Meta-Analysis on Data Shift
     and Out-of-Distribution Detection", 2024.
@@ -131,7 +131,7 @@ class Mean(_Standardised, name="mean"):
 class Max(_Standardised, name="max"):
     """The largest of the members' scores, each standardised by held-out ID scores. ``h (B, L) -> score (B,)``.
 
-    One member that finds the image familiar is enough. The scale is that of ``mean``.
+    One member with a high score is enough. The scale is that of ``mean``.
 
     Source: Dadalto et al., "Combine and Conquer: A Meta-Analysis on Data Shift and Out-of-Distribution Detection",
     2024, among its combination rules.

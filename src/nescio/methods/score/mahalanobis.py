@@ -37,7 +37,7 @@ class Mahalanobis(Score, name="mahalanobis"):
     around them, accumulated in float64 over the training features.
 
     Args:
-        shrink: ``Σ + shrink · mean(diag Σ) · I`` is inverted instead of Σ, above 0. The default changes nothing of a
+        shrink: ``Σ + shrink · mean(diag Σ) · I`` is inverted instead of Σ, above 0. The default does not change a
             well-conditioned Σ and keeps the inverse defined where features are constant or images few.
 
     Source: Lee et al., "A Simple Unified Framework for Detecting Out-of-Distribution Samples and Adversarial Attacks",

@@ -26,7 +26,7 @@ class ReAct(Shape, name="react"):
         clip: λ itself, in units of the features, above 0. Published with FM + LS: 1.6 (DenseNet, CIFAR), 1.0
             (ResNet-18, CIFAR), 0.8 (ResNet-50), 0.2 (MobileNetV2).
         q: or λ as this quantile, a share in [0, 1], of all raw training features. The paper's 0.9 is the default
-            where neither is given. It travels badly: for a DenseNet on CIFAR-10 the published λ = 1.6 lies
+            where neither is given. It transfers poorly: for a DenseNet on CIFAR-10 the published λ = 1.6 lies
             between the 97th and the 99th percentile, and ``q=0.9`` detects worse than no clipping at all.
 
     Source: Sun, Guo and Li, "ReAct: Out-of-distribution Detection With Rectified Activations", NeurIPS 2021. The

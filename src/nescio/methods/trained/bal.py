@@ -72,7 +72,7 @@ class BALHead(FeatureHead, name="bal"):
 
 
 class BALObjective(Objective, name="bal"):
-    """Boundary-aware learning: cross entropy, and a head that tells features of training images from made-up ones.
+    """Boundary-aware learning: cross entropy, and a head that separates training features from made-up ones.
 
     The head D is trained to say ID of features h, and OOD of three kinds of others: trivial ones u, uniform in a box
     twice as wide as that which the batch's features fill; those that a generator G makes from noise z, trained to be

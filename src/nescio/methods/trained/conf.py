@@ -28,15 +28,15 @@ WIDTH = 64
 class ConfObjective(Objective, name="conf"):
     """The confidence loss: cross entropy, and ``KL(U ‖ softmax f)`` on boundary images, which a small GAN makes.
 
-    ``CE(f(x), y) + β · KL(U ‖ softmax f(G(z)))``. The discriminator D learns to tell training images from G's; the
-    generator G to be taken for them, and at once to make images that the classifier knows nothing of: it minimises
+    ``CE(f(x), y) + β · KL(U ‖ softmax f(G(z)))``. The discriminator D learns to separate training images from G's; the
+    generator G to be taken for them, and at the same time to make images that the classifier is unsure of: it minimises
     ``-log D(G(z)) + β · KL``. So its images lie at the edge of the training images' distribution. With ``outliers``
     those that are given take the place of G's, and there is no GAN. With β = 0 the network learns by cross entropy
     alone. The score is the largest softmax, as in the paper.
 
     Args:
         weight: β, 0 or more. Of the paper's choices 0.1 (CIFAR-10) and 1 (SVHN), the first.
-        width: what the GAN's numbers of channels are multiples of, where there is one. 64 is the paper's; its time goes
+        width: the GAN's numbers of channels are multiples of it, if there is one. 64 is the paper's; its time grows
             with the square.
         outliers: outliers per training image (``--outliers``), 0 for generated images.
 

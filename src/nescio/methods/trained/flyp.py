@@ -22,7 +22,7 @@ class FLYPObjective(Objective, name="flyp"):
     Each image ``x_i`` of a batch of B is given one of its class's captions ``t_i``, drawn evenly. With embeddings at
     length 1, ``z_ij = e^s cos(v(x_i), u(t_j))`` and ``loss = (1/2B) Σ_i [CE(z_i·, i) + CE(z_·i, i)]``. A caption of
     another image of the same class counts as a wrong one, as in the authors' code. The head takes no part: its rows
-    are made anew of the text tower whenever the network is judged or stored.
+    are computed again from the text tower whenever the network is evaluated or stored.
 
     The logged accuracy is the share of images whose nearest caption in the batch is of their class. With several
     processes the captions are those of the whole batch; with gradient accumulation, those of each part.

@@ -16,7 +16,7 @@ _LEAST = 1e-7
 class LogitNormObjective(Objective, name="logitnorm"):
     """Logit normalization: ``-log softmax(f / (τ ‖f‖))_y``, mean over the batch, with the logits ``f (B, C)``.
 
-    Cross entropy goes on falling when all logits of an image that is read right grow, so that a network grows sure of
+    Cross entropy falls as long as all logits of a correctly classified image grow, so a network becomes confident of
     everything; here only their direction counts. Where ``‖f‖ = 1/τ`` it is cross entropy. The logits at test are the
     network's own: the score is their largest softmax, as in the paper.
 

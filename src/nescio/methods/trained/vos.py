@@ -51,11 +51,11 @@ class VOSHead(FeatureHead, name="vos"):
 
 
 class VOSObjective(Objective, name="vos"):
-    """Virtual outlier synthesis: cross entropy, and a head that tells features from unlikely draws around the classes.
+    """Virtual outlier synthesis: cross entropy, and a head that separates features from unlikely samples.
 
     The latest features of each class wait in a queue. Their means, and the covariance that the classes share, make a
     Gaussian per class; of ``draws`` samples the ``select`` least likely are virtual outliers. ``VOSHead`` learns to
-    tell them from the batch's features by a binary cross entropy, whose gradient reaches the backbone through the
+    separate them from the batch's features by a binary cross entropy, whose gradient reaches the backbone through the
     latter: ``loss = CE + β · BCE``. Before ``start``, until all queues are full, and with β = 0 it is cross entropy.
     The score is ``vos``.
 
