@@ -11,7 +11,7 @@ STRANGERS := $(addprefix tests/unit/test_,strangers.py reading.py detector_file.
 # The tests start hundreds of processes; compiling every module anew in each would take longer than the tests.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help quickstart docs test test-oldest lint lock study-cifar10 study-imagenet-sample study-ssod benchmark browser-example clean
+.PHONY: help quickstart docs test test-oldest lint lock study-cifar10 study-imagenet-sample study-ssod benchmark browser-example notebooks clean
 
 help:
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -35,6 +35,9 @@ test: $(READY)  ## lint, types, import arrows and every test
 
 docs: $(READY)  ## build the pages into site/: strictly, offline, every code block run
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+notebooks: $(READY)  ## run the notebooks of the guides and write them to build/notebooks
+	$(BIN)/jupytext --to ../../build/notebooks//ipynb --execute docs/notebooks/*.py
 
 test-oldest: $(READY)  ## the security tests on the oldest versions that pyproject.toml allows
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(OLDEST)

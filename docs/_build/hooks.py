@@ -37,6 +37,7 @@ def on_pre_build(config: MkDocsConfig) -> None:
         "XDG_CACHE_HOME": str(SCRATCH / "cache"),
     }
     os.chdir(SCRATCH)
+    sys.path.insert(0, str(HERE))  # for code blocks; MkDocs has taken it out again
     if not (SCRATCH / "quickstart/results").exists():
         from nescio.quickstart import quickstart
 

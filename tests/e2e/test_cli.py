@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import save_file
 
@@ -250,6 +251,18 @@ def test_mistakes_are_one_line_exit_2_and_leave_nothing(here: Path, mistake: str
 
     assert re.search(told, lines[0]), lines[0]
     assert not (here / "results").exists()
+
+
+def test_a_gpu_without_memory_is_one_line_that_says_what_to_do(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(Extraction, "fill", full)
+    result = bench(detector=["msp"])
+    assert result.exit_code == 2
+    assert "CUDA out of memory" in result.stderr
+    assert "--batch-size" in result.stderr
+    assert "Traceback" not in result.output
 
 
 def test_debug_shows_the_traceback(here: Path) -> None:

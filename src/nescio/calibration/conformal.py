@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Self, TypeGuard
 
@@ -39,7 +39,7 @@ class Group:
     """
 
     classes: tuple[int, ...] | None
-    scores: Scores
+    scores: Scores = field(repr=False)  # thousands, which nobody wants printed
     rank: int
 
     @property
@@ -106,7 +106,7 @@ class Calibration:
     accept: float
     confidence: float | None
     groups: tuple[Group, ...]
-    by_class: tuple[ClassTally, ...] = ()
+    by_class: tuple[ClassTally, ...] = field(default=(), repr=False)
 
     @classmethod
     def fit(

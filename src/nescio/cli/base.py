@@ -38,6 +38,15 @@ class Group(click.Group):
             what = f"{e.filename} cannot be used" if e.filename else "a file cannot be read or written"
             click.echo(f"nescio: {printable(what)}: {e.strerror} (--debug shows the traceback)", err=True)
             ctx.exit(EXIT_BAD_INPUT)
+        except RuntimeError as e:
+            if ctx.params.get("debug") or type(e).__name__ != "OutOfMemoryError":  # PyTorch's, not imported here
+                raise
+            click.echo(
+                "nescio: CUDA out of memory: the network and a batch of images do not fit on the GPU; give a smaller "
+                "--batch-size, end other programs that use the GPU, or take --device cpu (--debug shows where)",
+                err=True,
+            )
+            ctx.exit(EXIT_BAD_INPUT)
         except KeyboardInterrupt as e:
             resumes = getattr(e, "hint", "run the same command again: it continues where it stopped")
             click.echo(f"nescio: interrupted; {resumes}", err=True)

@@ -1,0 +1,36 @@
+"""The notebooks of the guides run from the first cell to the last; one is run in a kernel, as Jupyter does."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import matplotlib as mpl
+import pytest
+
+NOTEBOOKS = sorted((Path(__file__).parents[2] / "docs/notebooks").glob("*.py"))
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder and with a cache of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NESCIO_CACHE", str(tmp_path / "cache"))
+    mpl.use("agg")
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs(notebook: Path) -> None:
+    assert len(NOTEBOOKS) >= 5
+    runpy.run_path(str(notebook))
+
+
+def test_what_make_notebooks_does_gives_a_notebook_with_its_outputs() -> None:
+    import jupytext
+    from nbclient import NotebookClient
+
+    notebook = jupytext.read(next(path for path in NOTEBOOKS if path.stem == "which_detector"))
+    assert {cell.cell_type for cell in notebook.cells} == {"code", "markdown"}
+    NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
+    tables = [out["data"] for cell in notebook.cells for out in cell.get("outputs", []) if "data" in out]
+    assert any("fpr95" in table["text/plain"] and "mean(fmls,knn:k=10)" in table["text/plain"] for table in tables)
