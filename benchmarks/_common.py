@@ -63,6 +63,21 @@ def bare_densenet() -> nn.Module:
     return network.eval()
 
 
+def stamp(command: str) -> str:
+    """What a stored table was made with, when and where."""
+    return f"`python {' '.join([command, *sys.argv[1:]])}`, {time.strftime('%Y-%m-%d')}, {machine()}."
+
+
+def store(name: str, lines: list[str]) -> None:
+    """Write a study's table, ``studies/NAME``, and print it."""
+    from nescio.core.files import write_whole
+
+    path = ROOT / "studies" / name
+    path.parent.mkdir(exist_ok=True)
+    write_whole(path, "\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
 def seconds(run: Callable[[], object]) -> float:
     """How long it takes."""
     start = time.perf_counter()

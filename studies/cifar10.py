@@ -2,8 +2,8 @@
 
 The reference numbers (``cifar10_reference.csv``) come from an independent float64 implementation on the same images and
 weights. The published ones (``table1_textures.csv``) are the textures column of Table I of the FM + LS paper: another
-network of the same kind, and all 47 classes of textures there, 10 here. With ``--passes`` it prints instead the methods
-that need a pass of their own, on 2,000 ID images, textures and scenes.
+network of the same kind, and all 47 classes of textures there, 10 here. With ``--passes`` it takes instead the methods
+that need a pass of their own, on 2,000 ID images, textures and scenes. Writes studies/cifar10/tables.md or passes.md.
 
     python studies/cifar10.py [--passes]
 """
@@ -21,7 +21,7 @@ from nescio.core.spec import all_specs
 from nescio.evaluation.results import Results
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-from _common import DENSENET, data, densenet, parser, tests
+from _common import DENSENET, data, densenet, parser, stamp, store, tests
 
 SETS = ("textures", "scenes", "mnist", "tiny-imagenet-scenes", "cifar100")
 MORE = (
@@ -57,16 +57,19 @@ def read_csv(name: str) -> dict[str, dict[str, str]]:
         return {row.pop("detector"): row for row in csv.DictReader(file)}
 
 
-def print_table(results: Results, published: dict[str, dict[str, str]]) -> None:
-    """FPR95 / AUROC in percent as Markdown."""
+def table(results: Results, published: dict[str, dict[str, str]] | None = None) -> list[str]:
+    """FPR95 / AUROC in percent as Markdown, beside the published column where there is one."""
     sets = [s.name for s in results.ood_sets]
-    print("| detector | " + " | ".join(sets) + " | textures, published |\n|---|" + "---|" * (len(sets) + 1))
+    columns = ["detector", *sets, *(["textures, published"] if published else [])]
+    lines = [f"| {' | '.join(columns)} |", "|---|" + "---|" * (len(columns) - 1)]
     for detector in results.detectors:
-        cells = [results.row(detector, ood) for ood in sets]
-        paper = published.get(detector)
-        beside = f"{paper['fpr95']} / {paper['auroc']} ({paper['row']})" if paper else ""
-        shown = " | ".join(f"{c.fpr95 * 100:.2f} / {c.auroc * 100:.2f}" for c in cells)
-        print(f"| `{detector}` | {shown} | {beside} |")
+        rows = [results.row(detector, ood) for ood in sets]
+        cells = [f"`{detector}`", *(f"{r.fpr95 * 100:.2f} / {r.auroc * 100:.2f}" for r in rows)]
+        if published:
+            paper = published.get(detector)
+            cells.append(f"{paper['fpr95']} / {paper['auroc']} ({paper['row']})" if paper else "")
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def compare(results: Results, reference: dict[str, dict[str, str]]) -> None:
@@ -89,13 +92,14 @@ def compare(results: Results, reference: dict[str, dict[str, str]]) -> None:
 
 
 def main() -> None:
-    """Print the table as Markdown, and the largest difference from the reference."""
+    """Write the table as Markdown, and print the largest difference from the reference."""
     arguments = parser(__doc__)
     arguments.add_argument("--passes", action="store_true")
     options = arguments.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     reference, published = read_csv("cifar10_reference.csv"), read_csv("table1_textures.csv")
-    one_pass = [s for s in all_specs() if Detector(s, DENSENET).input_stage is None]
+    servable = [s for s in all_specs() if not Detector(s, DENSENET).needs.heads]
+    one_pass = [s for s in servable if Detector(s, DENSENET).input_stage is None]
     results = bench(
         densenet(None),
         train=data("cifar10/train"),
@@ -103,8 +107,11 @@ def main() -> None:
         ood=tests(*(SETS[:2] if options.passes else SETS)),
         detectors=PASSES if options.passes else list(dict.fromkeys([*reference, *one_pass, *MORE])),
     )
-    print(f"ID accuracy {results.rows[0].id_accuracy:.2%}. FPR95 / AUROC in %.\n")
-    print_table(results, published)
+    head = f"FPR95 / AUROC in percent; the network is right for {results.rows[0].id_accuracy:.2%} of the ID images."
+    lines = table(results, None if options.passes else published)
+    store(
+        "cifar10/passes.md" if options.passes else "cifar10/tables.md", [head, stamp("studies/cifar10.py"), "", *lines]
+    )
     if not options.passes:
         compare(results, reference)
         seconds = sum(results.row(d, SETS[0]).seconds for d in results.detectors)

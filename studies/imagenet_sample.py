@@ -1,17 +1,17 @@
 """EfficientNet-Lite0's ImageNet weights on a small sample of ImageNet: what prototypes from one image a class cost.
 
 ID are 911 ImageNet-labelled photos, the training set is one image of each class, OOD are textures and scenes (a smoke
-test, not a benchmark: some scenes are ImageNet classes). Prints every detector that needs no more, then logit smoothing
-with prototypes from those images and from the head's own rows.
+test, not a benchmark: some scenes are ImageNet classes). Takes every detector that needs no more, and logit smoothing
+with prototypes from those images and from the head's own rows. Writes studies/imagenet_sample/tables.md.
 
     python studies/imagenet_sample.py
 """
 
 from __future__ import annotations
 
-from cifar10 import print_table
+from cifar10 import table
 
-from _common import data, parser, tests
+from _common import data, parser, stamp, store, tests
 from nescio import bench, load_classifier
 
 SETS = ("textures", "scenes")
@@ -56,7 +56,7 @@ DETECTORS = (
 
 
 def main() -> None:
-    """Print the table as Markdown."""
+    """Write the table as Markdown."""
     parser(__doc__).parse_args()
     results = bench(
         load_classifier("efficientnet-lite0"),
@@ -65,8 +65,8 @@ def main() -> None:
         ood=tests(*SETS),
         detectors=DETECTORS,
     )
-    print(f"ID accuracy {results.rows[0].id_accuracy:.2%}. FPR95 / AUROC in %.\n")
-    print_table(results, {})
+    head = f"FPR95 / AUROC in percent; the network is right for {results.rows[0].id_accuracy:.2%} of the ID images."
+    store("imagenet_sample/tables.md", [head, stamp("studies/imagenet_sample.py"), "", *table(results)])
 
 
 if __name__ == "__main__":

@@ -3,14 +3,15 @@
     python studies/precision.py [--images N]
 
 Two networks, three detectors, ID images against textures and scenes. The three graphs of a network see each batch in
-turn, and what counts is the ratio of their times: other programs slow all of them. Prints a table in Markdown: AUROC in
-float32, points lost in the others.
+turn, and what counts is the ratio of their times: other programs slow all of them. Writes studies/precision/tables.md:
+AUROC in float32, points lost in the others.
 """
 
 from __future__ import annotations
 
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from nescio.deploy.recalibration import RANGES
 from nescio.evaluation.metrics import auroc
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-from _common import DENSENET, WEIGHTS, data, parser, seconds
+from _common import DENSENET, WEIGHTS, data, parser, seconds, stamp, store
 
 DETECTORS = ("fmls", "msp", "knn")
 NETWORKS = {
@@ -55,8 +56,8 @@ def points(share: float) -> float:
     return round(100 * share, 2) + 0.0
 
 
-def study(name: str, images: int) -> None:
-    """Print the rows of a network."""
+def study(name: str, images: int) -> Iterator[str]:
+    """The rows of a network."""
     model, weights, folder, some = NETWORKS[name]
     classifier = nescio.load_classifier(model, weights=weights, device="cpu")
     held, train = (data(f"{folder}/{split}") for split in ("test", "train"))
@@ -95,18 +96,23 @@ def study(name: str, images: int) -> None:
         alike = (labels[p, "id"] == labels[FP32, "id"]).float().mean().item()
         ratio = np.median(np.divide(times[p], times[FP32]))
         size = graphs[p].ByteSize() / 1e6
-        print(f"| {name} | {p} | {size:.1f} MB | {ratio:.2f} × | {alike:.1%} | {' | '.join(cells)} |", flush=True)
+        yield f"| {name} | {p} | {size:.1f} MB | {ratio:.2f} × | {alike:.1%} | {' | '.join(cells)} |"
 
 
 def main() -> None:
-    """Print the table."""
+    """Write the table."""
     arguments = parser(__doc__)
     arguments.add_argument("--images", type=int, default=800, help="of each set, where it has as many")
     options = arguments.parse_args()
-    print(f"| network | precision | its file | time | same label | {' | '.join(f'`{d}`' for d in DETECTORS)} |")
-    print(f"| --- | --- | ---: | ---: | ---: |{' ---: |' * len(DETECTORS)}")
-    for name in NETWORKS:
-        study(name, options.images)
+    lines = [
+        f"{options.images} ID and OOD images a set. AUROC on textures / scenes, in percent; for fp16 and int8 the "
+        "points lost.",
+        stamp("studies/precision.py"),
+        "",
+        f"| network | precision | its file | time | same label | {' | '.join(f'`{d}`' for d in DETECTORS)} |",
+        f"| --- | --- | ---: | ---: | ---: |{' ---: |' * len(DETECTORS)}",
+    ]
+    store("precision/tables.md", lines + [row for name in NETWORKS for row in study(name, options.images)])
 
 
 if __name__ == "__main__":
