@@ -105,8 +105,7 @@ def main() -> None:
     arguments.add_argument("--images", type=int, default=800, help="of each set, where it has as many")
     options = arguments.parse_args()
     lines = [
-        f"{options.images} ID and OOD images a set. AUROC on textures / scenes, in percent; for fp16 and int8 the "
-        "points lost.",
+        f"{options.images} ID and OOD images a set. AUROC on textures / scenes in percent; for fp16, int8 points lost.",
         stamp("studies/precision.py"),
         "",
         f"| network | precision | its file | time | same label | {' | '.join(f'`{d}`' for d in DETECTORS)} |",
