@@ -7,7 +7,7 @@
     python studies/ssod.py candidates       changes of ours (studies/candidates.py), as the ablations
     python studies/ssod.py strong           an OOD head on a DenseNet at rest that reads 94.5 % of CIFAR-10 right
     python studies/ssod.py resolution       where the sampler looks on larger maps; needs tiny-imagenet's first run
-    python studies/ssod.py tables           all tables, from what is stored
+    python studies/ssod.py tables           all tables, from what is stored, into studies/ssod/tables.md
 
 Every run leaves one JSON in studies/ssod/ (command, seed, seconds, machine, results) and is not run again while that is
 there; an interrupted one goes on at its last epoch, and its seconds are those of all sittings (null in five stored
@@ -41,7 +41,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import studies.candidates  # noqa: F401 - registers its objectives
 
-from _common import ROOT, WORK, data, densenet, machine, parser, spread, tests
+from _common import ROOT, WORK, data, densenet, machine, parser, spread, store, tests
 
 STORED = ROOT / "studies/ssod"
 POST_HOC = ("msp", "energy", "fmls")
@@ -356,7 +356,7 @@ def sampler(name: str) -> str:
             cells = " | ".join(f"{100 * at[c]:.1f}" for c in columns)
             lines.append(f"| `{objective}` | {at['epoch']} | {cells} |")
             base = at["base_outside"]
-    return "\n".join([*lines, f"base rates: {base:.1%} outside, {1 - base:.1%} inside"]) if len(lines) > 2 else ""
+    return "\n".join([*lines, "", f"base rates: {base:.1%} outside, {1 - base:.1%} inside"]) if len(lines) > 2 else ""
 
 
 def shuffled() -> str:
@@ -398,7 +398,7 @@ PLANS = {
 
 
 def main() -> None:
-    """Run what is missing of a study, then print every table."""
+    """Run what is missing of a study, then write every table."""
     arguments = parser(__doc__)
     arguments.add_argument("study", nargs="?", default="tables", choices=(*PLANS, "strong", "resolution", "tables"))
     study = arguments.parse_args().study
@@ -410,13 +410,26 @@ def main() -> None:
     setup, plan = PLANS.get(study, (CIFAR10, []))
     for objective, seed in plan:
         run(setup, objective, seed, boxes=setup is TINY and seed == 0)
+    lines = ["# SSOD against cross entropy"]
     for name in (n for n in PLANS if stored(n)):
-        print(f"\n{name}\n{comparison(name)}\n\n{selection(name)}\n\n{sampler(name)}")
-    print(f"\nkept epochs\n{shuffled()}")
+        lines += [
+            "",
+            f"## {name}",
+            "",
+            comparison(name),
+            "",
+            f"### {name}: the choice of the epoch",
+            "",
+            selection(name),
+        ]
+        if patches := sampler(name):
+            lines += ["", f"### {name}: where the patches lie", "", patches]
+    lines += ["", "## kept epochs", "", shuffled()]
     if STRONG.exists():
-        print(f"\nstrong\n{strong()}")
+        lines += ["", "## strong", "", strong()]
     if RESOLUTION.exists():
-        print(f"\nresolution\n{resolution()}")
+        lines += ["", "## resolution", "", resolution()]
+    store("ssod/tables.md", lines)
 
 
 if __name__ == "__main__":

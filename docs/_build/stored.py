@@ -1,0 +1,43 @@
+"""Tables that studies have stored, for the pages: nobody types their numbers twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+STUDIES = Path(__file__).parents[2] / "studies"
+
+
+def section(name: str, heading: str | None = None) -> str:
+    """What stands under a heading in ``studies/NAME``, up to the next heading; without one, all but the title.
+
+    Raises:
+        LookupError: there is no such heading.
+    """
+    lines = (STUDIES / name).read_text().splitlines()
+    if heading is None:
+        return "\n".join(line for line in lines if not line.startswith("# "))
+    starts = [i for i, line in enumerate(lines) if line.lstrip("#").strip() == heading and line.startswith("#")]
+    if len(starts) != 1:
+        raise LookupError(f"{name} has {len(starts)} headings '{heading}'; expected one")
+    rest = lines[starts[0] + 1 :]
+    stop = next((i for i, line in enumerate(rest) if line.startswith("#")), len(rest))
+    return "\n".join(rest[:stop])
+
+
+def rows(name: str, heading: str | None, *keep: str) -> str:
+    """The first table of a section: its head, and the rows whose cells hold one of ``keep`` as the whole cell.
+
+    Raises:
+        LookupError: one of ``keep`` is in no row.
+    """
+    lines = section(name, heading).splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("|"))
+    table = lines[first : next((i for i in range(first, len(lines)) if not lines[i].startswith("|")), len(lines))]
+    found = [line for line in table[2:] if any(k in _cells(line) for k in keep)]
+    if missing := [k for k in keep if not any(k in _cells(line) for line in found)]:
+        raise LookupError(f"{name} has no rows with {missing}")
+    return "\n".join([*table[:2], *found])
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip().strip("`*") for cell in line.strip("|").split("|")]
