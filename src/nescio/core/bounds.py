@@ -10,7 +10,7 @@ from nescio.core.errors import check_at_least, check_positive, check_share
 
 
 class Bound(Protocol):
-    """What a number may be."""
+    """What a number may be; as text, in words: ``above 0``."""
 
     def check(self, name: str, value: Any) -> object:
         """Refuse a value outside, with an ``InputError``."""
@@ -32,6 +32,9 @@ class Share:
         """Refuse what is no share, with a hint where percent were meant."""
         check_share(name, value, above_zero=self.above_zero, below_one=self.below_one)
 
+    def __str__(self) -> str:
+        return f"a share in {'(' if self.above_zero else '['}0, 1{')' if self.below_one else ']'}"
+
 
 @dataclass(frozen=True)
 class Positive:
@@ -43,6 +46,9 @@ class Positive:
         """Refuse any other."""
         check_positive(name, value)
 
+    def __str__(self) -> str:
+        return "above 0"
+
 
 @dataclass(frozen=True)
 class AtLeast:
@@ -53,6 +59,9 @@ class AtLeast:
     def check(self, name: str, value: float) -> None:
         """Refuse any other."""
         check_at_least(name, value, self.least)
+
+    def __str__(self) -> str:
+        return f"{self.least} or more"
 
     @property
     def examples(self) -> Sequence[float]:

@@ -189,7 +189,7 @@ class Optioned:
 
     def __repr__(self) -> str:
         defaults = {name: option.default for name, option in self.options().items()}
-        shown = [f"{k}={_text(v)}" for k, v in self.settings().items() if v != defaults[k]]
+        shown = [f"{k}={written(v)}" for k, v in self.settings().items() if v != defaults[k]]
         return f"{self.name}:{','.join(shown)}" if shown else self.name
 
 
@@ -222,7 +222,8 @@ def parse_named(text: str, known: Mapping[str, type[Kind]]) -> Kind:
     return known[name](**known[name].parse_options(options))
 
 
-def _text(value: object) -> str:
+def written(value: object) -> str:
+    """A value as a spec writes it."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):

@@ -13,7 +13,6 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from nescio.core.detector import Detector
-from nescio.core.errors import InputError, nearest
 from nescio.core.needs import Needs
 from nescio.core.plugins import load_methods
 from nescio.core.spec import presets
@@ -104,25 +103,6 @@ def tables(width: int) -> Iterator[Table]:
             more = (e.paper, e.fit, e.score, e.network, e.onnx) if wide else ()
             table.add_row(e.name, e.gist, e.needs, *more)
         yield table
-
-
-def describe(name: str) -> str:
-    """All about one stage or preset, and the objective of that name.
-
-    Raises:
-        InputError: there is none of this name.
-    """
-    if name in presets():
-        preset = presets()[name]
-        of = {n: p for n, p in presets().items() if n.startswith(f"{name}@")}
-        lines = "".join(f"\n  {n} ({p['network']}): {p['spec']}" for n, p in of.items())
-        return f"{name}: {preset['about']} ({preset['source']})\n\n{preset['spec']}{lines}"
-    load_methods()
-    found: list[tuple[str, type[object]]] = [(REGISTRY[name].place, REGISTRY[name])] if name in REGISTRY else []
-    found += [("objective", OBJECTIVES[name])] if name in OBJECTIVES else []
-    if not found:
-        raise InputError(f"unknown method '{name}'{nearest(name, [*REGISTRY, *presets(), *OBJECTIVES])}")
-    return "\n\n\n".join(f"{name} ({place})\n\n{inspect.getdoc(kind)}" for place, kind in found)
 
 
 def _onnx(stage: type[Stage]) -> str:
