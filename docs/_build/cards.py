@@ -7,7 +7,7 @@ from typing import Any
 
 import drawings
 import measured
-from listing import KINDS, index, reference, slug, table
+from listing import KINDS, index, integrations, reference, slug, table
 
 from nescio.core.arrays import FUNCTIONS
 from nescio.core.options import written
@@ -39,7 +39,11 @@ gives the command for each row."""
 def pages() -> dict[str, str | bytes]:
     """Every page and picture, by its path in the site."""
     found = cards()
-    made: dict[str, str | bytes] = {"methods/index.md": index(found), "reference/methods.md": reference(found)}
+    made: dict[str, str | bytes] = {
+        "methods/index.md": index(found),
+        "reference/methods.md": reference(found),
+        "reference/integrations.md": integrations(),
+    }
     for name in dict.fromkeys(card.name for card in found):
         own = [card for card in found if card.name == name]
         drawn = [drawings.picture(card) for card in own]
@@ -98,7 +102,7 @@ def _use(card: Card) -> Iterator[str]:
         yield TRAINING.format(name=card.name, spec=card.spec)
         return
     yield ON_THE_COMMAND_LINE.format(spec=card.spec if card.kind else card.name)
-    if card.kind and card.options:
+    if card.kind and not card.spec.endswith(")"):
         names = [type(step).__name__ for step in measured.detector(card.spec).steps]
         joined = " + ".join(f"{name}()" for name in names)
         yield IN_PYTHON.format(imported=", ".join(sorted(names)), joined=joined, spec=card.spec)

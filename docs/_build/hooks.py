@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -17,12 +16,18 @@ SCRATCH = Path(os.environ.get("NESCIO_DOCS_SCRATCH", ROOT / "build/docs"))
 
 sys.path.insert(0, str(HERE))
 
-import maths  # noqa: E402 - beside this file, where MkDocs does not look
+import cards  # noqa: E402 - beside this file, where MkDocs does not look
+import commands  # noqa: E402, F401 - mkdocs-click imports it by its name
+import doctests  # noqa: E402
+import maths  # noqa: E402
 
 
 def on_config(config: MkDocsConfig) -> None:
-    """Formulas are known to every page, those of docstrings too."""
-    config.markdown_extensions.append(maths.Maths())  # type: ignore[arg-type]
+    """Formulas and examples are known to every page, docstrings too; the methods' cards stand in the navigation."""
+    config.markdown_extensions += [maths.Maths(), doctests.Doctests()]  # type: ignore[list-item]
+    for entry in config.nav or ():
+        if "Methods" in entry:
+            entry["Methods"] = cards.navigation()
 
 
 def on_pre_build(config: MkDocsConfig) -> None:
@@ -46,8 +51,8 @@ def on_pre_build(config: MkDocsConfig) -> None:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that are made from the code."""
-    for path, text in _generated().items():
-        files.append(File.generated(config, path, content=text))
+    for path, content in cards.pages().items():
+        files.append(File.generated(config, path, content=content))
     return files
 
 
@@ -55,7 +60,3 @@ def on_post_build(config: MkDocsConfig) -> None:
     """Go back to where the build was started."""
     del config
     os.chdir(ROOT)
-
-
-def _generated() -> dict[str, Any]:
-    return {}

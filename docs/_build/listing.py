@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterable, Sequence
 from itertools import groupby
@@ -21,7 +22,11 @@ KINDS = {
     "preset": ("Presets", "are whole detectors with published settings"),
     "objective": ("Objectives", "train a network"),
 }
-INDEX = """# Methods
+INDEX = """---
+hide: [toc]
+---
+
+# Methods
 
 There are {stages} stages, {presets} presets and {objectives} objectives. Each has a card: the formula, what it needs
 and costs,
@@ -68,6 +73,12 @@ Every stage and objective by its class, and the plain functions behind the score
 KNN, knn` imports any of
 them; the functions are there as `nescio.knn`, too. The [cards](../methods/index.md) say more about each.
 """
+INTEGRATIONS = """# Integrations in Python
+
+Classes for the training loops and metrics of other libraries, by the file in `nescio.integrations` that holds them.
+Each needs its extra, which
+the error names where it is missing.
+"""
 
 
 def slug(name: str) -> str:
@@ -105,6 +116,20 @@ def reference(cards: Sequence[Card]) -> str:
         blocks += [_block(f"{kind.__module__}.{kind.__name__}", "members: false") for _, kind in group]
     blocks.append("## Functions")
     blocks += [_block(f"{function.__module__}.{name}") for name, function in sorted(FUNCTIONS.items())]
+    return "\n\n".join(blocks) + "\n"
+
+
+def integrations() -> str:
+    """The public classes of every file in ``nescio.integrations``, for mkdocstrings."""
+    folder = HERE.parents[1] / "src/nescio/integrations"
+    blocks = [INTEGRATIONS]
+    for file in sorted(folder.glob("[!_]*.py")):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        classes = [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
+        names = [name for name in classes if not name.startswith("_")]
+        if names:
+            blocks.append(f"## {file.stem}")
+            blocks += [_block(f"nescio.integrations.{file.stem}.{name}") for name in names]
     return "\n\n".join(blocks) + "\n"
 
 

@@ -17,6 +17,8 @@ STUDIES = Path(__file__).parents[2] / "studies"
 NETWORK = ("densenet-bc-100-12", 10)
 """Of the study on CIFAR-10: its name and number of classes, which presets depend on."""
 
+UNBROKEN, UNBROKEN_PM = "\u00a0/\u00a0", "\u00a0±\u00a0"
+
 
 @dataclass(frozen=True)
 class Stored:
@@ -133,4 +135,5 @@ def _cells(suite: Suite, row: PublishedRow) -> list[str]:
 
 
 def _line(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    """A row; FPR95 and AUROC stay on one line, as do a mean and its deviation."""
+    return f"| {' | '.join(cells).replace(' / ', UNBROKEN).replace(' ± ', UNBROKEN_PM)} |"
