@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -34,6 +35,9 @@ def on_pre_build(config: MkDocsConfig) -> None:
     """Make the folder, and let code blocks print at a width that fits a page."""
     del config
     SCRATCH.mkdir(parents=True, exist_ok=True)
+    for left in SCRATCH.iterdir():  # by the last build; the trained network and what was read with it are kept
+        if left.name not in ("quickstart", "cache"):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
     os.environ |= {
         "COLUMNS": "100",
         "TERM": "dumb",

@@ -1,4 +1,4 @@
-"""The site, built as a user builds it: strictly and offline. A code block that fails, or a link that leads nowhere, fails the build."""
+"""The site, built as a user builds it: strictly and offline. Code that fails, or a broken link, fails the build."""
 
 from __future__ import annotations
 

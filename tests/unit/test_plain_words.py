@@ -1,4 +1,4 @@
-"""Messages and help in plain words: the commonest slips are kept out, and an option stands behind its Python argument."""
+"""Messages and help in plain words: common slips are kept out, and an option stands behind its Python argument."""
 
 from __future__ import annotations
 
