@@ -5,13 +5,15 @@ READY  := $(VENV)/.ready
 PYTHON ?= python3
 WORKERS ?= 3
 OLDEST := .venv-oldest
+EMPTY  := .venv-dist
+EXTRAS := $(shell sed -n '/^\[project.optional-dependencies\]/,/^\[dep/s/^\([a-z0-9]*\) = .*/\1/p' pyproject.toml)
 # What a file of somebody else's may do.
 STRANGERS := $(addprefix tests/unit/test_,strangers.py reading.py detector_file.py deploy.py)
 
 # The tests start hundreds of processes; compiling every module anew in each would take longer than the tests.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help quickstart docs test test-oldest lint lock study-cifar10 study-imagenet-sample study-ssod benchmark browser-example notebooks clean
+.PHONY: help quickstart docs test test-oldest dist extras lint lock study-cifar10 study-imagenet-sample study-ssod benchmark browser-example notebooks clean
 
 help:
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -47,6 +49,20 @@ test-oldest: $(READY)  ## the security tests on the oldest versions that pyproje
 	$(BIN)/uv pip install --quiet --python $(OLDEST)/bin/python --no-deps --no-build-isolation -e .
 	$(OLDEST)/bin/pytest $(STRANGERS)
 
+dist: $(READY)  ## build the sdist and the wheel, and try the wheel in an empty environment
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist . > /dev/null
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(EMPTY)
+	$(BIN)/uv pip install --quiet --python $(EMPTY)/bin/python -c requirements/dev.txt dist/*.whl
+	$(BIN)/python tests/wheel.py $(EMPTY)/bin/python
+
+extras: $(READY)  ## resolve the extras, each alone and all together
+	@for extra in $(EXTRAS); do \
+	    $(BIN)/uv pip compile pyproject.toml --extra $$extra --universal --python-version 3.11 --quiet > /dev/null \
+	        && echo "$$extra" || exit 1; \
+	done
+	@$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --quiet > /dev/null && echo all
+
 lint: $(READY)  ## ruff, mypy and the import arrows
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -75,4 +91,4 @@ browser-example:  ## fetch onnxruntime-web for examples/browser (needs npm)
 	npm --prefix examples/browser ci --ignore-scripts --no-audit --no-fund
 
 clean:  ## remove what the targets made
-	rm -rf $(VENV) $(OLDEST) quickstart results build site
+	rm -rf $(VENV) $(OLDEST) $(EMPTY) quickstart results build dist site

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import keyword
 import os
 
 import click
 
 import nescio
-from nescio.cli.base import Group, console
+from nescio.cli.base import FIRST, Group, console
 from nescio.core.text import Line
 
 COMMANDS = {
@@ -21,6 +22,7 @@ COMMANDS = {
     "data": "data",
     "push": "hub",
     **dict.fromkeys(("score", "serve"), "score"),
+    "try": "trial",
 }
 """The module that each command is in."""
 
@@ -35,9 +37,18 @@ class Main(Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         """The command of this name."""
         if name in COMMANDS:
-            found: click.Command = getattr(importlib.import_module(f"nescio.cli.{COMMANDS[name]}"), name)
+            attribute = f"{name}_" if keyword.iskeyword(name) else name
+            found: click.Command = getattr(importlib.import_module(f"nescio.cli.{COMMANDS[name]}"), attribute)
             return found
         return super().get_command(ctx, name)
+
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """What it is for, then where to begin."""
+        super().format_help_text(ctx, formatter)
+        with formatter.section("Begin with your own model and images"):
+            for what, command in FIRST:
+                formatter.write(f"{'':{formatter.current_indent}}{what}:\n")
+                formatter.write(f"{'':{formatter.current_indent}}    {command}\n")
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """``--plugin`` may stand anywhere: a name that it adds has to be known before the command is read."""

@@ -17,6 +17,15 @@ if TYPE_CHECKING:
     from nescio.core.progress import Screen
 
 EXIT_BAD_INPUT = 2
+FIRST = (
+    ("look at some pictures", "nescio try MODEL IMAGES"),
+    (
+        "compare detectors",
+        "nescio bench --model MODEL --train TRAIN --id TEST --ood NAME=OOD --out results --report",
+    ),
+    ("make a detector to deploy", "nescio fit --model MODEL --train TRAIN --calibrate HELD_OUT -o my.nescio"),
+)
+"""What to run first with a model and images of one's own, and what for."""
 
 
 class Group(click.Group):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from nescio.cli.base import FIRST, console
 from nescio.cli.options import (
     MODEL_HELP,
     data_root_option,
@@ -183,3 +184,7 @@ def quickstart(obj: dict[str, Any], /, out: Path, epochs: int, bank_dtype: str, 
     same = {**options, "bank_dtype": bank_dtype, **obj}
     results = run(out, epochs=epochs, running=session_of(None, same, clock))
     present(results, out, report=True, clock=clock)
+    screen = console()
+    screen.print("\nNext, with your own model and images (nescio bench --help says what MODEL and images may be):")
+    for what, command in FIRST:
+        screen.print(f"  {command}    # {what}", soft_wrap=True)

@@ -1,8 +1,9 @@
-"""Images built from what installed packages carry: digits on natural backdrops, and three kinds of OOD image.
+"""Images built from what installed packages carry: digits on natural backdrops, and four kinds of OOD image.
 
 ID are scikit-learn's handwritten digits (8 × 8), coloured, scaled and moved over crops of the photographs that
-scikit-image and scikit-learn ship. OOD are letters and signs from matplotlib's fonts, coarsened like the digits, on the
-same backdrops; the backdrops alone; and noise with the colours of a photograph.
+scikit-image and scikit-learn ship. OOD are discs, rectangles, triangles and stars, coarsened and pasted like the
+digits; the backdrops alone; noise with the colours of a photograph; and letters and signs from matplotlib's fonts,
+coarsened and pasted like the digits. The letters are a near set: they are made of the digits' strokes.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ Array = np.ndarray[Any, Any]
 
 
 def write_embedded(folder: Path, seed: int = 0) -> dict[str, Path]:
-    """Write ``train``, ``id``, ``glyphs``, ``backdrops`` and ``noise`` as parquet in the Hugging Face image schema.
+    """Write ``train``, ``id`` and four OOD sets as parquet in the Hugging Face image schema.
+
+    Returns:
+        the files by name: ``train``, ``id``, ``shapes``, ``backdrops``, ``noise`` and the near set ``glyphs``.
 
     Raises:
         InputError: scikit-learn or scikit-image is not installed.
@@ -54,6 +58,7 @@ def write_embedded(folder: Path, seed: int = 0) -> dict[str, Path]:
         "glyphs": (pasted(glyphs, rng.integers(len(glyphs), size=1000), test=True), None),
         "backdrops": ([Image.fromarray(_backdrop(rng, photos, test=True)) for _ in range(1000)], None),
         "noise": ([_noise(rng, _backdrop(rng, photos, test=True)) for _ in range(1000)], None),
+        "shapes": (pasted([_shape(rng) for _ in range(1000)], range(1000), test=True), None),
     }
     make_folder(folder)
     paths = {name: folder / f"{name}.parquet" for name in sets}
@@ -114,6 +119,26 @@ def _glyph_strokes() -> Iterable[Array]:
                 square = Image.new("L", (side, side))
                 square.paste(canvas.crop(box), ((side - right + left) // 2, (side - bottom + top) // 2))
                 yield np.asarray(square.resize((8, 8), Image.Resampling.BOX)) / 255
+
+
+def _shape(rng: np.random.Generator) -> Array:
+    """A disc, rectangle, triangle or star, turned by any angle, as an 8 × 8 mask."""
+    canvas = Image.new("L", (64, 64))
+    drawn = ImageDraw.Draw(canvas)
+    kind = rng.integers(4)
+    if kind == 0:
+        drawn.ellipse((8, 8, 56, 56), fill=255)
+    elif kind == 1:
+        drawn.rectangle((8, int(rng.integers(8, 24)), 56, 56), fill=255)
+    elif kind == 2:
+        drawn.polygon([(32, 6), (6, 56), (58, 56)], fill=255)
+    else:
+        reach = np.where(np.arange(10) % 2, 26, 12)
+        angle = np.arange(10) * np.pi / 5
+        points = np.stack([32 + reach * np.cos(angle), 32 + reach * np.sin(angle)], axis=1)
+        drawn.polygon([(float(x), float(y)) for x, y in points], fill=255)
+    turned = canvas.rotate(float(rng.uniform(0, 360)), Image.Resampling.BILINEAR)
+    return np.asarray(turned.resize((8, 8), Image.Resampling.BOX)) / 255
 
 
 def _noise(rng: np.random.Generator, like: Array) -> Image.Image:
