@@ -135,7 +135,9 @@ def trial(
     session.fit(found)
     scores = session.scores(found, source)
     rows = scores.features.get(PLAIN.key) or session.read(source, PLAIN, {}, "images")
-    others = [session.scores(found, _stand_ins(kind, source, classifier), title=kind) for kind in STAND_INS]
+    cycle = np.resize(rows.positions, EACH)  # of few pictures, each is shuffled several times, each time anew
+    stand_ins = {kind: proxy_source(kind, Rows(source, cycle.tolist()), classifier) for kind in STAND_INS}
+    others = [session.scores(found, images, title=kind) for kind, images in stand_ins.items()]
     above = {}
     for name in found:
         lower = np.sort(np.concatenate([s.usable[name] for s in others]))
@@ -143,12 +145,6 @@ def trial(
     serving, refused = served_by(classifier)
     looks = _looks(source, rows, classifier, above)
     return Trial(classifier.name, looks, tuple(found), len(lower), serving, refused, source)
-
-
-def _stand_ins(kind: str, source: Source, classifier: Classifier) -> Source:
-    """``EACH`` images; of few pictures, each is shuffled several times in other ways."""
-    cycle = Rows(source, [i % len(source) for i in range(EACH)])
-    return proxy_source(kind, cycle, classifier)
 
 
 def _looks(source: Source, rows: FeatureSet, classifier: Classifier, above: dict[str, Any]) -> list[Look]:
