@@ -53,7 +53,7 @@ dist: $(READY)  ## build the sdist and the wheel, and try the wheel in an empty 
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation --outdir dist . > /dev/null
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(EMPTY)
-	$(BIN)/uv pip install --quiet --python $(EMPTY)/bin/python -c requirements/dev.txt dist/*.whl
+	$(BIN)/uv pip install --quiet --python $(EMPTY)/bin/python -c requirements/dev.txt dist/*.whl scikit-learn  # for the README's lines
 	$(BIN)/python tests/wheel.py $(EMPTY)/bin/python
 
 extras: $(READY)  ## resolve the extras, each alone and all together
