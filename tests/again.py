@@ -17,7 +17,7 @@ Table = list[dict[str, str]]
 def run_again(page: Path, *further: str) -> tuple[Table, Table]:
     """The rows of the results beside a report, and those that its own command gives, without their seconds."""
     section = page.read_text(encoding="utf-8").partition('<section id="again">')[2]
-    told = html.unescape(section.partition("<code>")[2].partition("</code>")[0])
+    told = html.unescape(section.partition('<code id="command">')[2].partition("</code>")[0])
     words = shlex.split(told.replace("\\\n", " "))
     assert words[0] == "nescio"
     assert words[-3:] == ["--out", "RESULTS", "--report"]
