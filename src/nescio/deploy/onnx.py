@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -109,11 +110,15 @@ def export(
             workers=workers,
             progress=progress,
         )
+    size = model.ByteSize()
     descriptions = {output.name: OUTPUTS[output.name] for output in model.graph.output}
     for key, value in metadata(deployed, descriptions, preprocess, precision).items():
         model.metadata_props.add(key=key, value=value)
     write(model, Path(path))
-    return lowered
+    if lowered is None:
+        return None
+    described = model.ByteSize() - size  # the float32 file would have as much
+    return dataclasses.replace(lowered, sizes=tuple(size + described for size in lowered.sizes))
 
 
 def _graph(judge: Judge, *, marked: bool = False) -> Any:
