@@ -196,7 +196,7 @@ MISTAKES = {
     "a class without training images": ({"train": "three", "id": "other-three", "detector": ["ls+energy"]}, "class 3"),
     "a misspelt stage": ({"detector": ["enrgy"]}, "did you mean 'energy'"),
     "an empty list of detectors": ({"detectors": "none.txt"}, "has no detectors"),
-    "no list of detectors": ({"detectors": "gone.txt"}, "no file gone.txt"),
+    "no list of detectors": ({"detectors": "gone.txt"}, "no such file: gone.txt"),
     "an OOD set without a name": ({"ood": ["far"]}, "--ood far=far"),
     "two OOD sets of one name": ({"ood": ["a=far", "a=near"]}, "two OOD sets"),
     "an OOD set called id": ({"ood": ["id=far"]}, "another name"),
@@ -231,7 +231,7 @@ MISTAKES = {
         {"detector": None, "train": None},
         "some of the default detectors.*give train=.*--detector msp --detector maxlogit --detector energy$",
     ),
-    "a report in one file": ({"out": "results.csv", "report": True}, "one file"),
+    "a report in one file": ({"out": "results.csv", "report": True}, "is a file; give a folder"),
     "a factory that fails": ({"model": "builtins:chr"}, r"chr\(\) failed: TypeError"),
     "an unknown bank dtype": ({"bank_dtype": "int8"}, "float16"),
 }
@@ -243,7 +243,7 @@ def test_mistakes_are_one_line_exit_2_and_leave_nothing(here: Path, mistake: str
     changes, told = MISTAKES[mistake]
     result = bench(**{"out": "results", **changes})
     assert result.exit_code == 2, result.output
-    notes = ("clips at", " is fm+", "about as often as guessing")
+    notes = ("clips at", ": using fm+", "about as often as guessing")
     lines = [line for line in result.stderr.splitlines() if not any(note in line for note in notes)]
     assert len(lines) == 1, lines
     assert result.stdout == ""

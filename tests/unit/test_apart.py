@@ -42,7 +42,7 @@ def test_images_that_must_be_apart_are_compared_by_content(make: Callable[..., P
         bench(good, id=again, **options)
     assert "50 calibration images" not in caplog.text
     manifest = bench(good, id=ids, held_out=ids, **options).manifest
-    assert any("61 of 61 id images are calibration images" in warning for warning in manifest["warnings"])
+    assert any("61 of 61 id images are also calibration images" in warning for warning in manifest["warnings"])
 
 
 def test_an_option_that_is_taken_once_is_not_given_twice(make: Callable[..., Path]) -> None:

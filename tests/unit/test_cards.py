@@ -88,7 +88,7 @@ def test_needs_and_options_are_in_words() -> None:
         "with clip given: penultimate features",
     ]
     assert "with prototypes=head" in by_place("modulate", "ls").needs[-1]
-    assert by_place("objective", "oe").needs[1] == "outliers (--outliers), 2 for each training image"
+    assert by_place("objective", "oe").needs[1] == "outliers= (--outliers), 2 for each training image"
     assert by_place("score", "godin").needs == [
         "a network with the head 'godin' (nescio train --objective godin trains one)"
     ]

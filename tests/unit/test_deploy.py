@@ -245,7 +245,7 @@ def test_shared_images_are_found_by_content(images: Path, tmp_path: Path) -> Non
 
 def test_what_cannot_be_calibrated_is_refused(images: Path, classifier: Classifier) -> None:
     held = open_source(images / "held")
-    with pytest.raises(InputError, match=r"10 calibration images are too few to accept 0\.95: 19 or more"):
+    with pytest.raises(InputError, match=r"10 calibration images are too few to accept 0\.95: give 19 or more"):
         fit(Session(classifier, **OPTIONS), "energy", train=images / "train", calibrate=Rows(held, range(10)))
     with pytest.raises(InputError, match="give them"):
         fit(Session(classifier, **OPTIONS), "knn", calibrate=held)
@@ -353,7 +353,7 @@ def other_head(about: dict, tensors: dict) -> None:
         (score_of(float("nan")), None, "not finite"),
         (score_of(float("inf")), None, "not finite"),
         (score_of(-1e9), None, "ascending"),
-        (tally, None, "tallies"),
+        (tally, None, "counts by class"),
         (but("", calibrator={"a": 1.0, "b": 0.0, "proxy": "noise", "prior": 2.0}), None, "a prior in"),
         (narrow, None, "damaged"),
     ],
@@ -400,7 +400,7 @@ def test_the_promise_follows_from_the_scores(file: Path, images: Path) -> None:
 
 
 def test_other_files_are_named(tmp_path: Path, images: Path) -> None:
-    with pytest.raises(InputError, match="no file"):
+    with pytest.raises(InputError, match="no such file"):
         load(tmp_path / "nothing.nescio")
     (tmp_path / "text.nescio").write_text("hello")
     with pytest.raises(InputError, match="cannot be read"):

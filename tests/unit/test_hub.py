@@ -114,7 +114,7 @@ def test_the_hubs_refusals_say_what_to_do(tmp_path: Path) -> None:
         none, empty, revision, broken, name, push = python(held.url, tmp_path / "cache", code, token=None)
         assert "no repository me/none" in none
         assert "hf auth login" in none
-        assert "hf:me/empty holds no detector.nescio" in empty
+        assert "hf:me/empty has no detector.nescio" in empty
         assert "me/empty has no revision 'v9'" in revision
         assert "do not match its hash" in broken
         assert "write hf:USER/NAME" in name

@@ -84,5 +84,7 @@ def test_an_option_stands_behind_the_argument_that_a_python_caller_gives() -> No
     """As in ``give train= (--train)``: a message of the library is read by those who call it from Python, too."""
     assert len(TEXTS) > 600
     inside = {place: text for place, text in TEXTS.items() if not place.startswith(("cli/", "report/"))}
-    found = {place: text for place, text in inside.items() if "--" in ARGUMENT.sub("", COMMAND.sub("", text))}
+    found = {
+        place: text for place, text in inside.items() if re.search("--[a-z]", ARGUMENT.sub("", COMMAND.sub("", text)))
+    }
     assert not found

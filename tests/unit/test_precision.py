@@ -301,7 +301,7 @@ def test_the_command_prints_what_is_lost_or_says_what_is_missing(tmp_path: Path)
         return CliRunner().invoke(main, [*words, "--workers", "0"])
 
     for flags, reason in (
-        (("--precision", "int8"), "give held-out ID images (--calibrate)"),
+        (("--precision", "int8"), "give held-out ID images, calibrate= (--calibrate)"),
         (("--calibrate", str(tmp_path / "held")), "a graph in fp32 keeps its calibration"),
         (("--precision", "fp16", "--calibrate", "x", "--ood", "other"), "--ood other has no name"),
         (("--precision", "half"), "'half' is not one of"),

@@ -293,5 +293,5 @@ def test_images_that_code_prepares_are_judged_but_stand_in_no_file(images: Path,
     assert len(fitted(images / "test")) == 30
     for write in (fitted.save, lambda path: export(fitted, path)):
         with pytest.raises(InputError, match=r"prepared by code \(mine-1\), which cannot be saved: give a nescio"):
-            write(tmp_path / "no.nescio")
+            write(tmp_path / "no.onnx")
     assert nescio.Classifier(tiny_net(), TINY_TRANSFORM).transform is TINY_TRANSFORM

@@ -185,7 +185,10 @@ def test_a_body_of_no_stated_length_is_counted(client: TestClient) -> None:
 
     kind = {"Content-Type": "multipart/form-data; boundary=x"}
     answer = client.post("/predict", content=endless(), headers=kind)
-    assert (answer.status_code, answer.json()["detail"]) == (413, "the limit is 300,000 bytes")
+    assert (answer.status_code, answer.json()["detail"]) == (
+        413,
+        "the request is too large: the limit is 300,000 bytes",
+    )
 
 
 def asked(app: Any, messages: list[dict[str, Any]] | None, **scope: Any) -> tuple[int, dict[str, Any]]:
@@ -522,7 +525,7 @@ def test_a_decoder_that_hangs_or_dies_is_replaced(
 
     (fine,), (hung,), (died,), (large,), (again,) = asyncio.run(each())
     if sys.platform == "linux":  # elsewhere a process has no such limit
-        assert str(large) == "it takes more memory than a decoder has"
+        assert str(large) == "it needs more memory than a decoder has"
     assert isinstance(hung, BadImage)
     assert str(hung) == "it takes longer than 1 s to decode"
     assert str(died) == "the decoder crashed on it"

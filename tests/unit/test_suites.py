@@ -234,7 +234,7 @@ def test_what_a_suite_does_not_have_is_refused_by_name(tmp_path: Path) -> None:
         open_suite("cifar10").needs(tmp_path, {"texture": "x"})
     with pytest.raises(InputError, match=r"unknown suite 'cifar'.*cifar10"):
         open_suite("cifar")
-    with pytest.raises(InputError, match=r"no data set 'svnh'.*svhn"):
+    with pytest.raises(InputError, match=r"unknown data set 'svnh'.*svhn"):
         known_set("svnh")
 
 
@@ -243,7 +243,7 @@ def test_a_suite_of_the_users_own(tmp_path: Path) -> None:
     path.write_text('title = "Mine"\nabout = ""\nid = "cifar10"\nood = ["mnist"]\ndetectors = ["msp"]\n')
     assert open_suite(str(path)).ood == ("mnist",)
     path.write_text('title = "Mine"\nabout = ""\nid = "cifar10"\nood = ["mnits"]\n')
-    with pytest.raises(InputError, match=r"no data set 'mnits'"):
+    with pytest.raises(InputError, match=r"unknown data set 'mnits'"):
         open_suite(str(path))
     path.write_text("title = ")
     with pytest.raises(InputError, match="is not a suite"):
@@ -255,7 +255,7 @@ def test_a_suite_of_the_users_own(tmp_path: Path) -> None:
     [
         ("id = 5", "is not a suite"),
         ("about = 5", "is not a suite"),
-        ("counts = 5", "counts is no dict"),
+        ("counts = 5", "counts is not of type dict"),
         ("transform = 5", "transform is not of type str"),
         ('train = "mnist"', "no split 'train'"),
         ('equal = "many"', "equal = many"),

@@ -145,7 +145,7 @@ def test_outliers_are_given_where_they_are_read(sets: dict[str, Path], tmp_path:
             "'ce' does not use outliers; these do: conf:outliers=1, oe:outliers=1, ssod:outliers=1",
         ),
         ("ssod", sets["outliers"], "'ssod' does not use outliers; these do: .*ssod:outliers=1"),
-        ("oe", sets["train"], "the outliers are the train images"),
+        ("oe", sets["train"], "the outliers are the same images as the train images"),
     ):
         with pytest.raises(InputError, match=told):
             train(tmp_path / "run", **pair, objective=objective, outliers=outliers, **options)

@@ -182,7 +182,7 @@ def test_what_cannot_be_measured_is_refused_before_training() -> None:
         ({"ood": {}}, "at least one OOD set"),
         ({"ood": given["id"]}, "by name"),
         ({"head": "features.0"}, "is a Conv2d"),
-        ({"id": DataLoader(given["id"].dataset, 4, sampler=[1, 2])}, "chooses its images"),
+        ({"id": DataLoader(given["id"].dataset, 4, sampler=[1, 2])}, "draws its images"),
     ):
         with pytest.raises(nescio.InputError, match=told):
             Watch(**given | changed).check(net)

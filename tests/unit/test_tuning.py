@@ -195,7 +195,7 @@ def test_recommend_without_training_images_leaves_out_what_is_fitted_on_them(
     specs = {c.detector for c in choice.candidates}
     assert {"msp", "energy"} <= specs
     assert not specs & {"knn", "mahalanobis", "odin+msp", "ls+energy"}
-    with pytest.raises(InputError, match="give them"):
+    with pytest.raises(InputError, match=r"give train= \(--train\)"):
         tune(Session(classifier, workers=0, progress=False), "knn", val=val)
     with pytest.raises(InputError, match="needs its own pass"):
         tune(Session(classifier, workers=0, progress=False), "odin:eps=0.1+msp", val=val)

@@ -13,10 +13,10 @@ from nescio.cli.options import file_argument
 @click.command()
 @file_argument
 @click.argument("to", metavar="hf:USER/NAME")
-@click.option("--private/--public", default=None, help="Who may see a new repository.  [default: the hub's for you]")
-@click.option("--license", help="Of what is uploaded, as the hub abbreviates it: apache-2.0, cc-by-4.0, …")
+@click.option("--private/--public", default=None, help="Who may see a new repository.  [default: as set at the hub]")
+@click.option("--license", help="Licence of the upload, as the hub abbreviates it: apache-2.0, cc-by-4.0, …")
 @click.option("--no-card", is_flag=True, help="Keep the repository's README as it is.")
-@click.option("--message", help="Of the commit.")
+@click.option("--message", help="Message of the commit.")
 def push(file: Path, to: str, *, no_card: bool, **options: Any) -> None:
     """Upload a FILE that fit wrote to the Hugging Face Hub, with a model card made from it.
 
@@ -25,7 +25,7 @@ def push(file: Path, to: str, *, no_card: bool, **options: Any) -> None:
     nescio push my.nescio hf:user/name
     nescio show hf:user/name
 
-    hf:user/name@REVISION names a branch. Every command and nescio.load take such a name instead of a FILE.
+    hf:user/name@REVISION names a branch. Every command and nescio.load also take this name instead of a FILE.
     nescio show FILE --card prints the card.
     """  # noqa: D301 - click reads the backslashes
     from nescio.deploy import push as run

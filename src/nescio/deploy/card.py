@@ -173,7 +173,7 @@ def _limits(about: dict[str, Any]) -> list[str]:
     limits = [*LIMITS]
     limits.append(_accuracy(about.get("accuracy")))
     if about.get("untrained") is True:
-        limits.insert(0, "**The weights are random: the network knows nothing.**")
+        limits.insert(0, "**The weights are random: the network is untrained.**")
     return limits
 
 

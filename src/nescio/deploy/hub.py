@@ -134,11 +134,11 @@ def _asking(repository: Repository) -> Iterator[HfApi]:
             "private one (hf auth login)"
         ) from None
     except e.RevisionNotFoundError:
-        raise InputError(f"{repository.name} has no revision '{repository.revision}'; name another") from None
+        raise InputError(f"{repository.name} has no revision '{repository.revision}'; give another") from None
     except e.LocalEntryNotFoundError:
         raise InputError(f"the hub cannot be reached, and its cache does not hold {repository}; try again") from None
     except e.EntryNotFoundError:
-        raise InputError(f"{repository} holds no {FILE}; name a repository that nescio push made") from None
+        raise InputError(f"{repository} has no {FILE}; give a repository that nescio push made") from None
     except (e.LocalTokenNotFoundError, e.HFValidationError, e.HfHubHTTPError, OSError) as fault:
         first = str(fault).strip().partition("\n")[0]
         raise InputError(

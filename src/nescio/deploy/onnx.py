@@ -90,8 +90,8 @@ def export(
     if precision == FP32:
         if calibrate is not None or ood:
             raise InputError(
-                "a graph in fp32 keeps its calibration and loses nothing, so it takes no images: leave out calibrate "
-                "and ood (--calibrate, --ood), or choose fp16 or int8"
+                "a graph in fp32 keeps its calibration and loses nothing, so it takes no images: leave out calibrate= "
+                "and ood= (--calibrate, --ood), or choose fp16 or int8"
             )
         model = _graph(Judge(deployed, preprocess))
     else:

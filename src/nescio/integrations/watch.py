@@ -109,7 +109,7 @@ class Watch:
 
     def _measured(self, network: nn.Module, processes: Processes) -> dict[str, float]:
         if not all(bool(t.isfinite().all()) for t in (*network.parameters(), *network.buffers())):
-            log.warning("the network's weights are not finite any more: its OOD metrics are NaN")
+            log.warning("the network's weights are no longer finite: its OOD metrics are NaN")
             names = [name for name, _ in self._named()]
             return _by_name({ood: {name: dict.fromkeys(REPORTED, np.nan) for name in names} for ood in self.ood})
         session = self._session(network, processes)

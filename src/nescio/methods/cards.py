@@ -207,8 +207,8 @@ def _for_training(needs: Needs) -> list[str]:
     chosen = [
         (True, "training images with their classes"),
         (needs.maps, "a network that pools its last feature map by the mean"),
-        (needs.views > 1, f"{needs.views} views of each image, each augmented anew"),
-        (needs.outliers, f"outliers (--outliers), {needs.outliers} for each training image"),
+        (needs.views > 1, f"{needs.views} views of each image, each augmented separately"),
+        (needs.outliers, f"outliers= (--outliers), {needs.outliers} for each training image"),
     ]
     return [words for needed, words in chosen if needed]
 

@@ -209,7 +209,7 @@ def create_app(
     app = FastAPI(
         title="nescio",
         version=nescio.__version__,
-        description="Tells whether an image is something a classifier was trained for.",
+        description="Detects images that a classifier was not trained for.",
         lifespan=lifespan,
         docs_url=None,  # it would load scripts of others
         redoc_url=None,

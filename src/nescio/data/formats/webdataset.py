@@ -44,7 +44,7 @@ class Shard(TarSource):
         try:
             return self.bytes_of(offset, min(size, _MOST)).decode().strip()
         except UnicodeDecodeError as e:
-            raise InputError(f"{self.path}/{member} holds no label: {e}") from None
+            raise InputError(f"{self.path}/{member} has no label: {e}") from None
 
 
 class Shards(Concatenated):
@@ -81,7 +81,7 @@ def open_shards(text: str) -> Source:
         raise InputError("webdataset: needs an extra: pip install 'nescio[webdataset]'") from None
     source = Shards([Shard(file) for name in expand_urls(text) for file in _files(name)])
     if not len(source):
-        raise InputError(f"webdataset:{text} holds no images")
+        raise InputError(f"webdataset:{text} contains no images")
     return source
 
 
@@ -96,5 +96,5 @@ def _files(name: str) -> Sequence[AnyFile]:
         return remote_files(name) if here is None else _files(here)
     found = sorted(Path(match) for match in glob.glob(str(Path(name).expanduser())))  # noqa: PTH207 - also from the root
     if not found:
-        raise InputError(f"there is no shard {name}")
+        raise InputError(f"no such shard: {name}")
     return found
