@@ -247,7 +247,7 @@ def test_what_cannot_be_calibrated_is_refused(images: Path, classifier: Classifi
     held = open_source(images / "held")
     with pytest.raises(InputError, match=r"10 calibration images are too few to accept 0\.95: give 19 or more"):
         fit(Session(classifier, **OPTIONS), "energy", train=images / "train", calibrate=Rows(held, range(10)))
-    with pytest.raises(InputError, match="give them"):
+    with pytest.raises(InputError, match=r"give train= \(--train\)"):
         fit(Session(classifier, **OPTIONS), "knn", calibrate=held)
     with pytest.raises(InputError, match="was not trained with the head"):
         fit(Session(classifier, **OPTIONS), "ssod", calibrate=held)

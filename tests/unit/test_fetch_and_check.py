@@ -255,7 +255,7 @@ def test_bad_repeated_and_shared_images_are_counted(tmp_path: Path) -> None:
     assert found["far"].repeats == 1
     assert [reason for _, reason in found["far"].bad] == ["not an image in a known format"]
     assert found["far"].shared == {"id": 1}
-    assert sum(word in line for line in told for word in ("cannot be read", "repeated", "also in id")) == 3
+    assert sum(word in line for line in told for word in ("cannot be read", "repeated images", "also in id")) == 3
 
 
 @pytest.mark.parametrize(

@@ -338,7 +338,7 @@ def test_another_run_is_not_overwritten(unbroken: Path, sets: dict[str, Path], t
     for message, options in (
         ("has a run already; continue it with .*--resume", {}),
         ("a different objective \\(objective: ssod:gamma=0.6, now ce\\)", {"objective": "ce", "resume": True}),
-        ("another transform", {"size": 8, "resume": True}),
+        ("a different transform", {"size": 8, "resume": True}),
         ("another seed", {"seed": 3, "resume": True}),
         ("another watch", {"watch": {"other": sets["val"]}, "resume": True}),
         ("another .*classes", {"train": coloured(tmp_path, "four", 10, classes=4), "resume": True}),

@@ -72,7 +72,7 @@ if TYPE_CHECKING:
 @extraction_options
 @click.pass_obj
 def bench(obj: dict[str, Any], /, **options: Any) -> None:
-    """Compare detectors on ID and OOD images, with one pass of the network over each image.
+    """Compare detectors on ID and OOD images. The network runs once over each image.
 
     \b
     nescio bench --model densenet-bc-100-12 --weights cifar10.safetensors \\

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def data() -> None:
-    """List, fetch and check the data sets of the published benchmarks."""
+    """List, fetch and check data sets of published benchmarks."""
 
 
 @data.command("list")
@@ -29,7 +29,7 @@ def data() -> None:
 @click.option("--published", is_flag=True, help="Rows of the papers' tables, each with the commands that reproduce it.")
 @click.option("--errata", is_flag=True, help="Errors and gaps in the papers, and the choices made here.")
 def list_(suite: str | None, data_root: Path, *, published: bool, errata: bool) -> None:
-    """List the suites, or the data sets of one SUITE: where they are, and how to get those that are missing."""
+    """List the suites, or the data sets of one SUITE. Shown are where they are, and how to get missing ones."""
     from rich.box import SIMPLE_HEAD
     from rich.text import Text
 
@@ -120,7 +120,7 @@ def _model(model: Model) -> str:
 @data_root_option
 @click.pass_obj
 def fetch(obj: dict[str, bool], names: tuple[str, ...], data_root: Path) -> None:
-    """Download data sets to --data-root: those that a suite lacks, or one by its name (svhn, cifar10/train).
+    """Download data sets to --data-root. NAMES are suites (what they lack) or data sets (svhn, cifar10/train).
 
     An interrupted download continues where it stopped. Checksums are checked. Existing data sets are kept.
     """
@@ -170,7 +170,7 @@ def check(
     ood: tuple[str, ...],
     workers: int | None,
 ) -> None:
-    """Check data sets: counts, unreadable and repeated images, ID among OOD, and what gives OOD images away.
+    """Check data sets. Reported are counts, unreadable and repeated images, ID among OOD, and what gives OOD away.
 
     OOD images are given away by a size, shape, file format or compression that ID images do not have. The exit code is
     1 if any problem is found.

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 @extraction_options
 @click.pass_obj
 def fit(obj: dict[str, Any], /, out: Path, *, no_weights: bool, **options: Any) -> None:
-    """Fit a detector, calibrate its threshold on held-out ID images, and write one file to deploy.
+    """Fit a detector and write one file to deploy. Its threshold is calibrated on held-out ID images.
 
     \b
     nescio fit --model … --train images/train --calibrate images/held-out --detector fmls --accept 0.95 -o my.nescio
@@ -105,7 +105,7 @@ def fit(obj: dict[str, Any], /, out: Path, *, no_weights: bool, **options: Any) 
 @workers_option
 @click.pass_obj
 def export(obj: dict[str, Any], /, file: Path, out: Path, **options: Any) -> None:
-    """Export a FILE that fit wrote as one graph: images in; logits, score, p_value and accepted out.
+    """Export a FILE that fit wrote as one graph. Images go in; logits, score, p_value and accepted come out.
 
     \b
     nescio export my.nescio -o my.onnx        ONNX; the threshold is an optional input
@@ -133,7 +133,7 @@ def export(obj: dict[str, Any], /, file: Path, out: Path, **options: Any) -> Non
 @file_argument
 @click.option("--card", is_flag=True, help="Print the model card that nescio push uploads.")
 def show(file: Path, *, card: bool) -> None:
-    """Describe a FILE that fit wrote: network, detector, threshold and what it promises.
+    """Describe a FILE that fit wrote. Shown are network, detector, threshold and what it promises.
 
     FILE may also be hf:user/name, a detector on the Hugging Face Hub.
     """

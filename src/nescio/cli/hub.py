@@ -18,7 +18,7 @@ from nescio.cli.options import file_argument
 @click.option("--no-card", is_flag=True, help="Keep the repository's README as it is.")
 @click.option("--message", help="Message of the commit.")
 def push(file: Path, to: str, *, no_card: bool, **options: Any) -> None:
-    """Upload a FILE that fit wrote to the Hugging Face Hub, with a model card made from it.
+    """Upload a FILE that fit wrote to the Hugging Face Hub. A model card is made from it.
 
     \b
     hf auth login

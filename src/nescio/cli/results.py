@@ -79,7 +79,7 @@ def write_report_to(results: Results, folder: Path, clock: Clock) -> None:
     help="Show images: open the files and folders that RESULTS names, if they are on this machine.",
 )
 def report(results: Path, out: Path | None, images: bool) -> None:
-    """Write report.html and its figures again, from the folder RESULTS that bench --out wrote."""
+    """Write report.html and its figures again. RESULTS is a folder that bench --out wrote."""
     from jinja2 import UndefinedError
 
     from nescio.core.progress import Clock
@@ -116,7 +116,7 @@ def report(results: Path, out: Path | None, images: bool) -> None:
 def compare(
     ctx: click.Context, old: Path, new: Path | None, between: tuple[str, str] | None, tolerance: float, resamples: int
 ) -> None:
-    """Compare two runs of bench --out, image by image if they scored the same images.
+    """Compare two runs of bench --out. They are compared image by image if they scored the same images.
 
     The exit code is 1 if NEW is worse: FPR95 rose or AUROC fell by more than --tolerance and beyond the 95 % interval.
     """

@@ -31,7 +31,7 @@ MOST_PRINTED = 100
 @click.option("--workers", type=click.IntRange(0), help="Decoding processes.  [default: one per core; with ray, none]")
 @click.pass_context
 def score(ctx: click.Context, /, file: Path, images: tuple[str, ...], out: Path | None, **options: Any) -> None:
-    """Score IMAGES with the detector in FILE: accepted, or "I do not know".
+    """Score IMAGES with the detector in FILE. Each is accepted, or the answer is "I do not know".
 
     \b
     nescio score my.nescio photo.jpg                   prints the verdict
@@ -122,7 +122,7 @@ def _print_verdicts(deployed: Deployed, images: tuple[str, ...], batch_size: int
 @click.option("--timeout", default=30.0, show_default=True, help="Longest time for a request, in seconds.")
 @click.option("--concurrency", default=256, show_default=True, help="Most requests at a time; one client may use half.")
 def serve(file: Path, **options: Any) -> None:
-    """Serve the detector in FILE over HTTP: a page for the browser and an API.
+    """Serve the detector in FILE over HTTP. There is a page for the browser and an API.
 
     \b
     nescio serve my.nescio

@@ -77,7 +77,7 @@ OBJECTIVES = (
 @max_bad_option
 @click.pass_obj
 def train(obj: dict[str, Any], /, train_: str, watch: tuple[str, ...], recipe: str, **options: Any) -> None:
-    """Train a classifier with its own OOD head, from labelled ID images only.
+    """Train a classifier with its own OOD head. It needs labelled ID images only.
 
     \b
     nescio train --arch resnet18 --train images/train --val images/val \\
@@ -128,7 +128,7 @@ def train(obj: dict[str, Any], /, train_: str, watch: tuple[str, ...], recipe: s
 )
 @device_option
 def explain(images: tuple[str, ...], model: tuple[str, ...], out: Path, **options: Any) -> None:
-    """Draw where a classifier sees its class, which patches show it or background, and the map of an OOD head.
+    """Draw where a classifier sees its class. Also shown: patches of class or background, the map of an OOD head.
 
     IMAGES are files, or sets as in nescio bench: SET[:12] for the first 12.
     """

@@ -58,7 +58,7 @@ _options = taking(
 @click.argument("space", nargs=-1, required=True)
 @_options
 def tune(obj: dict[str, Any], /, space: tuple[str, ...], **options: Any) -> None:
-    """Choose hyperparameters without OOD images: try all detectors in SPACE on stand-ins for OOD images.
+    """Choose hyperparameters without OOD images. All detectors in SPACE are tried on stand-ins for OOD images.
 
     \b
     nescio tune 'fm:p=0.1..0.9+react:q=0.8..0.995+ls+energy' --model … --train … --val …
@@ -72,7 +72,7 @@ def tune(obj: dict[str, Any], /, space: tuple[str, ...], **options: Any) -> None
 @click.command()
 @_options
 def recommend(obj: dict[str, Any], /, **options: Any) -> None:
-    """Choose a detector without OOD images, among all methods and presets with their default settings."""
+    """Choose a detector without OOD images. All methods and presets are tried with their default settings."""
     from nescio.evaluation.select import recommend as run
 
     _present(run, obj, options)
