@@ -20,6 +20,7 @@ from nescio.core.spec import presets
 from nescio.core.stage import REGISTRY
 from nescio.methods import cards, catalogue
 from nescio.methods.objective import OBJECTIVES
+from nescio.methods.papers import papers
 
 CARDS = cards.cards()
 
@@ -61,8 +62,8 @@ def test_no_paper_and_no_entry_is_left_over() -> None:
     for group, known in groups.items():
         assert written[group].keys() <= known.keys()
     used = {id(paper) for card in CARDS for paper in card.papers}
-    assert {key for key, paper in cards.papers().items() if id(paper) not in used} == set()
-    for key, paper in cards.papers().items():
+    assert {key for key, paper in papers().items() if id(paper) not in used} == set()
+    for key, paper in papers().items():
         assert paper.fields["title"] in paper.bibtex
         assert {"title", "author", "year"} <= paper.fields.keys()
         assert re.fullmatch(r"(\d{4}\.\d{5}|)", paper.fields.get("eprint", "")), key

@@ -20,44 +20,13 @@ from nescio.core.spec import ENDS, presets
 from nescio.core.stage import REGISTRY
 from nescio.methods import catalogue
 from nescio.methods.objective import OBJECTIVES
+from nescio.methods.papers import Paper, papers
 from nescio.models.heads import known_heads
 
 WIDTH = 100
 """Columns of a card in a terminal."""
-_ENTRY = re.compile(r"^@(?P<kind>\w+)\{(?P<key>[^,]+),\n(?P<fields>.*?)^\}", re.DOTALL | re.MULTILINE)
-_FIELD = re.compile(r"^\s*(\w+) = \{(.*)\},$", re.MULTILINE)
 _OPTION = re.compile(r"^(\w+): ", re.MULTILINE)
 _CITED = re.compile(r'"[^"]*",?\s*[^.;:,(]*?\d{4}[.,;:]?\s*')
-
-
-@dataclass(frozen=True)
-class Paper:
-    """A paper: its entry in BibTeX, and what that says."""
-
-    bibtex: str
-    fields: Mapping[str, str]
-
-    @property
-    def title(self) -> str:
-        """Its title."""
-        return self.fields["title"]
-
-    @property
-    def venue(self) -> str:
-        """Where and when it was published."""
-        return f"{self.fields.get('booktitle') or self.fields['journal']} {self.fields['year']}"
-
-    @property
-    def reference(self) -> str:
-        """Authors, title, venue and year in a line."""
-        names = [" ".join(reversed(name.split(", "))) for name in self.fields["author"].split(" and ")]
-        authors = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
-        return f"{authors}. {self.title.rstrip('.')}{'' if self.title.endswith('?') else '.'} {self.venue}."
-
-    @property
-    def url(self) -> str:
-        """Its page on arXiv; nothing where there is none."""
-        return f"https://arxiv.org/abs/{self.fields['eprint']}" if "eprint" in self.fields else ""
 
 
 @dataclass(frozen=True)
@@ -100,13 +69,6 @@ class Card:
     def options(self) -> list[Option]:
         """Its options, in order."""
         return list(self.kind.options().values()) if self.kind and not _takes_members(self.kind) else []
-
-
-@functools.cache
-def papers() -> Mapping[str, Paper]:
-    """Every paper that a method is from, by its key."""
-    text = resources.files("nescio.methods").joinpath("papers.bib").read_text(encoding="utf-8")
-    return {m["key"]: Paper(m[0], dict(_FIELD.findall(m["fields"]))) for m in _ENTRY.finditer(text)}
 
 
 @functools.cache
