@@ -1,42 +1,10 @@
-"""Tables for the pages that come from a study's own file, or from the catalogue: no number is typed twice."""
+"""What stages need and cost, from the catalogue, for the guide that helps to choose one."""
 
 from __future__ import annotations
-
-import csv
-from pathlib import Path
 
 from nescio.core.needs import Needs
 from nescio.core.stage import PLACES, REGISTRY
 from nescio.methods.catalogue import Entry, entries
-
-ROOT = Path(__file__).parents[2]
-
-
-def table(study: str, number: int = 0, only: tuple[str, ...] = ()) -> str:
-    """One Markdown table of ``studies/STUDY/tables.md``.
-
-    Args:
-        study: the folder.
-        number: which table of the file, from 0 on.
-        only: lines whose first cell starts with one of these; all where empty.
-    """
-    text = (ROOT / "studies" / study / "tables.md").read_text(encoding="utf-8")
-    tables = [block for block in text.split("\n\n") if block.startswith("|")]
-    head, rule, *lines = tables[number].splitlines()
-    kept = [line for line in lines if not only or line.lstrip("| ").startswith(only)]
-    return "\n".join([head, rule, *kept])
-
-
-def reference() -> str:
-    """The reference rows on CIFAR-10: FPR95 / AUROC in percent."""
-    with (ROOT / "studies/cifar10_reference.csv").open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    sets = [name.removesuffix("_fpr95") for name in rows[0] if name.endswith("_fpr95")]
-    lines = [f"| detector | {' | '.join(sets)} |", "|---" * (len(sets) + 1) + "|"]
-    for row in rows:
-        cells = " | ".join(f"{row[f'{name}_fpr95']} / {row[f'{name}_auroc']}" for name in sets)
-        lines.append(f"| `{row['detector']}` | {cells} |")
-    return "\n".join(lines)
 
 
 def by_needs() -> str:
