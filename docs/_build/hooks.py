@@ -21,7 +21,6 @@ import cards  # noqa: E402 - beside this file, where MkDocs does not look
 import commands  # noqa: E402, F401 - mkdocs-click imports it by its name
 import doctests  # noqa: E402
 import maths  # noqa: E402
-import stored  # noqa: E402, F401 - for the code blocks of pages
 
 
 def on_config(config: MkDocsConfig) -> None:
