@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 STUDIES = Path(__file__).parents[2] / "studies"
@@ -13,7 +14,7 @@ def section(name: str, heading: str | None = None) -> str:
     Raises:
         LookupError: there is no such heading.
     """
-    lines = (STUDIES / name).read_text().splitlines()
+    lines = [_unbroken(line) for line in (STUDIES / name).read_text(encoding="utf-8").splitlines()]
     if heading is None:
         return "\n".join(line for line in lines if not line.startswith("# "))
     starts = [i for i, line in enumerate(lines) if line.lstrip("#").strip() == heading and line.startswith("#")]
@@ -37,6 +38,13 @@ def rows(name: str, heading: str | None, *keep: str) -> str:
     if missing := [k for k in keep if not any(k in _cells(line) for line in found)]:
         raise LookupError(f"{name} has no rows with {missing}")
     return "\n".join([*table[:2], *found])
+
+
+def _unbroken(line: str) -> str:
+    """Cells of two numbers stay on one line; with their deviations, they may break between the two."""
+    if not line.startswith("|"):
+        return line
+    return re.sub(r"(?<=\d) (±|×) ?", "\u00a0\\1\u00a0", re.sub(r"\| ([\d.]+) / ([\d.]+) (?=\|)", "| \\1\u00a0/\u00a0\\2 ", line))
 
 
 def _cells(line: str) -> list[str]:
