@@ -13,8 +13,10 @@ from nescio.deploy.deployed import Deployed
 def add_verdicts(samples: Iterable[Any], deployed: Deployed, field: str = "nescio", *, batch_size: int = 32) -> int:
     """Judge the image of each sample, and write the verdict into a field of it.
 
-    >>> add_verdicts(dataset.iter_samples(autosave=True), nescio.load("my.nescio"))
-    >>> dataset.match(F("nescio.accepted") == False)
+    ::
+
+        add_verdicts(dataset.iter_samples(autosave=True), nescio.load("my.nescio"))
+        dataset.match(F("nescio.accepted") == False)
 
     The field is a ``Classification``: ``label`` and ``confidence`` are the classifier's; ``score``, ``p_value`` and
     ``accepted`` are the detector's, with ``p_id`` where it gives one.
