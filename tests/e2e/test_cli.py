@@ -439,7 +439,7 @@ def test_a_suite_runs_with_what_is_there_and_stands_beside_what_is_published(sui
     assert rows["fmls", "svhn"]["published_id_accuracy"] == ""
     assert "images; published: 94.21% (FM + LS, Table I)" in result.output
     assert nescio("report", "r").exit_code == 0
-    assert "correctly (published: 94.21% (FM + LS, Table I))." in Path("r/report.html").read_text(encoding="utf-8")
+    assert "&nbsp;% (published: 94.21% (FM + LS, Table I))." in Path("r/report.html").read_text(encoding="utf-8")
     ours = float(rows["fmls", "textures"]["fpr95"])
     assert f"{ours - 30:+.2f}" in Path("r/results.md").read_text()
     before, after = run_again(Path("r/report.html"), "--workers", "0")
