@@ -97,7 +97,7 @@ def test_what_cannot_be_drawn(photos: Path, tmp_path: Path) -> None:
     models, source = {"m": made(ood=False)}, open_source(photos)
     for message, options in (
         ("must end in .png or .svg", {"out": tmp_path / "maps.pdf"}),
-        ("no class 'cow'; known: cat, dog, emu", {"out": tmp_path / "m.png", "label": "cow"}),
+        ("unknown class 'cow'; known: cat, dog, emu", {"out": tmp_path / "m.png", "label": "cow"}),
         (r"gamma=0.4 must be in", {"out": tmp_path / "m.png", "gamma": 0.4}),
     ):
         with pytest.raises(InputError, match=message):

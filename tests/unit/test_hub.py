@@ -127,7 +127,7 @@ def test_the_hubs_refusals_say_what_to_do(tmp_path: Path) -> None:
 
 def test_nothing_is_uploaded_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "odd.nescio").write_bytes(b"\x80\x04.")
-    for file, said in (("odd.nescio", "odd.nescio"), ("none.nescio", "no file")):
+    for file, said in (("odd.nescio", "odd.nescio"), ("none.nescio", "no such file")):
         result = CliRunner().invoke(main, ["push", str(tmp_path / file), "hf:me/birds"])
         assert result.exit_code == 2
         assert said in result.output

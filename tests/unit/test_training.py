@@ -339,9 +339,9 @@ def test_another_run_is_not_overwritten(unbroken: Path, sets: dict[str, Path], t
         ("has a run already; continue it with .*--resume", {}),
         ("a different objective \\(objective: ssod:gamma=0.6, now ce\\)", {"objective": "ce", "resume": True}),
         ("a different transform", {"size": 8, "resume": True}),
-        ("another seed", {"seed": 3, "resume": True}),
-        ("another watch", {"watch": {"other": sets["val"]}, "resume": True}),
-        ("another .*classes", {"train": coloured(tmp_path, "four", 10, classes=4), "resume": True}),
+        ("a different seed", {"seed": 3, "resume": True}),
+        ("a different watch", {"watch": {"other": sets["val"]}, "resume": True}),
+        ("a different .*classes", {"train": coloured(tmp_path, "four", 10, classes=4), "resume": True}),
     ):
         given = {"train": sets["train"], "val": sets["val"]} | {k: v for k, v in options.items() if k == "train"}
         given["val"] = given["train"] if "train" in options else given["val"]
