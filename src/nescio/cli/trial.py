@@ -30,8 +30,7 @@ from nescio.core.outputs import check_file
     "--detector",
     multiple=True,
     metavar="SPEC",
-    help="One that needs no training images. Repeatable; the first gives the verdicts.  [default: msp, gen and "
-    "energy]",
+    help="One that needs no training images. Repeatable; the first gives the verdicts.  [default: msp, gen and energy]",
 )
 @out_option("Page to write.", default="try.html", show_default=True)
 @click.option("--cache", type=click.Path(path_type=Path), help="Folder of banks.  [default: the user's cache]")
