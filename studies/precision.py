@@ -63,7 +63,7 @@ def study(name: str, images: int) -> Iterator[str]:
     held, train = (data(f"{folder}/{split}") for split in ("test", "train"))
     ids = f"{held}[{RANGES}:{RANGES + images}]"
     fitted = [nescio.fit(classifier, d, calibrate=ids, train=train + some) for d in DETECTORS]
-    part = cut_network(_graph(Judge(fitted[0], None), onnxruntime, marked=True), "image", END)
+    part = cut_network(_graph(Judge(fitted[0], None), marked=True), "image", END)
     ranges = pixels(classifier, open_source(f"{held}[:{RANGES}]"), 32)
     graphs = {p: part if p == FP32 else lowered(part, p, ranges) for p in PRECISIONS}
     sessions = {p: session(graph) for p, graph in graphs.items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,14 @@ from nescio.core.errors import InputError, check_choice
 from nescio.data.preprocess import AnyTransform
 from nescio.data.source import AnySource
 from nescio.deploy.deployed import Deployed
-from nescio.deploy.file import check_transform, record
+from nescio.deploy.file import check_transform
 from nescio.deploy.forms import writer_of
 from nescio.deploy.graph import IMAGE, LAYOUTS, OUTPUTS, THRESHOLD, Judge
+from nescio.deploy.graph_metadata import metadata
 from nescio.deploy.lower import FP32, PRECISIONS
 from nescio.deploy.recalibration import Images, Lowered, lower
 from nescio.deploy.side_by_side import sessions
 
-FORMAT = "nescio-onnx/2"
 MOST = 500_000_000
 """Bytes that a detector in a graph may have learned: a bank of 350,000 features of 342, or of 60,000 of 2,048."""
 LARGEST = 2_000_000_000
@@ -86,30 +85,8 @@ def export(
     write = writer_of(path)
     _refuse(deployed)
     _check_packages()
-    lowered = None
-    if precision == FP32:
-        if calibrate is not None or ood:
-            raise InputError(
-                "a graph in fp32 keeps its calibration and loses nothing, so it takes no images: leave out calibrate= "
-                "and ood= (--calibrate, --ood), or choose fp16 or int8"
-            )
-        model = _graph(Judge(deployed, preprocess))
-    else:
-        if calibrate is None:
-            raise InputError(
-                f"a graph in {precision} gives other scores, so its threshold must be calibrated again: "
-                "give held-out ID images, calibrate= (--calibrate)"
-            )
-        images = Images.of(deployed, precision, calibrate, ood)
-        model, deployed, lowered = lower(
-            deployed,
-            images,
-            lambda d: _graph(Judge(d, preprocess), marked=True),
-            precision,
-            layout=preprocess,
-            workers=workers,
-            progress=progress,
-        )
+    options: dict[str, Any] = {"preprocess": preprocess, "workers": workers, "progress": progress}
+    model, deployed, lowered = _made(deployed, precision, calibrate, ood, **options)
     size = model.ByteSize()
     descriptions = {output.name: OUTPUTS[output.name] for output in model.graph.output}
     for key, value in metadata(deployed, descriptions, preprocess, precision).items():
@@ -119,6 +96,40 @@ def export(
         return None
     described = model.ByteSize() - size  # the float32 file would have as much
     return dataclasses.replace(lowered, sizes=tuple(size + described for size in lowered.sizes))
+
+
+def _made(
+    deployed: Deployed,
+    precision: str,
+    calibrate: AnySource | None,
+    ood: Mapping[str, AnySource] | None,
+    *,
+    preprocess: str | None,
+    workers: int | None,
+    progress: bool,
+) -> tuple[Any, Deployed, Lowered | None]:
+    """The graph, the detector that it computes, and what a lower precision lost."""
+    if precision == FP32:
+        if calibrate is not None or ood:
+            raise InputError(
+                "a graph in fp32 keeps its calibration and loses nothing, so it takes no images: leave out calibrate= "
+                "and ood= (--calibrate, --ood), or choose fp16 or int8"
+            )
+        return _graph(Judge(deployed, preprocess)), deployed, None
+    if calibrate is None:
+        raise InputError(
+            f"a graph in {precision} gives other scores, so its threshold must be calibrated again: "
+            "give held-out ID images, calibrate= (--calibrate)"
+        )
+    return lower(
+        deployed,
+        Images.of(deployed, precision, calibrate, ood),
+        lambda d: _graph(Judge(d, preprocess), marked=True),
+        precision,
+        layout=preprocess,
+        workers=workers,
+        progress=progress,
+    )
 
 
 def _graph(judge: Judge, *, marked: bool = False) -> Any:
@@ -133,41 +144,6 @@ def _graph(judge: Judge, *, marked: bool = False) -> Any:
     _store_threshold(model, threshold)
     _check(sessions(model)[0], judge, example, judge.name)
     return model
-
-
-def metadata(
-    deployed: Deployed, outputs: Mapping[str, str], preprocess: str | None = None, precision: str = FP32
-) -> dict[str, str]:
-    """What goes with the graph, by name: text that its users must know, and ``about``, JSON with everything else."""
-    about = record(deployed, embedded=True)
-    model, calibration, transform = about["model"], about["calibration"], deployed.classifier.transform
-    groups = deployed.calibration.groups
-    return {
-        "format": FORMAT,
-        "model": model["name"],
-        "classes": json.dumps(model["classes"] or [str(c) for c in range(model["n_classes"])], ensure_ascii=False),
-        "transform": model["transform"],
-        "inputs": json.dumps(_inputs(transform, len(groups), preprocess)),
-        "outputs": json.dumps(outputs),
-        "precision": precision,
-        "detector": about["detector"]["spec"],
-        "thresholds": json.dumps([{k: g[k] for k in ("classes", "threshold", "n")} for g in calibration["groups"]]),
-        "p_values": json.dumps([{"classes": g.classes, "scores": g.reached.tolist()} for g in groups]),
-        "promise": calibration["promise"],
-        "about": json.dumps(about, ensure_ascii=False),
-    }
-
-
-def _inputs(transform: AnyTransform, groups: int, preprocess: str | None) -> dict[str, str]:
-    side, channels = transform.crop, transform.channels
-    shape = f"batch, {side}, {side}, {channels}" if preprocess == "nhwc" else f"batch, {channels}, {side}, {side}"
-    kind = "float32 ({}): pixels in [0, 1] less mean, by std" if preprocess is None else "uint8 ({}): pixels"
-    colour = "grey" if channels == 1 else "RGB"
-    return {
-        IMAGE: f"{kind.format(shape)}, {colour}, resized (antialiased) and cropped as 'transform' says",
-        THRESHOLD: f"float64 ({groups},): the least score that is accepted, for each entry of 'thresholds'; optional, "
-        "the calibrated one by default",
-    }
 
 
 def _refuse(deployed: Deployed) -> None:
