@@ -360,7 +360,7 @@ REFUSED: dict[str, tuple[Form, str]] = {
     "a shard that is gone": (lambda h: f"webdataset:{h.other}/x-{{0..3}}.tar", "no such shard: .*x-0.tar"),
     "a stream of Hugging Face's": (
         lambda h: hugging_face(h).to_iterable_dataset(),
-        "is a stream without length: .* read one in order",
+        "is a stream without a length: .* read one in order",
     ),
     "dicts without images": (lambda _: Items([{"audio": 1}]), "no image: its keys are audio"),
 }
@@ -463,7 +463,7 @@ def test_a_stream_of_images_is_read_in_order(held: Held, classifier: Classifier,
     scores = session.scores(["msp", "odin+msp"], stream)
     assert scores["msp"].shape == scores["odin+msp"].shape == (N,)  # it was read once more
     assert [p.tobytes() for p in pictures(stream)] == pixels(as_source(held.images))
-    with pytest.raises(InputError, match="stream without length"):
+    with pytest.raises(InputError, match="stream without a length"):
         as_source(stream)
 
 

@@ -336,7 +336,7 @@ def test_ignite_finds_the_metrics_in_the_engines_state(tmp_path: Path) -> None:
         loss = nn.functional.cross_entropy(net(batch[0]), batch[1])
         loss.backward()
         optimizer.step()
-        return float(loss)
+        return float(loss.detach())
 
     trainer, name = Engine(step), "ood/far/fmls/auroc"
     ood = OODHandler(detectors=["fmls"], **sets())

@@ -71,7 +71,7 @@ class DatasetSource(Items):
 def refuse(stream: Any) -> Source:
     """A stream has no numbers: what reads it in order takes it, and nothing else."""
     raise InputError(
-        f"{type(stream).__name__} is a stream without length: session.features, session.scores and a loaded detector "
+        f"{type(stream).__name__} is a stream without a length: session.features, session.scores and a loaded detector "
         "read one in order; for all else give a data set with len and indexing"
     )
 
