@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 STUDIES = Path(__file__).parents[2] / "studies"
+SPACE = "\u00a0"
+"""Where no line breaks."""
 
 
 def section(name: str, heading: str | None = None) -> str:
@@ -44,7 +46,9 @@ def _unbroken(line: str) -> str:
     """Cells of two numbers stay on one line; with their deviations, they may break between the two."""
     if not line.startswith("|"):
         return line
-    return re.sub(r"(?<=\d) (±|×) ?", "\u00a0\\1\u00a0", re.sub(r"\| ([\d.]+) / ([\d.]+) (?=\|)", "| \\1\u00a0/\u00a0\\2 ", line))
+    line = re.sub(r"\| ([\d.-]+) / ([\d.-]+)(?= )", f"| \\1{SPACE}/{SPACE}\\2", line)
+    line = re.sub(r"(?<=\d) ([±×]) ?", f"{SPACE}\\1{SPACE}", line)
+    return re.sub(r"(?<=\d) / ", f"{SPACE}/ ", line)
 
 
 def _cells(line: str) -> list[str]:
