@@ -73,6 +73,8 @@ Every stage and objective by its class, and the plain functions behind the score
 KNN, knn` imports any of
 them; the functions are there as `nescio.knn`, too. The [cards](../methods/index.md) say more about each.
 """
+INNER = ("processes",)
+"""Files in ``nescio.integrations`` that the others read, and nobody else."""
 INTEGRATIONS = """# Integrations in Python
 
 Classes for the training loops and metrics of other libraries, by the file in `nescio.integrations` that holds them.
@@ -123,7 +125,7 @@ def integrations() -> str:
     """The public classes of every file in ``nescio.integrations``, for mkdocstrings."""
     folder = HERE.parents[1] / "src/nescio/integrations"
     blocks = [INTEGRATIONS]
-    for file in sorted(folder.glob("[!_]*.py")):
+    for file in sorted(file for file in folder.glob("[!_]*.py") if file.stem not in INNER):
         tree = ast.parse(file.read_text(encoding="utf-8"))
         classes = [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
         names = [name for name in classes if not name.startswith("_")]

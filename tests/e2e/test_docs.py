@@ -71,3 +71,17 @@ def test_the_links_of_the_readme_lead_to_files() -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]+)", text)
     assert len(links) > 20
     assert not [link for link in links if not (ROOT / link).exists()]
+
+
+def test_the_table_of_methods_filters_and_sorts(page: tuple[Any, list[str]], site: Path) -> None:
+    shown, _ = page
+    shown.goto(f"file://{site}/methods/index.html")
+    rows = "[...document.querySelectorAll('article tbody tr')].filter(r => !r.hidden).map(r => r.cells[0].textContent)"
+    every = shown.evaluate(rows)
+    shown.fill("#methods-filter", "logits hendrycks, iclr")
+    assert shown.evaluate(rows) == ["msp"]
+    shown.fill("#methods-filter", "")
+    shown.click("button:has-text('name')")
+    assert shown.evaluate(rows)[:3] == sorted(every)[:3] == ["ashb", "ashp", "ashs"]
+    shown.click("button:has-text('name')")
+    assert shown.evaluate(rows)[0] == "vra"

@@ -18,7 +18,7 @@ from nescio.core.bounds import AtLeast, Positive, Share
 from nescio.core.options import Option
 from nescio.core.spec import presets
 from nescio.core.stage import REGISTRY
-from nescio.methods import cards, catalogue
+from nescio.methods import cards, catalogue, printed
 from nescio.methods.objective import OBJECTIVES
 from nescio.methods.papers import papers
 
@@ -125,7 +125,7 @@ def test_the_terminal_shows_the_same() -> None:
     preset = CliRunner().invoke(main, ["methods", "fmls@imagenet-resnet50"]).output
     assert preset.splitlines()[-1] == "fm:p=0.3+react:clip=0.8+ls+energy"
     with pytest.raises(InputError, match="did you mean 'fmls'"):
-        cards.describe("fmsl")
+        printed.describe("fmsl")
 
 
 def test_a_stage_of_a_users_own_is_described_too() -> None:
@@ -143,7 +143,7 @@ def test_a_stage_of_a_users_own_is_described_too() -> None:
             self.k = k
 
     try:
-        shown = cards.describe("length-of-mine")
+        shown = printed.describe("length-of-mine")
         assert "  k = 3: whole number, 1 or more" in shown.splitlines()
         assert "Paper" not in shown
     finally:

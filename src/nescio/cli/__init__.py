@@ -105,10 +105,10 @@ def methods(name: str | None) -> None:
     (µs) to score an image, both without the network. passes: the cost of the network in plain passes per image; empty
     where the one plain pass is enough. ONNX: whether nescio export supports it.
     """
-    from nescio.methods import cards, catalogue
+    from nescio.methods import catalogue, printed
 
     if name is not None:
-        click.echo(cards.describe(name))
+        click.echo(printed.describe(name))
         return
     terminal = console()
     for table in catalogue.tables(terminal.width):

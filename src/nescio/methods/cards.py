@@ -13,7 +13,6 @@ from importlib import resources
 from typing import Any
 
 from nescio.core.detector import Detector
-from nescio.core.errors import InputError, nearest
 from nescio.core.needs import Needs
 from nescio.core.options import Option, Optioned, written
 from nescio.core.spec import ENDS, presets
@@ -23,8 +22,6 @@ from nescio.methods.objective import OBJECTIVES
 from nescio.methods.papers import Paper, papers
 from nescio.models.heads import known_heads
 
-WIDTH = 100
-"""Columns of a card in a terminal."""
 _OPTION = re.compile(r"^(\w+): ", re.MULTILINE)
 _CITED = re.compile(r'"[^"]*",?\s*[^.;:,(]*?\d{4}[.,;:]?\s*')
 
@@ -213,50 +210,6 @@ def default_of(option: Option) -> str:
     if option.required:
         return "must be given"
     return "none" if option.default is None else written(option.default)
-
-
-def describe(name: str) -> str:
-    """All about the stage, preset and objective of a name, for a terminal.
-
-    Raises:
-        InputError: there is none of this name.
-    """
-    if name in presets() and "@" in name:
-        preset = presets()[name]
-        return f"{name} ({preset['network']}): {preset['about']} ({preset['source']})\n\n{preset['spec']}"
-    found = [card for card in cards() if card.name == name]
-    if not found:
-        raise InputError(f"no method '{name}'{nearest(name, [*REGISTRY, *presets(), *OBJECTIVES])}")
-    return "\n\n\n".join("\n\n".join(_lines(card)) for card in found)
-
-
-def _lines(card: Card) -> Iterator[str]:
-    """A card as paragraphs for a terminal."""
-    yield f"{card.name} ({card.place})"
-    if card.kind:
-        yield (inspect.getdoc(card.kind) or "").replace("``", "`")
-    else:
-        yield f"{card.gist}. {card.differs}"
-        yield "\n".join(
-            [card.spec, *(f"  {n} ({p['network']}): {p['spec']}" for n, p in settings_of(card.name).items())]
-        )
-    if card.options:
-        rows = [f"  {o.name} = {default_of(o)}: {values_of(o)}" for o in card.options]
-        yield "\n".join(["Options (defaults, and what they may be)", *rows])
-    yield from (_wrapped(f"{title}: {text}") for title, text in _facts(card) if text)
-
-
-def _facts(card: Card) -> Iterator[tuple[str, str]]:
-    yield "Needs", "; ".join(card.needs)
-    yield "Costs", "; ".join(card.costs)
-    yield "Works", card.works
-    yield "Fails", card.fails
-    for paper in card.papers:
-        yield "Paper", f"{paper.reference} {paper.url}"
-
-
-def _wrapped(text: str) -> str:
-    return textwrap.fill(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)
 
 
 def settings_of(preset: str) -> dict[str, dict[str, Any]]:
