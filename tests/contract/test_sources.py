@@ -463,8 +463,9 @@ def test_a_stream_of_images_is_read_in_order(held: Held, classifier: Classifier,
     scores = session.scores(["msp", "odin+msp"], stream)
     assert scores["msp"].shape == scores["odin+msp"].shape == (N,)  # it was read once more
     assert [p.tobytes() for p in pictures(stream)] == pixels(as_source(held.images))
-    with pytest.raises(InputError, match="stream without a length"):
-        as_source(stream)
+    for refused in (as_source, lambda images: session.images(images, "explain")):
+        with pytest.raises(InputError, match="stream without a length"):
+            refused(stream)
 
 
 def test_a_damaged_image_in_a_stream_is_named(held: Held, classifier: Classifier) -> None:

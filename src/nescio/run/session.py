@@ -17,6 +17,7 @@ from nescio.core.detector import AnyDetector, Detector, detectors_of, fit_all, s
 from nescio.core.errors import InputError
 from nescio.core.feature_set import FeatureSet
 from nescio.core.needs import Probe
+from nescio.data.coerce import is_stream
 from nescio.data.formats.torch import dataset_of
 from nescio.data.labels import aligned
 from nescio.data.source import AnySource, Source, as_source
@@ -150,7 +151,8 @@ class Session(Runner):
         Raises:
             InputError: they are normalised batches, or nobody says how they are prepared.
         """
-        if self.batches(images) is not None or not self.classifier.has_transform:
+        is_batches = not is_stream(images) and self.batches(images) is not None  # as_source refuses a stream
+        if is_batches or not self.classifier.has_transform:
             raise InputError(
                 f"{what} needs images, not normalised batches: give images (a folder, or a data set of PIL images) "
                 "and their transform, Session(model, transform=…)"
