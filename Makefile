@@ -39,7 +39,7 @@ docs: $(READY)  ## build the pages into site/: strictly, offline, every code blo
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 notebooks: $(READY)  ## run the notebooks of the guides and write them to build/notebooks
-	$(BIN)/jupytext --to ../../build/notebooks//ipynb --execute docs/notebooks/*.py
+	$(BIN)/python docs/_build/notebooks.py build/notebooks
 
 test-oldest: $(READY)  ## the security tests on the oldest versions that pyproject.toml allows
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(OLDEST)
