@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import sys
@@ -45,12 +46,23 @@ def on_pre_build(config: MkDocsConfig) -> None:
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "XDG_CACHE_HOME": str(SCRATCH / "cache"),
     }
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each command of a page would compile PyTorch anew
     os.chdir(SCRATCH)
     sys.path.insert(0, str(HERE))  # for code blocks; MkDocs has taken it out again
-    if not (SCRATCH / "quickstart/results").exists():
-        from nescio.quickstart import quickstart
+    _quickstart(SCRATCH / "quickstart")
 
-        quickstart(SCRATCH / "quickstart").save(SCRATCH / "quickstart/results")
+
+def _quickstart(folder: Path) -> None:
+    """What ``nescio quickstart`` writes, made anew where its code has changed."""
+    from nescio import quickstart
+    from nescio.data import embedded
+
+    code = hashlib.sha256(b"".join(Path(module.__file__).read_bytes() for module in (quickstart, embedded)))
+    mark = folder / "made-by.txt"
+    if not mark.exists() or mark.read_text(encoding="utf-8") != code.hexdigest():
+        shutil.rmtree(folder, ignore_errors=True)
+        quickstart.quickstart(folder).save(folder / "results")
+        mark.write_text(code.hexdigest(), encoding="utf-8")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

@@ -15,9 +15,11 @@ from nescio.run.session import Images
 class OODHandler:
     """Measures detectors on a network's features, and puts the metrics into ``engine.state.metrics``.
 
-    >>> ood = OODHandler(id=val_loader, ood={"svhn": svhn_loader}, detectors=["fmls"], train=train_loader)
-    >>> ood.attach(trainer, net)  # after each epoch; event=Events.ITERATION_COMPLETED(every=500) for steps
-    >>> score = Checkpoint.get_default_score_fn("ood/svhn/fmls/auroc")
+    ::
+
+        ood = OODHandler(id=val_loader, ood={"svhn": svhn_loader}, detectors=["fmls"], train=train_loader)
+        ood.attach(trainer, net)  # after each epoch; event=Events.ITERATION_COMPLETED(every=500) for steps
+        score = Checkpoint.get_default_score_fn("ood/svhn/fmls/auroc")
 
     Loggers (``OutputHandler(metric_names="all")``), ``Checkpoint`` and ``EarlyStopping`` read them there. Attach it
     before these.

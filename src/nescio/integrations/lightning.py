@@ -23,9 +23,11 @@ except ImportError:
 class OODCallback(Callback):
     """Measures detectors on the module's features, and logs the metrics to all of the trainer's loggers.
 
-    >>> ood = OODCallback(id=val_loader, ood={"svhn": svhn_loader}, detectors=["fmls"], train=train_loader)
-    >>> best = ModelCheckpoint(monitor="ood/svhn/fmls/auroc", mode="max")
-    >>> Trainer(callbacks=[ood, best]).fit(module, train_loader, val_loader)
+    ::
+
+        ood = OODCallback(id=val_loader, ood={"svhn": svhn_loader}, detectors=["fmls"], train=train_loader)
+        best = ModelCheckpoint(monitor="ood/svhn/fmls/auroc", mode="max")
+        Trainer(callbacks=[ood, best]).fit(module, train_loader, val_loader)
 
     It measures after each validation, or after each training epoch where there is no validation. ``ModelCheckpoint``
     and ``EarlyStopping`` can monitor each metric. ``values`` are those of the last measurement.

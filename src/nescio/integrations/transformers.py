@@ -23,11 +23,13 @@ except ImportError:
 class OODCallback(TrainerCallback):  # type: ignore[misc]  # theirs has no types here
     """Measures detectors on the model's features, and logs the metrics as the trainer logs its own.
 
-    >>> arguments = TrainingArguments("run", eval_strategy="epoch", save_strategy="epoch", load_best_model_at_end=True,
-    ...                               metric_for_best_model="ood/svhn/fmls/auroc", greater_is_better=True)
-    >>> trainer = Trainer(model, arguments, train_dataset=train, eval_dataset=val)
-    >>> OODCallback(id=val_loader, ood={"svhn": svhn_loader}, detectors=["fmls"], train=train_loader).attach(trainer)
-    >>> trainer.train()
+    ::
+
+        arguments = TrainingArguments("run", eval_strategy="epoch", save_strategy="epoch", load_best_model_at_end=True,
+                                      metric_for_best_model="ood/svhn/fmls/auroc", greater_is_better=True)
+        trainer = Trainer(model, arguments, train_dataset=train, eval_dataset=val)
+        OODCallback(id=val_loader, ood={"svhn": svhn_loader}, detectors=["fmls"], train=train_loader).attach(trainer)
+        trainer.train()
 
     It measures at each evaluation, or after each epoch where there is none (``eval_strategy="no"``). Names of metrics
     begin with ``eval_``, as the trainer's own do. ``metric_for_best_model`` and ``EarlyStoppingCallback`` can use each.

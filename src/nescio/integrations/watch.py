@@ -38,7 +38,7 @@ AnyNetwork = str | Callable[[nn.Module], nn.Module]
 class Watch:
     """Measures a network that is being trained: detectors on its features, ID against OOD images.
 
-    >>> watch = Watch(id=val_loader, ood={"svhn": svhn_loader}, detectors=["fmls", "knn:k=5"], train=train_loader)
+    >>> watch = Watch(id=test_loader, ood={"svhn": svhn_loader}, detectors=["fmls", "knn:k=5"], train=train_loader)
     >>> sorted(watch(net))
     ['ood/svhn/fmls/auroc', 'ood/svhn/fmls/fpr95', 'ood/svhn/knn_k_5/auroc', 'ood/svhn/knn_k_5/fpr95']
 
