@@ -479,7 +479,7 @@ def test_data_check_finds_the_id_image_among_the_ood_ones(suite: Path) -> None:
     (suite / "svhn/a/copy.png").write_bytes(image.read_bytes())
     result = nescio(*arguments)
     assert result.exit_code == 1
-    assert "1 images of svhn are in id, too" in result.output
+    assert "1 images of svhn are also in id" in result.output
     assert "svhn has 49 images; expected 48" in result.output
 
 

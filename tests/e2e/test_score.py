@@ -112,7 +112,7 @@ def test_the_network_of_a_file_is_named_by_the_user(deployed: Deployed) -> None:
     result = score("my.nescio", "new", model=None)
     assert result.exit_code == 2
     assert "its network is 'mine:make'" in result.output
-    assert "name the network yourself (model=, --model)" in result.output
+    assert "name the network yourself: model= (--model)" in result.output
 
 
 def test_a_proxy_adds_p_id(deployed: Deployed) -> None:

@@ -340,7 +340,7 @@ def test_a_normalisation_may_be_written_as_people_do(text: str, expected: str) -
         ("crop=8,std=imagnet", "one of the names imagenet, cifar10, cifar100, clip, half"),
         ("crop=8,0.5", "unknown transform option '0.5'"),
         ("crop=big", "crop=big is not a number of pixels"),
-        ("crop=8,crop=9", "says crop twice"),
+        ("crop=8,crop=9", "has crop twice"),
         ("crop=8,mean=1,2,3,4", "cannot be read"),
         ("crop=8,mean=nan", "must be finite"),
     ],

@@ -121,7 +121,8 @@ def test_a_file_of_the_users_own_adds_a_score(place: str, tmp_path: Path, monkey
     monkeypatch.setattr(sys, "path", [*sys.path])
     plugin, command = ["--plugin", str(tmp_path / "own.py")], ["methods", "norm"]
     result = CliRunner().invoke(main, plugin + command if place == "before" else command + plugin)
-    assert (result.exit_code, result.output) == (0, "norm (score)\n\nLength of the penultimate features.\n")
+    about = "Length of the penultimate features.\n\nNeeds: penultimate features\n\nCosts: ONNX export: yes"
+    assert (result.exit_code, result.output) == (0, f"norm (score)\n\n{about}\n")
     h = np.array([[3.0, 4.0], [0.0, 1.0]])
     assert nescio.Detector("norm")(h).tolist() == [5.0, 1.0]
 
