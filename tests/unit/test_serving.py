@@ -608,6 +608,8 @@ def test_a_network_that_does_not_run_is_not_served(
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(tiny_deployed, "judge", broken)
+    # uvicorn closes all handlers of this process; absl's, which TensorBoard brings, would close pytest's own output
+    monkeypatch.setattr("logging._handlerList", [])
     with pytest.raises(InputError, match="did not start"):
         serve(tiny_deployed, port=0, decoders=1)
     assert "out of memory" in capsys.readouterr().err
