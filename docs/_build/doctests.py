@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from markdown import Markdown
 from markdown.extensions import Extension
 from markdown.preprocessors import Preprocessor
@@ -32,8 +30,3 @@ class Doctests(Extension):
     def extendMarkdown(self, md: Markdown) -> None:  # noqa: N802 - Markdown's name
         """Run before fenced code is taken out (25)."""
         md.preprocessors.register(_Fenced(md), "doctests", 27)
-
-
-def makeExtension(**options: Any) -> Doctests:  # noqa: N802 - Markdown's name
-    """Called by Markdown."""
-    return Doctests(**options)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as etree
-from typing import Any
-
 from latex2mathml.converter import convert
 from markdown import Markdown
 from markdown.extensions import Extension
@@ -40,8 +38,3 @@ class Maths(Extension):
         """Run after fenced code (25) and after code in a line (190), before escapes (180)."""
         md.preprocessors.register(_Display(md), "display_maths", 22)
         md.inlinePatterns.register(_Inline(INLINE, md), "inline_maths", 185)
-
-
-def makeExtension(**options: Any) -> Maths:  # noqa: N802 - Markdown's name
-    """Called by Markdown."""
-    return Maths(**options)

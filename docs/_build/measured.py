@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+
+import stored
 
 from nescio.core.detector import Detector
 from nescio.evaluation.suites.published import PAPERS
@@ -13,32 +13,10 @@ from nescio.evaluation.suites.suite import AVERAGE, PublishedRow, Suite, suites
 from nescio.methods.cards import Card
 from nescio.models.heads import known_heads
 
-STUDIES = Path(__file__).parents[2] / "studies"
 NETWORK = ("densenet-bc-100-12", 10)
 """Of the study on CIFAR-10: its name and number of classes, which presets depend on."""
 
 UNBROKEN, UNBROKEN_PM = "\u00a0/\u00a0", "\u00a0±\u00a0"
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A table that a study has stored: the lines above it, names of its columns, and its rows."""
-
-    caption: str
-    head: list[str]
-    rows: list[list[str]]
-
-
-@functools.cache
-def stored(path: str, heading: str = "") -> Stored:
-    """The first table under a heading of ``studies/PATH``."""
-    lines = (STUDIES / path).read_text(encoding="utf-8").splitlines()
-    start = lines.index(heading) + 1 if heading else 0
-    first = next(i for i in range(start, len(lines)) if lines[i].startswith("|"))
-    last = next((i for i in range(first, len(lines)) if not lines[i].startswith("|")), len(lines))
-    caption = " ".join(line for line in lines[start:first] if line and not line.startswith("#"))
-    head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines[first:last])
-    return Stored(caption, head, rows)
 
 
 @functools.cache
@@ -58,7 +36,7 @@ def of(card: Card, found: Detector) -> bool:
 def ours(card: Card) -> Iterator[str]:
     """Tables of our own numbers, as Markdown."""
     for path in ("cifar10/tables.md", "cifar10/passes.md"):
-        table = stored(path)
+        table = stored.table(path)
         rows = [row for row in table.rows if card.place != "objective" and of(card, detector(row[0].strip("`")))]
         if rows:
             text = f"A DenseNet on CIFAR-10, see [accuracy](../benchmarks/accuracy.md). {table.caption}"
@@ -67,7 +45,7 @@ def ours(card: Card) -> Iterator[str]:
     yield from _trained(card)
 
 
-def _compared(card: Card, table: Stored, rows: list[list[str]]) -> Iterator[str]:
+def _compared(card: Card, table: stored.Table, rows: list[list[str]]) -> Iterator[str]:
     """Some rows, below them what they are compared with, and the first one's rank."""
     yield _line(table.head)
     yield "|---|" + "---:|" * (len(table.head) - 1)
@@ -87,7 +65,7 @@ def _baselines(card: Card, spec: str) -> list[str]:
     return [steps[-1].name] if card.place == "preset" else ["+".join(repr(s) for s in steps if s.name != card.name)]
 
 
-def _rank(table: Stored, row: list[str], column: int) -> str:
+def _rank(table: stored.Table, row: list[str], column: int) -> str:
     def auroc(r: list[str]) -> float:
         return float(r[column].split("/")[1])
 
@@ -96,7 +74,7 @@ def _rank(table: Stored, row: list[str], column: int) -> str:
 
 def _trained(card: Card) -> Iterator[str]:
     """Rows of the study of trainings: an objective's, or those of the training that a score belongs to."""
-    table = stored("objectives/tables.md", "## cifar10")
+    table = stored.table("objectives/tables.md", "cifar10")
     same = [row for row in table.rows if row[0].strip("`").partition(":")[0] == card.name]
     if same:
         others = [row for row in table.rows if row[0] == "`ce`" and row not in same]

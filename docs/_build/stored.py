@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 STUDIES = Path(__file__).parents[2] / "studies"
 SPACE = "\u00a0"
 """Where no line breaks."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that a study has stored: the lines above it, names of its columns, and its rows."""
+
+    caption: str
+    head: list[str]
+    rows: list[list[str]]
 
 
 def section(name: str, heading: str | None = None) -> str:
@@ -27,19 +38,34 @@ def section(name: str, heading: str | None = None) -> str:
     return "\n".join(rest[:stop])
 
 
+@functools.cache
+def table(name: str, heading: str | None = None) -> Table:
+    """The first table of a section."""
+    above, lines = _split(name, heading)
+    head, _, *rows = (_cells(line) for line in lines)
+    return Table(" ".join(line for line in above if line and not line.startswith("#")), head, rows)
+
+
 def rows(name: str, heading: str | None, *keep: str) -> str:
     """The first table of a section: its head, and the rows whose cells hold one of ``keep`` as the whole cell.
 
     Raises:
         LookupError: one of ``keep`` is in no row.
     """
+    _, lines = _split(name, heading)
+    bare = [[cell.strip("`*") for cell in _cells(line)] for line in lines]
+    if missing := [k for k in keep if not any(k in cells for cells in bare[2:])]:
+        raise LookupError(f"{name} has no rows with {missing}")
+    found = [line for line, cells in zip(lines[2:], bare[2:], strict=True) if any(k in cells for k in keep)]
+    return "\n".join([*lines[:2], *found])
+
+
+def _split(name: str, heading: str | None) -> tuple[list[str], list[str]]:
+    """The lines above the first table of a section, and those of the table."""
     lines = section(name, heading).splitlines()
     first = next(i for i, line in enumerate(lines) if line.startswith("|"))
-    table = lines[first : next((i for i in range(first, len(lines)) if not lines[i].startswith("|")), len(lines))]
-    found = [line for line in table[2:] if any(k in _cells(line) for k in keep)]
-    if missing := [k for k in keep if not any(k in _cells(line) for line in found)]:
-        raise LookupError(f"{name} has no rows with {missing}")
-    return "\n".join([*table[:2], *found])
+    last = next((i for i in range(first, len(lines)) if not lines[i].startswith("|")), len(lines))
+    return lines[:first], lines[first:last]
 
 
 def _unbroken(line: str) -> str:
@@ -52,4 +78,4 @@ def _unbroken(line: str) -> str:
 
 
 def _cells(line: str) -> list[str]:
-    return [cell.strip().strip("`*") for cell in line.strip("|").split("|")]
+    return [cell.strip() for cell in line.strip("|").split("|")]

@@ -46,15 +46,22 @@ def test_no_page_is_empty_and_none_shows_a_traceback(site: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "where"),
-    [("FPR95", "FPR95"), ("threshold", "threshold"), ("own model", "model"), ("CUDA out of memory", "memory")],
+    ("words", "where", "found"),
+    [
+        ("FPR95", "glossary.html", "FPR95"),
+        ("threshold", "guides/threshold.html", "threshold"),
+        ("own model", "guides/own-model.html", "own model"),
+        ("CUDA out of memory", "guides/own-model.html", "memory"),
+    ],
 )
-def test_the_search_finds_it_offline(page: tuple[Any, list[str]], words: str, where: str) -> None:
+def test_the_search_finds_it_offline(page: tuple[Any, list[str]], words: str, where: str, found: str) -> None:
     here, asked = page
     here.locator("input[name=query]").fill(words)
     first = here.locator(".md-search-result__item").first
     first.wait_for(timeout=60_000)
-    assert where.lower() in first.inner_text().lower()
+    assert found.lower() in first.inner_text().lower()
+    links = here.locator(".md-search-result__link").evaluate_all("links => links.map(link => link.href)")
+    assert any(where in link for link in links)
     assert not asked
 
 

