@@ -11,18 +11,31 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("docs")
+def site(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """Built by the process of pytest-xdist that comes first; the others wait for it."""
+    root = tmp_path_factory.getbasetemp()
+    folder = (root if worker_id == "master" else root.parent) / "docs"
+    folder.mkdir(exist_ok=True)
+    said = folder / "said.txt"
+    with FileLock(folder / ".lock"):
+        if not said.exists():
+            said.write_text(build(folder), encoding="utf-8")
+    assert not said.read_text(encoding="utf-8"), said.read_text(encoding="utf-8")
+    return folder / "site"
+
+
+def build(folder: Path) -> str:
+    """What a build that fails says."""
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder / "site")]
     env = os.environ | {"NESCIO_DOCS_SCRATCH": str(folder / "scratch"), "NO_MKDOCS_2_WARNING": "1"}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder / "site"
+    return "" if done.returncode == 0 else f"exit code {done.returncode}\n{done.stdout}{done.stderr}"
 
 
 @pytest.fixture
