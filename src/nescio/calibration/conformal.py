@@ -176,7 +176,7 @@ class Calibration:
         named = [c for g in self.groups if g.classes is not None for c in g.classes]
         together = len(self.groups) == 1 and self.groups[0].classes is None
         if not together and (any(type(c) is not int for c in named) or sorted(named) != list(range(n_classes))):
-            raise InputError("each class must be in exactly one group of predicted classes")
+            raise InputError("the groups of predicted classes must have each class once")
         if self.by_class:
             self._check_tallies()
 

@@ -208,7 +208,7 @@ def _checked(about: dict[str, Any], file: Artifact) -> Calibration:
 
 def _check_weights(model: dict[str, Any], state: Mapping[str, Tensor]) -> None:
     if model["embedded"] is not bool(state):
-        raise InputError("what it says about holding the network's weights is not true")
+        raise InputError("its record of having the network's weights or not is wrong")
     if not state:
         return
     if weights_hash(state) != model["weights"]:
