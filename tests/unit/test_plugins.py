@@ -91,7 +91,7 @@ def test_a_package_that_cannot_be_imported_is_named_and_left_out(tmp_path: Path)
 
 def test_an_installed_package_adds_an_engine(tmp_path: Path) -> None:
     source = """
-from nescio.run.engine import Engine
+from nescio.run.engines import Engine
 
 class Slow(Engine, name="slow"):
     def prepare(self, classifier):
@@ -101,7 +101,7 @@ class Slow(Engine, name="slow"):
     made = run("-c", "import nescio, torch; nescio.Session(torch.nn.Linear(2, 2), engine='slow')", site=tmp_path)
     assert made.returncode == 0, made.stderr
     unknown = run("-c", "import nescio, torch; nescio.Session(torch.nn.Linear(2, 2), engine='fast')", site=tmp_path)
-    assert "unknown engine 'fast'; known: plain, slow, torch" in unknown.stderr
+    assert "unknown engine 'fast'; known: compile, openvino, plain, slow, torch" in unknown.stderr
 
 
 def test_sources_are_imported_once(

@@ -213,6 +213,8 @@ def _show(about: dict[str, Any]) -> None:
     held = "" if model["embedded"] else " (not in the file)"
     table.add_row("network", f"{model['name']}, {model['n_classes']} classes, weights {model['weights']}{held}")
     table.add_row("transform", model["transform"])
+    engine = about.get("engine", {"spec": "torch", "precision": "float32"})  # not in the first files
+    table.add_row("engine", f"{engine['spec']}, {engine['precision']}")
     table.add_row("detector", about["detector"]["spec"])
     groups = calibration["groups"]
     if groups[0]["classes"] is None:

@@ -86,6 +86,18 @@ extraction_options = taking(
         show_default=True,
         help="Type of cached features: float32, or float16 for half the disk space.",
     ),
+    click.option(
+        "--engine",
+        default="auto",
+        show_default=True,
+        help="How to run the network: torch, compile, openvino, or the fastest in a short trial.",
+    ),
+    click.option(
+        "--precision",
+        default="float32",
+        show_default=True,
+        help="What the network computes in: float32, or bf16, fp16, tf32, which are faster and change the features.",
+    ),
     batch_size_option,
     workers_option,
     max_bad_option,
@@ -168,7 +180,7 @@ def session_of(classifier: Classifier | None, options: Mapping[str, Any], clock:
     """The classifier, run as the options of ``extraction_options`` say."""
     from nescio.run.session import Session
 
-    same: dict[str, Any] = {name: options[name] for name in ("batch_size", "workers", "max_bad")}
+    same: dict[str, Any] = {name: options[name] for name in ("engine", "precision", "batch_size", "workers", "max_bad")}
     if clock is not None:
         same["clock"] = clock
     return Session(classifier, **same, dtype=options["bank_dtype"], progress=not options["quiet"])

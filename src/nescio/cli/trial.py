@@ -53,7 +53,7 @@ def try_(obj: dict[str, Any], /, model: str, images: tuple[str, ...], out: Path,
     from nescio.report.trial import write_trial
 
     classifier = open_classifier(model, options, ())
-    usual = {"bank_dtype": "float32", "max_bad": 1.0}
+    usual = {"engine": "auto", "precision": "float32", "bank_dtype": "float32", "max_bad": 1.0}
     found = trial(session_of(classifier, options | obj | usual), images, detectors=options["detector"] or DETECTORS)
     opened = [word for name, value in classifier.opened.items() for word in (f"--{name}", value)]
     opened += ["--transform", options["transform"]] if options["transform"] else []

@@ -83,6 +83,7 @@ def fit(
     held = _unseen(held, training, session.classifier)
     session = session.ready(training)
     session = session.of(with_classes(session.classifier, {"training": training, "calibration": held}))
+    session.expected = len(held) + (0 if training is None else len(training))
     classifier, accuracies = session.classifier, list[Accuracy | None]()
     unfitted = {name: fitted} if fresh else {}
     session.fit(unfitted, training, seen=lambda _, rows: accuracies.append(measure(classifier, rows, "training")))

@@ -26,13 +26,15 @@ from nescio.data.coerce import pictures
 from nescio.data.source import AnySource
 from nescio.models import Classifier
 from nescio.models.heads import decide, probability
+from nescio.run.engines import FLOAT32
 from nescio.run.passes import PLAIN, Pass, pass_of
 from nescio.run.session import Session, as_session
 
 UNDECIDED = 0.5
 """Tolerances from the least accepted score within which rounding may decide."""
-UNDECIDED_BY_GRADIENT = 500.0
-"""The same where an input stage follows a gradient's signs: rounding turns some (ODIN on EfficientNet-Lite0: 40)."""
+UNDECIDED_WIDE = 500.0
+"""The same in lower precision, and where an input stage follows a gradient's signs: rounding turns some (ODIN on
+EfficientNet-Lite0: 40)."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +194,8 @@ class Deployed:
         judged = self.judged(plain, own)
         if len(images) > 1:
             stage = self.detector.input_stage
-            reach = UNDECIDED if stage is None or stage.fixed else UNDECIDED_BY_GRADIENT
+            settled = (stage is None or stage.fixed) and self.session.precision == FLOAT32
+            reach = UNDECIDED if settled else UNDECIDED_WIDE
             for i in np.flatnonzero(self.calibration.close(judged.score, judged.pred, reach)):
                 alone = self.judged(*self.features(images[i : i + 1]))
                 for column, decided in zip(vars(judged).values(), vars(alone).values(), strict=True):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -31,12 +32,17 @@ from nescio.models.outputs import unwrapped
 from nescio.models.runs import HEAD_PREFIX, MOST_CLASSES, is_names, state_of
 from nescio.models.trusted import trusted_architecture
 from nescio.models.zoo.clip import PREFIX
+from nescio.run.engines import FLOAT32, engine_of
+from nescio.run.engines.choice import TORCH
 from nescio.run.passes import pass_of
+from nescio.run.session import Session
 
 if TYPE_CHECKING:
     from nescio.deploy.deployed import Deployed
 
 KIND = Kind("deployed", 3, "a file that 'nescio fit' wrote", "make it again (nescio fit)")
+log = logging.getLogger(__name__)
+
 _MODEL, _DETECTOR, _CALIBRATION = "model.", "detector.", "calibration."
 
 
@@ -104,6 +110,7 @@ def _facts(deployed: Deployed) -> dict[str, Any]:
             "heads": sorted(c.heads),
             "weights": weights_hash(state_of(c)),
         },
+        "engine": {"spec": repr(deployed.session.running), "precision": deployed.session.precision},
         "detector": {"spec": repr(deployed.detector), "head": deployed.detector.fitted_to},
         "calibration": {
             "accept": calibration.accept,
@@ -150,8 +157,8 @@ def load(
         if about["detector"]["head"] != head.fingerprint:
             raise InputError("it was made with another model's weights; give weights= (--weights), or fit it again")
         detector.restore(file.under(_DETECTOR), head.fingerprint, head, head.weight.shape[1])
-        rest = {k: v for k, v in about.items() if k not in ("model", "detector", "calibration", "calibrator")}
-        made = kind(classifier, detector, calibration, calibrator=calibrator, about=rest)
+        rest = {k: v for k, v in about.items() if k not in ("model", "engine", "detector", "calibration", "calibrator")}
+        made = kind(_session(classifier, about), detector, calibration, calibrator=calibrator, about=rest)
         _try(made)
     return made
 
@@ -231,6 +238,26 @@ def _try(deployed: Deployed) -> None:
         network = classifier.with_body(stage.prepare).probed(detector.needs.probes)
         own = pass_of(detector, classifier.device).run(network, x)
     deployed.judged(plain, own)
+
+
+def _session(classifier: Classifier, about: Mapping[str, Any]) -> Session:
+    """The network, run by the engine that it was calibrated with; by PyTorch where that cannot be used here."""
+    wanted = about.get("engine", {"spec": TORCH, "precision": FLOAT32})  # not in the first files
+    engine = engine_of(wanted["spec"], wanted["precision"])
+    if why := engine.unusable(classifier.device):
+        own = engine_of(TORCH, engine.precision)
+        own = own if own.unusable(classifier.device) is None else engine_of(TORCH)
+        log.warning(
+            "it was calibrated with the network in %s by the engine '%r', which cannot be used here (%s): PyTorch runs "
+            "it in %s%s",
+            engine.precision,
+            engine,
+            why,
+            own.precision,
+            "" if engine.precision == FLOAT32 else "; calibrate it again here for its promise to hold (nescio fit)",
+        )
+        engine = own
+    return Session(classifier, engine=repr(engine), precision=engine.precision)
 
 
 def _classifier(

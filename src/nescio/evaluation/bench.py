@@ -179,6 +179,7 @@ class _Sets:
         ids = {name: self.sources[name] for name in TITLES}
         check_apart(ids["id"], {name: self.sources[name] for name in ood}, self.session.classifier.seen)
         self.session = self.session.of(with_classes(self.session.classifier, ids))
+        self.session.expected = sum(len(source) for source in self.sources.values() if source is not None)
         self.warnings += shared_between(ids["train"], ids["calibrate"], ids["id"])
 
     def see(self, name: str, rows: FeatureSet) -> None:

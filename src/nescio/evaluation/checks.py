@@ -164,6 +164,8 @@ def manifest_of(
         },
         **_made_with(detectors),
         "device": str(classifier.device),
+        "engine": repr(session.running),
+        "precision": session.precision,
     }
 
 

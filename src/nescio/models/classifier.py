@@ -340,15 +340,33 @@ class Classifier(nn.Module):
             )
         return taps
 
-    def probed(self, probes: Mapping[str, Probe]) -> Network:
+    def compiled(self, compiled: Callable[[nn.Module], nn.Module]) -> Classifier:
+        """The same classifier with what ``compiled`` makes of its body, a function of images to features.
+
+        The original is unchanged.
+        """
+        body = self._alone(self.body)
+        made = compiled(body)
+        return self if made is body else self.with_body(lambda _: made)
+
+    def probed(
+        self, probes: Mapping[str, Probe], compiled: Callable[[nn.Module], nn.Module] = lambda maps: maps
+    ) -> Network:
         """The classifier as a function of images whose features also hold what each probe makes of the feature maps.
 
         Column ``NAME.i`` of ``aux`` is what probe ``NAME`` made of the i-th map.
 
+        Args:
+            probes: by name.
+            compiled: makes another of the function of images to feature maps.
+
         Raises:
             InputError: there are probes, and the model has no feature maps or cannot be traced.
         """
-        return Probed(self.taps, probes, self.head, self.heads, self.std) if probes else self
+        if not probes:
+            return self
+        taps = Taps(compiled(self.taps.maps), self.taps.rest)
+        return Probed(taps, probes, self.head, self.heads, self.std)
 
     @torch.no_grad()
     def reaction(self) -> Tensor:

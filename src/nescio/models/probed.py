@@ -26,6 +26,8 @@ class Probed(nn.Module):
     def forward(self, x: Tensor) -> Features:
         """Features of normalised images ``x (B, 3, H, W)``, with a column per probe and feature map."""
         maps = self.maps(in_own_type(self.maps, x))
+        if isinstance(maps, Tensor):  # of one map, some engines give no tuple
+            maps = (maps,)
 
         def rest(fmap: Tensor) -> Tensor:
             h: Tensor = self.rest(fmap)

@@ -25,7 +25,7 @@ from nescio.core.reading import read_json
 from nescio.core.text import as_written
 from nescio.data.hashing import combine
 
-FORMAT = 4
+FORMAT = 5
 DTYPES: dict[str, Any] = {"float32": np.float32, "float16": np.float16}
 DONE, BAD = 1, 2
 _CHUNK = 1 << 25
@@ -39,7 +39,8 @@ up to there, and the list's size."""
 class BankKey:
     """Everything that a bank's contents follow from. Equal keys mean equal features, wherever the data lie.
 
-    ``probes`` are the names of the probes whose columns it holds.
+    ``engine`` and ``precision`` are how the network was run; ``probes`` are the names of the probes whose columns it
+    holds.
     """
 
     weights: str
@@ -47,6 +48,8 @@ class BankKey:
     data: str
     network_pass: str
     dtype: str
+    engine: str = "torch"
+    precision: str = "float32"
     probes: tuple[str, ...] = ()
     format: int = FORMAT
 

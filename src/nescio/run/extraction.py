@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,13 +20,13 @@ from nescio.core.features import Features
 from nescio.core.needs import Probe
 from nescio.core.progress import progress_bar
 from nescio.core.stage import Network
-from nescio.data.hashing import cache_root
 from nescio.data.labels import aligned
 from nescio.data.loader import Batch, read_batches
 from nescio.data.source import Rows, Source, as_source
 from nescio.run.bank import BAD, DONE, DTYPES, Bank, BankKey
 from nescio.run.bank_writer import BankWriter
 from nescio.run.batches import Batches
+from nescio.run.engines import Engine
 from nescio.run.passes import Pass
 from nescio.run.runner import CPU_BATCH, Runner
 
@@ -33,18 +34,29 @@ CHOOSING = 1000
 """ID images that an input stage chooses on."""
 
 
-def in_memory(runner: Runner, batches: Batches, network_pass: Pass, probes: Mapping[str, Probe]) -> FeatureSet:
-    """Features of batches that the network takes as they are."""
-    return of_record(joined(records_of(runner, batches, network_pass, probes)))
+def in_memory(
+    runner: Runner, batches: Batches, network_pass: Pass, probes: Mapping[str, Probe], n: int = 0
+) -> FeatureSet:
+    """Features of batches that the network takes as they are; ``n`` is the number of images, where it is known."""
+    return of_record(joined(records_of(runner, batches, network_pass, probes, n)))
 
 
 @torch.no_grad()
-def records_of(runner: Runner, batches: Batches, network_pass: Pass, probes: Mapping[str, Probe]) -> list[Features]:
+def records_of(
+    runner: Runner, batches: Batches, network_pass: Pass, probes: Mapping[str, Probe], n: int = 0
+) -> list[Features]:
     """The same, batch by batch, on the CPU."""
-    network, records = runner.network(network_pass, probes), []
-    for x, labels in batches:
+    device, records = runner.classifier.device, []
+    first = next(batches, None)
+
+    def images() -> Tensor | None:
+        return None if first is None else first[0].to(device)
+
+    runner.settle(n, images)
+    network = runner.run_by(network_pass, probes, images)[1]
+    for x, labels in batches if first is None else itertools.chain([first], batches):
         with runner.clock("network"):
-            f = network_pass.run(network, x.to(runner.classifier.device))
+            f = network_pass.run(network, x.to(device))
         records.append(f.with_fields(labels=labels).to("cpu"))
     return records
 
@@ -55,17 +67,12 @@ def bank_of(runner: Runner, source: Source, network_pass: Pass, probes: Mapping[
     Raises:
         InputError: there are no images; or more than the share ``max_bad`` of them are bad, or all.
     """
-    classifier = runner.classifier
     if not len(source):
         raise InputError(f"there are no {title}: give some")
     with contextlib.suppress(InputError):  # names of OOD images need not be the model's
-        source = aligned(source, classifier.classes)
-    weights = runner.once("fingerprint", lambda: classifier.fingerprint)
-    names = tuple(sorted(probes))
-    key = BankKey(weights, str(classifier.transform), source.identity, network_pass.key, runner.dtype, names)
-    bank = runner.banks.get(key.digest)
-    if bank is None:
-        bank = runner.banks[key.digest] = _opened_or_made(runner, key, source, network_pass, probes, title)
+        source = aligned(source, runner.classifier.classes)
+    known = (_known(runner, _key(runner, source, network_pass, probes, e)) for e in runner.engines(network_pass))
+    bank = next((b for b in known if b is not None), None) or _made(runner, source, network_pass, probes, title)
     bad = len(bank.skipped)
     if bad > runner.max_bad * len(source) or len(bank) == 0:
         _, image, reason = bank.skipped[0]
@@ -77,21 +84,62 @@ def bank_of(runner: Runner, source: Source, network_pass: Pass, probes: Mapping[
     return bank
 
 
-def _opened_or_made(
-    runner: Runner, key: BankKey, source: Source, network_pass: Pass, probes: Mapping[str, Probe], title: str
-) -> Bank:
-    writer = BankWriter(Path(runner.cache or cache_root()).expanduser() / "banks", key)
-    classifier, reaction = runner.classifier, runner.once("reaction", runner.classifier.reaction)
+def _key(runner: Runner, source: Source, network_pass: Pass, probes: Mapping[str, Probe], engine: Engine) -> BankKey:
+    classifier = runner.classifier
+    return BankKey(
+        runner.once("fingerprint", lambda: classifier.fingerprint),
+        str(classifier.transform),
+        source.identity,
+        network_pass.key,
+        runner.dtype,
+        repr(engine),
+        engine.precision,
+        tuple(sorted(probes)),
+    )
+
+
+def _known(runner: Runner, key: BankKey) -> Bank | None:
+    """The bank of a key, if it is there."""
+    if key.digest in runner.banks:
+        return runner.banks[key.digest]
+    folder = runner.folder / "banks"
+    if not any(folder.glob(f"{key.family}*")):
+        return None
+    writer = BankWriter(folder, key)
     with writer.alone():
-        if (bank := writer.finished(reaction)) is not None:
-            return bank
-        network = runner.network(network_pass, probes)
-        with torch.no_grad():
-            seen = network_pass.run(network, classifier.noise())
-        widths = {"h": seen.h.shape[1]} | {name: column.shape[1] for name, column in seen.aux.items()}
-        start, size = writer.begin(len(source), classifier.head, reaction, runner.batch, widths)
-        Extraction(runner, network, source, network_pass, title).fill(writer, start, size)
-        return writer.finish()
+        bank = writer.finished(_reaction(runner))
+    if bank is not None:
+        runner.banks[key.digest] = bank
+    return bank
+
+
+def _reaction(runner: Runner) -> Tensor:
+    reaction: Tensor = runner.once("reaction", runner.classifier.reaction)
+    return reaction
+
+
+def _made(runner: Runner, source: Source, network_pass: Pass, probes: Mapping[str, Probe], title: str) -> Bank:
+    """The bank of a source, once the network has been run over it; or one that another process made meanwhile."""
+
+    @functools.cache
+    def first() -> Tensor | None:
+        return next(_batches(runner, Rows(source, list(range(min(runner.batch, len(source)))))), None)
+
+    runner.settle(len(source), first)
+    engine, network = runner.run_by(network_pass, probes, first)
+    key = _key(runner, source, network_pass, probes, engine)
+    writer, classifier, reaction = BankWriter(runner.folder / "banks", key), runner.classifier, _reaction(runner)
+    with writer.alone():
+        bank = writer.finished(reaction)
+        if bank is None:
+            with torch.no_grad():
+                seen = network_pass.run(network, classifier.noise())
+            widths = {"h": seen.h.shape[1]} | {name: column.shape[1] for name, column in seen.aux.items()}
+            start, size = writer.begin(len(source), classifier.head, reaction, runner.batch, widths)
+            Extraction(runner, network, source, network_pass, title).fill(writer, start, size)
+            bank = writer.finish()
+    runner.banks[key.digest] = bank
+    return bank
 
 
 @dataclass(frozen=True)
@@ -173,8 +221,13 @@ def some_batches(runner: Runner, images: Any) -> Iterator[Tensor]:
             if seen >= CHOOSING:
                 return
         return
-    source, transform = as_source(images), runner.classifier.transform
-    some = Rows(source, numerics.drawn(len(source), CHOOSING).tolist())
-    for batch in read_batches(some, transform, 0, CPU_BATCH, runner.workers):
+    source = as_source(images)
+    yield from _batches(runner, Rows(source, numerics.drawn(len(source), CHOOSING).tolist()), CPU_BATCH)
+
+
+def _batches(runner: Runner, source: Source, size: int | None = None) -> Iterator[Tensor]:
+    """Images of a source as the network takes them ``(B, C, H, W)``, on its device."""
+    transform = runner.classifier.transform
+    for batch in read_batches(source, transform, 0, size or runner.batch, runner.workers):
         if batch.images is not None:
-            yield transform.normalise(batch.images.to(device))
+            yield transform.normalise(batch.images.to(runner.classifier.device))

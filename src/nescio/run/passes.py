@@ -30,11 +30,13 @@ class Pass:
         key: names the pass within a bank's key, and on every record that it makes.
         features: what it makes of a batch of normalised images.
         prepare: the network's body as this pass runs it, from a copy of it.
+        gradients: whether it takes gradients of the network, which PyTorch alone gives.
     """
 
     key: str
     features: Callable[[Network, Tensor], Features]
     prepare: Callable[[nn.Module], nn.Module] = lambda body: body
+    gradients: bool = False
 
     def run(self, network: Network, x: Tensor) -> Features:
         """Features of normalised images ``x (B, 3, H, W)``, marked as this pass's."""
@@ -110,4 +112,6 @@ def pass_of(detector: Detector, device: torch.device | str = "cpu") -> Pass:
     # detectors are fitted on banks, and score them, on the CPU; this pass needs the stages where the network is
     there = all(t.device == torch.device(device) for t in detector.buffers())
     chain = detector if stage.fixed or there else copy.deepcopy(detector).to(device)
-    return Pass(detector.pass_key, lambda network, x: stage.run(network, chain, x), stage.prepare)
+    return Pass(
+        detector.pass_key, lambda network, x: stage.run(network, chain, x), stage.prepare, stage.needs.gradients
+    )

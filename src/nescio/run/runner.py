@@ -20,12 +20,16 @@ from nescio.core.needs import Probe
 from nescio.core.progress import Clock
 from nescio.core.stage import Network
 from nescio.data.coerce import is_stream
+from nescio.data.hashing import cache_root
 from nescio.models import Classifier
 from nescio.models.coerce import as_classifier
 from nescio.models.load import usable
 from nescio.run.bank import DTYPES, Bank
 from nescio.run.batches import Batches, batches_of, streamed
-from nescio.run.engine import engine_of
+from nescio.run.engines import AUTO, FLOAT32, Engine, engine_of
+from nescio.run.engines.choice import TORCH, Choice, check_usable, fastest, ready
+from nescio.run.engines.engine import CannotRun
+from nescio.run.engines.memory import recall
 from nescio.run.passes import PLAIN, Pass
 
 CPU_BATCH, GPU_BATCH = 32, 256
@@ -48,7 +52,8 @@ class Runner:
     size: Sequence[int] | None = None
     classes: list[str] | None = None
     device: str | torch.device | None = None
-    engine: str = "torch"
+    engine: str = AUTO
+    precision: str = FLOAT32
     batch_size: int | None = None
     workers: int | None = None
     cache: str | Path | None = None
@@ -61,10 +66,12 @@ class Runner:
         check_share("max_bad", self.max_bad)
         if self.dtype not in DTYPES:
             raise InputError(f"unknown bank dtype '{self.dtype}'{nearest(self.dtype, DTYPES)}")
-        self._engine = engine_of(self.engine)
+        self._choice = Choice(self.engine, self.precision)
         self._made: dict[Any, Any] = {}
         self._weights: tuple[int, ...] = ()
         self.banks: dict[str, Bank] = {}
+        self.expected = 0
+        """Images that the network will be run on, where somebody knows: how much a faster engine would save."""
         self.encoder: Any = None
         """The same session without the head that ``ready`` fitted: its banks serve whatever head is fitted."""
 
@@ -149,18 +156,70 @@ class Runner:
         self._meet(x)
         return self.network()(x.to(self.classifier.device))
 
+    @property
+    def running(self) -> Engine:
+        """The engine that runs the plain pass."""
+        return self._choice.engine()
+
+    @property
+    def folder(self) -> Path:
+        """Where banks, and what trials of engines found, are kept."""
+        return Path(self.cache or cache_root()).expanduser()
+
+    def engines(self, network_pass: Pass = PLAIN) -> list[Engine]:
+        """The engines whose features of a pass serve. The first one is taken where none are known yet."""
+        own = self._choice.engine(network_pass)
+        if self.engine != AUTO or network_pass.gradients:
+            return [own]
+        known = self.once("recalled", lambda: recall(self.folder, self.classifier, self.precision))
+        engines = [own, *(engine_of(spec, self.precision) for spec in (known, TORCH) if spec is not None)]
+        return list({repr(engine): engine for engine in engines}.values())
+
+    def settle(self, n: int, first: Callable[[], Tensor | None]) -> None:
+        """Decide which engine runs the network, if nobody has; ``expected`` counts where it is more.
+
+        Args:
+            n: number of images that it will be run on.
+            first: gives a batch of them as the network takes them ``(B, C, H, W)``; None where there are none.
+        """
+        n = max(n, self.expected)
+        if self._choice.settled is None and n > 1:
+            found = fastest(self.classifier, self.precision, first, n, self.folder)
+            if self.expected or found.name != TORCH:  # else more images may come, for which a trial is worth it
+                self._choice.settled = found
+
+    def run_by(
+        self, network_pass: Pass, probes: Mapping[str, Probe], first: Callable[[], Tensor | None] = lambda: None
+    ) -> tuple[Engine, Network]:
+        """The network as a pass runs it, with probes in it, made once for these weights; and the engine that runs it.
+
+        Where another engine than PyTorch cannot run it, PyTorch does, and a line says so.
+
+        Args:
+            network_pass: how the network is run.
+            probes: what is computed from its feature maps, by name.
+            first: gives images on which an engine's features are compared with PyTorch's.
+
+        Raises:
+            InputError: the engine cannot run on this machine, or the network has no feature maps to probe.
+        """
+        engine = self._choice.engine(network_pass)
+
+        def made() -> Network:
+            check_usable(engine, self.classifier.device)
+            changed = self.classifier.with_body(network_pass.prepare)
+            return ready(engine, changed, probes, None if engine.is_exact else first())
+
+        try:
+            key = (repr(engine), engine.precision, network_pass.key, *sorted(probes))
+            return engine, self.once(key, made)
+        except CannotRun as e:
+            self._choice.fall(network_pass, self.classifier.name, e)
+            return self.run_by(network_pass, probes, first)
+
     def network(self, network_pass: Pass = PLAIN, probes: Mapping[str, Probe] | None = None) -> Network:
         """The network as a pass runs it, with probes in it; made once for these weights."""
-
-        def whole() -> Classifier:
-            return self._engine.prepare(self.classifier.with_body(network_pass.prepare))
-
-        def probed() -> Network:
-            made: Classifier = self.once(network_pass.key, whole)
-            return made.probed(probes or {})
-
-        network: Network = self.once((network_pass.key, *sorted(probes or ())), probed)
-        return network
+        return self.run_by(network_pass, probes or {})[1]
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
         """What ``make`` gives, which holds as long as no weight changes."""

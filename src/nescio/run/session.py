@@ -50,7 +50,9 @@ class Session(Runner):
         size: ``(C, H, W)`` of the batches, where no transform says it; by default that of the first batch.
         classes: class names in label order.
         device: where to run it; where it is, by default.
-        engine: how to run it.
+        engine: how to run it: ``torch``, ``compile``, ``openvino`` (the extra ``nescio[openvino]``), ``plain`` for a
+            network that is being trained; by default the fastest one in a trial, if the images are many.
+        precision: ``float32``; ``bf16``, ``fp16`` or, on NVIDIA's GPUs, ``tf32`` are faster and change the features.
         batch_size: images per step; 32 on a CPU, 256 on a GPU by default.
         workers: decoding processes; one per core, at most 8, by default. 0 decodes in this process.
         cache: folder of the banks; ``$NESCIO_CACHE/banks`` or the user's cache folder by default.
@@ -136,7 +138,7 @@ class Session(Runner):
         if isinstance(images, FeatureSet):
             return images
         if (batches := self.batches(images)) is not None:
-            return in_memory(self, batches, network_pass, probes)
+            return in_memory(self, batches, network_pass, probes, _count(images))
         return self.bank(images, network_pass, probes, title=title)
 
     def source(self, images: Images | None) -> Source | None:
@@ -230,7 +232,7 @@ class Session(Runner):
                 continue
             if images is None or isinstance(images, FeatureSet):
                 raise InputError(f"detector '{detector}' is fitted on training images; give train= (--train)")
-            own = Pass(f"choice of {stage!r}", PLAIN.features, stage.prepare)
+            own = Pass(f"choice of {stage!r}", PLAIN.features, stage.prepare, stage.needs.gradients)
             network = self.network(own, detector.needs.probes)
             fitted = copy.deepcopy(detector).to(self.classifier.device)
             stage.choose(network, fitted, some_batches(self, images))
@@ -299,6 +301,15 @@ class Scores(Mapping[str, npt.NDArray[np.float64]]):
 
     def __len__(self) -> int:
         return len(self.usable)
+
+
+def _count(images: Images) -> int:
+    """The number of images in memory, or in a DataLoader's data set; 0 where it is not known."""
+    rows: Any = images[0] if isinstance(images, tuple) else images
+    try:
+        return len(getattr(rows, "dataset", rows))
+    except TypeError:
+        return 0
 
 
 def grouped(detectors: Mapping[str, Detector], pass_for: Callable[[Detector], Pass]) -> list[tuple[Pass, list[str]]]:

@@ -81,6 +81,9 @@ class MCDropout(InputStage, name="mcdropout"):
 
 
 class _Thinned(nn.Module):
+    draws = True
+    """Its masks are PyTorch's: no other engine draws the same."""
+
     def __init__(self, dropout: _DropoutNd) -> None:
         super().__init__()
         self.p = dropout.p
