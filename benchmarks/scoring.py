@@ -95,7 +95,7 @@ def on_ray(deployed: Deployed, spec: str, rounds: int) -> None:
         plain = two_processes(spec)
         with tempfile.TemporaryDirectory() as folder:
             images, begin = Watched(open_source(spec), Path(folder)), time.time()
-            score_images(deployed, images, Path(folder) / "s", part_size=-(-n // 8), batch_size=BATCH, engine="ray")
+            score_images(deployed, images, Path(folder) / "s", part_size=-(-n // 8), batch_size=BATCH, on="ray")
             firsts = [float(p.read_text()) for p in Path(folder).iterdir() if p.is_file()]
             ours, before = time.time() - min(firsts), min(firsts) - begin
         ratios.append(plain / ours)

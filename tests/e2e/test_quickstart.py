@@ -72,7 +72,7 @@ def in_the_guide() -> list[tuple[str, str]]:
     """The blocks of the guide that are run here, in order: the language, and the text. Ray has tests of its own."""
     text = (DOCS / "guides/deploy.md").read_text(encoding="utf-8").replace("model-10-epochs", "model-3-epochs")
     found = re.findall(r"^```(sh|bash|python)\b[^\n]*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    return [(kind, code) for kind, code in found if "--engine ray" not in code and not code.startswith("docker")]
+    return [(kind, code) for kind, code in found if "--on ray" not in code and not code.startswith("docker")]
 
 
 def test_the_walk_to_a_deployed_detector_works_as_written(

@@ -97,7 +97,7 @@ def test_many_images_go_to_parquet_files(deployed: Deployed) -> None:
             "results cannot be written to my.nescio: it is a file",
         ),
         (["my.nescio", "new", "-o", "new"], "new has other files than scores"),
-        (["my.nescio", "new", "-o", "s", "--engine", "spark"], "engine=spark is not one of the choices"),
+        (["my.nescio", "new", "-o", "s", "--on", "spark"], "on=spark is not one of the choices"),
     ],
 )
 def test_what_the_user_got_wrong_is_one_line(deployed: Deployed, arguments: list[str], told: str) -> None:
@@ -166,7 +166,7 @@ def cluster() -> Iterator[str]:
 
 
 def on_ray(deployed: Deployed, images: Slow, out: Path) -> ScoringDone:
-    return score_images(deployed, images, out, part_size=6, batch_size=4, engine="ray", progress=False)
+    return score_images(deployed, images, out, part_size=6, batch_size=4, on="ray", progress=False)
 
 
 KILLED = """
@@ -276,7 +276,7 @@ def test_one_file_is_whole_or_not_there(deployed: Deployed, monkeypatch: pytest.
     monkeypatch.setattr(scoring, "MOST_IN_ONE_FILE", 12)
     result = score("my.nescio", "new", "-o", "s.csv", "--part-size", "3")
     assert result.exit_code == 2
-    assert "drop engine= (--engine) and part_size= (--part-size)" in result.output
+    assert "drop on= (--on) and part_size= (--part-size)" in result.output
     rows = scoring.verdict_rows
 
     def interrupted(*arguments: object) -> Iterator[pa.RecordBatch]:

@@ -314,7 +314,7 @@ def test_folders_that_cannot_take_scores_are_refused(
             score_images(deployed, images, tmp_path / "s", progress=False)
     assert not (tmp_path / "s").exists()
     with pytest.raises(InputError, match="did you mean 'local'"):
-        score_images(deployed, Pictures(3), tmp_path / "s", engine="locl")
+        score_images(deployed, Pictures(3), tmp_path / "s", on="locl")
     with pytest.raises(InputError, match="part_size=0"):
         score_images(deployed, Pictures(3), tmp_path / "s", part_size=0)
 

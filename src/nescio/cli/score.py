@@ -25,7 +25,7 @@ MOST_PRINTED = 100
 @out_option("Folder for the scores, or FILE.csv, .json or .parquet for one file.  [default: print them]")
 @network_options
 @device_option
-@click.option("--engine", default="local", show_default=True, help="local, or ray: on a Ray cluster (nescio[ray]).")
+@click.option("--on", default="local", show_default=True, help="local, or ray: on a Ray cluster (nescio[ray]).")
 @click.option("--part-size", type=click.IntRange(1), help="Images per parquet file.  [default: 10,000]")
 @batch_size_option
 @click.option("--workers", type=click.IntRange(0), help="Decoding processes.  [default: one per core; with ray, none]")

@@ -1,7 +1,7 @@
 """The parts of a scoring job on a Ray cluster: Ray Data hands their numbers to a pool of actors that hold the detector.
 
 What Ray Data is given is the list of parts, not the images: each worker reads a part's images where they lie and writes
-the part whole, as the local engine does, so that a killed job goes on by the same rule, and no image or row travels
+the part whole, as the local job does, so that a killed job goes on by the same rule, and no image or row travels
 through Ray's object store. Ray Data looks after the pool, the queue and tasks whose machine goes away; a part that is
 made twice because of that is written over with the same rows.
 """
@@ -60,7 +60,7 @@ def make_on_ray(job: Job, shards: Sequence[int], seen: Callable[[int], object]) 
         import ray
         import ray.data
     except ImportError:
-        raise InputError("engine='ray' (--engine ray) needs an extra: pip install 'nescio[ray]'") from None
+        raise InputError("on='ray' (--on ray) needs an extra: pip install 'nescio[ray]'") from None
 
     if not ray.is_initialized():
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody asked for a report to Ray's makers

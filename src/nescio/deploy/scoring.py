@@ -89,7 +89,7 @@ def score_images(
     part_size: int | None = None,
     batch_size: int | None = None,
     workers: int | None = None,
-    engine: str = "local",
+    on: str = "local",
     progress: bool = True,
 ) -> ScoringDone:
     """A row for each image, in parquet files below ``out``, with the columns of ``schema``.
@@ -109,23 +109,23 @@ def score_images(
         part_size: images per file; 10,000 by default.
         batch_size: images per step; 32 on a CPU, 256 on a GPU by default.
         workers: decoding processes; one per core, at most 8, by default; with ``ray``, of each worker, none by default.
-        engine: ``local``, or ``ray``: the parts are shared out to a Ray cluster.
+        on: ``local``, or ``ray``: the parts are shared out to a Ray cluster.
         progress: show a bar on a terminal.
 
     Raises:
         InputError: there are no images, or too many for one file; ``out`` cannot be written, or holds something else,
             or the scores of other images or another detector; a store of remote images does not answer.
     """
-    check_choice("engine", engine, list(_ENGINES))
+    check_choice("on", on, list(_PLACES))
     for name, value in (("part_size", part_size), ("batch_size", batch_size)):
         if value is not None:
             check_at_least(name, value, 1)
     check_out(out)
     sources = list(images) if isinstance(images, list | tuple) else [images]
     if is_table(out):
-        if engine != "local" or part_size is not None:
+        if on != "local" or part_size is not None:
             raise InputError(
-                f"{out} is one file, without parts: give a folder, out= (-o), or drop engine= (--engine) and "
+                f"{out} is one file, without parts: give a folder, out= (-o), or drop on= (--on) and "
                 "part_size= (--part-size)"
             )
         return _to_one_file(deployed, sources, Path(out), batch_size, workers, progress=progress)
@@ -147,7 +147,7 @@ def score_images(
         with progress_bar(show=progress) as bar:
             task = bar.add_task("scoring", total=todo)
             if missing:
-                _ENGINES[engine](job, missing, lambda n: bar.advance(task, n))
+                _PLACES[on](job, missing, lambda n: bar.advance(task, n))
         return ScoringDone(folder.finish(named_files(sources)), todo, time.perf_counter() - begin)
 
 
@@ -190,7 +190,7 @@ def _on_ray(job: Job, shards: Sequence[int], seen: Callable[[int], object]) -> N
     make_on_ray(dataclasses.replace(job, workers=job.workers or 0), shards, seen)
 
 
-_ENGINES: dict[str, Callable[[Job, Sequence[int], Callable[[int], object]], None]] = {"local": Job.make, "ray": _on_ray}
+_PLACES: dict[str, Callable[[Job, Sequence[int], Callable[[int], object]], None]] = {"local": Job.make, "ray": _on_ray}
 
 
 def schema(deployed: Deployed) -> pa.Schema:
