@@ -75,7 +75,7 @@ def make_bank(folder: Path, name: str, n: int, centres: torch.Tensor, head: Head
         return done
     print(f"making {n:,} rows …", flush=True)
     with writer.alone():
-        start, size = writer.begin(n, head, reaction, ROWS, {})
+        start, size = writer.begin(n, head, reaction, ROWS, {"h": L})
         for at in range(start, n, size):
             rows = min(size, n - at)
             g = torch.Generator().manual_seed(seed * 10_000_019 + at)

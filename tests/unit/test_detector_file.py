@@ -121,7 +121,7 @@ def test_equal_stages_are_fitted_once_and_shared() -> None:
     data = training(f)
     detectors = [Detector(s) for s in ("ls+energy", "fm+ls+msp", "react:q=0.9+ls+energy", "ls+maxlogit")]
     fit_all(detectors, FeatureSet.stream(counted, data.head))
-    assert passes == 3  # one for the prototypes, two for the quantile
+    assert passes == 2  # the quantile takes two, and the prototypes come from the first
     assert detectors[0].stages[0] is detectors[1].stages[1] is detectors[3].stages[0]
     alone = Detector("fm+ls+msp").fit(training(f))
     assert torch.equal(alone(f), detectors[1](f))

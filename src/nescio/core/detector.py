@@ -7,6 +7,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -16,10 +17,11 @@ from nescio.core.detector_file import LARGE, StoredChain, megabytes
 from nescio.core.errors import InputError
 from nescio.core.feature_set import BLOCK, AnyHead, FeatureSet, as_head
 from nescio.core.features import PLAIN_PASS, Features, NoHead
-from nescio.core.fitting import BY_IMAGES, check_width, checked
+from nescio.core.fitting import BY_IMAGES, check_width, checked, fit_chain, shared
 from nescio.core.spec import check_order
-from nescio.core.stage import Chain, InputStage, Stage, fit_stage
+from nescio.core.stage import Chain, InputStage, Stage
 from nescio.core.steps import AnyStages, check_there, steps_of
+from nescio.core.together import Together
 
 log = logging.getLogger(__name__)
 
@@ -242,40 +244,44 @@ def detectors_of(
 def fit_all(
     detectors: Sequence[Detector], data: FeatureSet, failed: Callable[[Detector, InputError], None] | None = None
 ) -> None:
-    """Fit several detectors at once. Equal shape and modulate stages are fitted once and shared between them.
+    """Fit several detectors at once: one read of the features serves all, and what several compute is computed once.
 
-    They can be shared because they are fitted on raw training features, whatever stands before them; a score stage
-    is fitted on what the stages before it produce, so it belongs to its detector.
+    Equal shape and modulate stages are fitted once and shared between detectors. They can be because they are fitted
+    on raw training features, whatever stands before them; a score stage is fitted on what the stages before it
+    produce, so it belongs to its detector. Everything is learned to the last bit as if each were fitted alone.
 
     Args:
         detectors: to be fitted.
         data: training features, as far as the detectors need them.
         failed: told of a detector that cannot be fitted on these data, and why; without it, that is raised.
     """
-    shared: dict[tuple[str, type[Stage], str], tuple[Stage, float]] = {}
-    raw: dict[tuple[str, frozenset[str]], FeatureSet] = {}
+    together, rows = Together(), shared(data.raw)
+    sets: dict[tuple[str, frozenset[str]], FeatureSet] = {}
     for detector in detectors:
         detector.check_complete()
-        *before, last = detector.steps
-        key, columns = detector.training_pass_key, frozenset(detector.columns)
-        own = raw.setdefault((key, columns), checked(data.raw, key, columns, repr(detector)))
-        spent = 0.0
+        read = detector.training_pass_key, frozenset(detector.columns)
+        sets.setdefault(read, checked(rows, *read, repr(detector)))
+
+    def fit(detector: Detector) -> InputError | None:
+        own = sets[detector.training_pass_key, frozenset(detector.columns)]
         try:
             _check_enough(detector, data)
-            for i, stage in enumerate(before):
-                which = key, type(stage), repr(stage)
-                if which not in shared:
-                    shared[which] = (stage, _fit(stage, own))
-                detector.stages[i], took = shared[which]
-                spent += took
-            spent += _fit(last, own.map(detector.pipeline))
+            fit_chain(detector, own, own)
         except InputError as e:
             if failed is None:
                 raise
-            failed(detector, e)
-        else:
+            return e
+        return None
+
+    fits = [together.task(partial(fit, detector))[0] for detector in detectors]
+    together.run(fits)
+    for detector, task in zip(detectors, fits, strict=True):
+        error = task.result()
+        if error is None:
             detector.head, detector.fitted_to, detector.width = data.head, data.head.fingerprint, _width(data)
-        detector.fit_seconds = spent
+        elif failed is not None:
+            failed(detector, error)
+        detector.fit_seconds = task.seconds
         if detector.size > LARGE:
             log.warning("detector %r keeps %s of training features", detector, megabytes(detector.size))
 
@@ -305,13 +311,6 @@ def _width(data: FeatureSet) -> int | None:
         return data.head.weight.shape[1]
     first = next(data.chunks(), None) if data.has_rows else None
     return first.h.shape[1] if first is not None and first.has_h else None
-
-
-@torch.no_grad()
-def _fit(stage: Stage, data: FeatureSet) -> float:
-    start = time.perf_counter()
-    fit_stage(stage, data)
-    return time.perf_counter() - start
 
 
 @torch.no_grad()

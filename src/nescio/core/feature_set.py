@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from nescio.core.errors import InputError, Missing
 from nescio.core.features import NO_HEAD, PLAIN_PASS, Columns, Features, Head, NoHead
+from nescio.core.together import current
+
+T = TypeVar("T")
 
 Numbers = npt.NDArray[np.int64]
 Chunks = Callable[[], Iterator[Features]]
@@ -102,6 +105,33 @@ class FeatureSet:
         same = self.map(lambda f: f.with_fields(head=head, pred=None, _logits=None, _raw=None))
         same.head = head
         return same
+
+    def asked(self, what: Hashable, compute: Callable[[], T]) -> Callable[[], T]:
+        """What follows from the rows, for a stage's ``fit``: computed once for all stages that are fitted together.
+
+        It begins at once, in the same read as whatever else was asked for; calling what is returned waits for it.
+
+        Args:
+            what: a name of it, with all that it depends on beside the rows.
+            compute: what reads the rows. Where it raises ``InputError``, whoever asks calls it anew, so that the
+                message names the right stage.
+        """
+        here = current()
+        if here is None:
+            return compute
+        task, new = here.owner.task(compute, (self, what))
+
+        def result() -> T:
+            try:
+                found: T = task.result()
+            except InputError:
+                if new:
+                    raise
+                return compute()
+            here.seconds += task.seconds if new else 0
+            return found
+
+        return result
 
     def rows(self, pick: Any) -> FeatureSet:
         """Some rows, by position ``(K,)``, in that order, by mask ``(N,)`` or as a slice; held in memory."""

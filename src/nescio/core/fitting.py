@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
+from typing import cast
 
 import numpy as np
 import torch
@@ -10,8 +12,10 @@ from torch import Tensor
 
 from nescio.core import numerics
 from nescio.core.errors import InputError, some
-from nescio.core.feature_set import FeatureSet
+from nescio.core.feature_set import BLOCK, FeatureSet
 from nescio.core.features import Features
+from nescio.core.stage import Chain, Stage, fit_stage
+from nescio.core.together import Source, Task, Together, current
 
 BY_IMAGES = (
     "give the images to nescio.bench, nescio.fit or a loaded detector (nescio.load(FILE)(images)), or compute the "
@@ -116,21 +120,84 @@ def refuse_empty(counts: Tensor, wanted_by: str) -> None:
         )
 
 
+def class_means(data: FeatureSet, wanted_by: str) -> Callable[[], tuple[Tensor, Tensor]]:
+    """What gives the mean training feature of each class ``(C, L)`` float64, and the classes' sizes ``(C,)``.
+
+    Raises:
+        InputError: when it is called: a label is missing or outside the head's range.
+    """
+    return data.asked("class means", lambda: numerics.class_means(labelled(data, wanted_by), data.n_classes))
+
+
 def prototypes(data: FeatureSet, wanted_by: str) -> Tensor:
     """Mean training feature of each class by true label, ``(C, L)``, in the head's dtype.
 
     Raises:
         InputError: a label is missing or outside the head's range, or a class has no image; the class is named.
     """
-    means, counts = numerics.class_means(labelled(data, wanted_by), data.n_classes)
+    means, counts = class_means(data, wanted_by)()
     refuse_empty(counts, wanted_by)
     return means.to(data.dtype)
 
 
+def class_means_of_right(data: FeatureSet, wanted_by: str) -> tuple[Tensor, Tensor]:
+    """Mean training feature of each class over the rows that are predicted right ``(C, L)`` float64, and over how many.
+
+    The mean of the whole class where none is. It is that of all rows less those predicted wrong, mostly a few.
+
+    Raises:
+        InputError: as for ``prototypes``.
+    """
+
+    def wrong() -> tuple[Tensor, Tensor]:
+        pairs = (
+            (f.h[bad], f.labels[bad]) for f in data.chunks() if f.labels is not None for bad in [f.pred != f.labels]
+        )
+        return numerics.class_means(pairs, data.n_classes)
+
+    asked = class_means(data, wanted_by), data.asked("class means of those predicted wrong", wrong)
+    means, counts = asked[0]()
+    refuse_empty(counts, wanted_by)
+    wrong_means, wrongs = asked[1]()
+    right = counts - wrongs
+    sums = means * counts[:, None] - wrong_means * wrongs[:, None]
+    return torch.where(right[:, None] > 0, sums / right.clamp(min=1)[:, None], means), right
+
+
 def mean_feature(data: FeatureSet) -> Tensor:
     """Mean of all training features ``(L,)``, whatever their labels, in the head's dtype."""
-    pairs = ((f.h, torch.zeros(len(f), dtype=torch.int64, device=f.h.device)) for f in data.chunks())
-    return numerics.class_means(pairs, 1)[0][0].to(data.dtype)
+
+    def mean() -> Tensor:
+        pairs = ((f.h, torch.zeros(len(f), dtype=torch.int64, device=f.h.device)) for f in data.chunks())
+        return numerics.class_means(pairs, 1)[0][0]
+
+    return data.asked("mean", mean)().to(data.dtype)
+
+
+def scatter(data: FeatureSet) -> Callable[[], numerics.Scatter]:
+    """What gives the second moment of the training features ``(L, L)`` float64."""
+    return data.asked("scatter", lambda: numerics.scatter(f.h for f in data.chunks()))
+
+
+def moments(data: FeatureSet, wanted_by: str) -> numerics.Moments:
+    """Means and covariances of the training features by true label, in one read.
+
+    Raises:
+        InputError: as for ``prototypes``.
+    """
+    products, means = scatter(data), class_means(data, wanted_by)
+    refuse_empty(means()[1], wanted_by)
+    return data.asked("moments", lambda: numerics.moments(products(), *means()))()
+
+
+def quantiles(data: FeatureSet, shares: Sequence[float]) -> list[float]:
+    """Quantiles of all entries of the training features, exactly, in two reads."""
+
+    def entries() -> Iterator[Tensor]:
+        return (f.h for f in data.chunks())
+
+    upper = data.asked("upper bits", lambda: numerics.upper_bits(entries()))()
+    return numerics.quantiles(entries, shares, upper)
 
 
 def subsample(data: FeatureSet, share: float, *, rest: bool = False) -> Iterator[Features]:
@@ -160,3 +227,53 @@ def held_out(data: FeatureSet, share: float) -> tuple[FeatureSet, FeatureSet]:
         return data, data
     fit = FeatureSet.stream(lambda: subsample(data, share, rest=True), data.head)
     return fit, FeatureSet.stream(lambda: subsample(data, share), data.head)
+
+
+def shared(data: FeatureSet) -> FeatureSet:
+    """The same rows, of which one read serves all tasks that want them, in blocks that a core's cache holds."""
+
+    def blocks() -> Iterator[Features]:
+        for f in data.chunks():
+            most = max(1, 2 * BLOCK // f.width) if data.device.type == "cpu" else len(f)
+            yield from [f] if len(f) <= most else f.blocks(most)
+
+    held_out = None if data.held_out is None else shared(data.held_out)
+    return FeatureSet.stream(Source(blocks) if data.has_rows else None, data.head, held_out)
+
+
+def fit_chain(chain: Chain, data: FeatureSet, raw: FeatureSet) -> None:
+    """Fit every stage of a chain, as a task: on raw features, the score on what the others produce.
+
+    Equal stages before the score, of chains that are fitted on the same raw features, are fitted once and shared: they
+    are fitted on these, whatever stands before them.
+    """
+    here = cast("Task", current())
+    *before, last = chain.steps
+    fits = [here.owner.task(partial(_fitted, stage, raw), (raw, type(stage), repr(stage)))[0] for stage in before]
+    for i, fit in enumerate(fits):
+        chain.stages[i] = fit.result()
+    produced = here.owner.task(lambda: data.map(chain.pipeline), (data, *fits))[0].result() if before else data
+    fit_stage(last, produced)
+    here.seconds += sum(fit.seconds for fit in fits)
+
+
+def _fitted(stage: Stage, data: FeatureSet) -> Stage:
+    fit_stage(stage, data)
+    return stage
+
+
+def fit_chains(chains: Sequence[Chain], data: FeatureSet) -> None:
+    """Fit several chains, within the ``fit`` of a stage that is made of them or by itself.
+
+    Raises:
+        InputError: one cannot be fitted on these data.
+    """
+    raw, here = data.raw, current()
+    together = Together() if here is None else here.owner
+    fits = [together.task(partial(fit_chain, chain, data, raw))[0] for chain in chains]
+    if here is None:
+        together.run(fits)
+        return
+    for fit in fits:
+        fit.result()
+        here.seconds += fit.seconds

@@ -230,13 +230,6 @@ class Chain(nn.Module):
         """Every hyperparameter of every stage, defaults included, and the single numbers that fitting chose."""
         return {s.name: s.settings() | s.learned() for s in self.steps}
 
-    def fit_stages(self, data: FeatureSet) -> None:
-        """Fit every stage: on raw training features, the score on what the others produce."""
-        *before, last = self.steps
-        for stage in before:
-            fit_stage(stage, data.raw)
-        fit_stage(last, data.map(self.pipeline))
-
     def pipeline(self, f: Features) -> Features:
         """Everything before the score."""
         for stage in self.steps[:-1]:

@@ -14,7 +14,7 @@ from nescio.core import numerics
 from nescio.core.errors import InputError
 from nescio.core.feature_set import FeatureSet
 from nescio.core.features import Features
-from nescio.core.fitting import held_out
+from nescio.core.fitting import fit_chains, held_out
 from nescio.core.needs import Needs
 from nescio.core.stage import Chain, Score, Stage
 
@@ -72,8 +72,7 @@ class Ensemble(Score):
         """Fit the members, then score the held-out features with them."""
         fit, held = held_out(data, HELD_OUT)
         try:
-            for chain in self.chains:
-                chain.fit_stages(fit)
+            fit_chains(self.chains, fit)
         except InputError as e:
             if data.held_out is not None:
                 raise

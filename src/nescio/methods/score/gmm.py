@@ -13,7 +13,7 @@ from nescio.core.arrays import of_arrays
 from nescio.core.bounds import Positive
 from nescio.core.feature_set import FeatureSet
 from nescio.core.features import Features
-from nescio.core.fitting import labelled, refuse_empty
+from nescio.core.fitting import class_means, labelled, moments, refuse_empty
 from nescio.core.needs import Needs
 from nescio.core.stage import Score
 
@@ -66,14 +66,13 @@ class GMM(Score, name="gmm"):
 
     def fit(self, data: FeatureSet) -> None:
         """Estimate the mixture in two passes; in one if the covariance is tied."""
-        n = data.n_classes
         if self.covariance == "tied":
-            moments = numerics.moments(labelled(data, self.name), n)
-            means, counts, scatter = moments.means, moments.counts, moments.within[None]
+            tied = moments(data, self.name)
+            means, counts, scatter = tied.means, tied.counts, tied.within[None]
         else:
-            means, counts = numerics.class_means(labelled(data, self.name), n)
+            means, counts = class_means(data, self.name)()
+            refuse_empty(counts, self.name)
             scatter = self._scatter(data, means, counts)
-        refuse_empty(counts, self.name)
         if self.covariance == "diag":
             level = scatter.mean()
             variances = scatter + self.shrink * torch.where(level > 0, level, 1)

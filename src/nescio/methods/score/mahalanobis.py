@@ -12,7 +12,7 @@ from nescio.core.arrays import of_arrays
 from nescio.core.bounds import Positive
 from nescio.core.feature_set import FeatureSet
 from nescio.core.features import Features
-from nescio.core.fitting import labelled, refuse_empty
+from nescio.core.fitting import moments
 from nescio.core.needs import Needs
 from nescio.core.stage import Score
 
@@ -56,9 +56,7 @@ class Mahalanobis(Score, name="mahalanobis"):
 
     def fit(self, data: FeatureSet) -> None:
         """Estimate means and covariance in one pass."""
-        moments = numerics.moments(labelled(data, self.name), data.n_classes)
-        refuse_empty(moments.counts, self.name)
-        self.take(moments)
+        self.take(moments(data, self.name))
 
     def take(self, moments: numerics.Moments) -> None:
         """Learn what the score reads."""

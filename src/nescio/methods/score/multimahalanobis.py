@@ -13,7 +13,7 @@ from nescio.core.bounds import Positive
 from nescio.core.errors import InputError
 from nescio.core.feature_set import FeatureSet
 from nescio.core.features import Features
-from nescio.core.fitting import labelled, refuse_empty
+from nescio.core.fitting import moments
 from nescio.core.needs import Maps, Needs
 from nescio.core.stage import Score
 
@@ -50,11 +50,10 @@ class MultiMahalanobis(Score, name="multimahalanobis"):
         """Estimate the Gaussians in a pass per layer, the spread of the distances in one more."""
         depth = len(next(data.chunks()).probed("mean"))
         layers = [data.map(lambda f, i=i: f.with_h(f.probed("mean")[i])) for i in range(depth)]  # type: ignore[misc]
-        moments = [numerics.moments(labelled(layer, self.name), data.n_classes) for layer in layers]
-        refuse_empty(moments[0].counts, self.name)
-        roots = [numerics.whitening(m.within, self.shrink) for m in moments]
+        gaussians = [moments(layer, self.name) for layer in layers]
+        roots = [numerics.whitening(m.within, self.shrink) for m in gaussians]
         self.whitening = torch.cat([root.flatten() for root in roots])
-        self.means = torch.cat([(m.means @ root).flatten() for m, root in zip(moments, roots, strict=True)])
+        self.means = torch.cat([(m.means @ root).flatten() for m, root in zip(gaussians, roots, strict=True)])
         distances = torch.cat([self._distances(f) for f in data.chunks()])
         spread = distances.std(dim=0, correction=0)
         self.spread = torch.where(spread > 0, spread, 1)

@@ -8,12 +8,11 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from nescio.core import numerics
 from nescio.core.arrays import of_arrays
 from nescio.core.bounds import AtLeast
 from nescio.core.feature_set import FeatureSet
 from nescio.core.features import Features
-from nescio.core.fitting import labelled, refuse_empty
+from nescio.core.fitting import class_means_of_right
 from nescio.core.needs import Needs
 from nescio.core.stage import Score
 
@@ -72,21 +71,15 @@ class OpenMax(Score, name="openmax"):
 
     def fit(self, data: FeatureSet) -> None:
         """Average the logits of each class, then keep its largest distances: two passes."""
-        n = data.n_classes
-        logits = data.map(lambda f: f.with_h(f.logits))
-        everything, counts = numerics.class_means(labelled(logits, self.name), n)
-        refuse_empty(counts, self.name)
-        right = ((f.h[ok], f.pred[ok]) for f in logits.chunks() for ok in [f.pred == f.labels])
-        means, hits = numerics.class_means(right, n)
-        self.means = torch.where(hits[:, None] > 0, means, everything)
-        tails = self.means.new_full((n, self.tail), -torch.inf)
+        logits = data.map(lambda f: f.with_h(f.logits).with_logits(f.logits))
+        self.means, hits = class_means_of_right(logits, self.name)
+        distances, classes = [], []
         for f in logits.chunks():
             y = f.pred if f.labels is None else f.labels
             ours = (f.pred == y) | (hits[y] == 0)
-            distances = (f.h.to(torch.float64) - self.means[y]).norm(dim=1)
-            for c in torch.unique(y[ours]):
-                tails[c] = torch.cat([tails[c], distances[ours & (y == c)]]).topk(self.tail).values
-        self._fit_weibull(tails)
+            distances.append((f.h[ours].to(torch.float64) - self.means[y[ours]]).norm(dim=1))
+            classes.append(y[ours])
+        self._fit_weibull(_largest(torch.cat(distances), torch.cat(classes), len(hits), self.tail))
 
     def _fit_weibull(self, tails: Tensor) -> None:
         """Maximum likelihood, all classes at once: the shape by bisection, the scale follows."""
@@ -113,3 +106,15 @@ class OpenMax(Score, name="openmax"):
     def forward(self, f: Features) -> Tensor:
         """Score a batch."""
         return openmax(f.logits, self.means, self.shape, self.scale, self.smallest, self.alpha)
+
+
+def _largest(values: Tensor, classes: Tensor, n_classes: int, k: int) -> Tensor:
+    """The k largest values of each class ``(C, k)``, -inf where there are fewer: values and their classes ``(N,)``."""
+    values, order = values.sort(descending=True)
+    classes, within = classes[order].sort(stable=True)
+    counts = torch.bincount(classes, minlength=n_classes)
+    rank = torch.arange(len(classes), device=classes.device) - (counts.cumsum(0) - counts)[classes]
+    top = rank < k
+    largest = values.new_full((n_classes, k), -torch.inf)
+    largest[classes[top], rank[top]] = values[within][top]
+    return largest

@@ -60,8 +60,8 @@ class PNML(Score, name="pnml"):
         products = data.head.weight.new_zeros(width, width, dtype=torch.float64)
         for f in data.chunks():
             z = numerics.normalised(f.h.to(torch.float64))
-            products.addmm_(z.T, z)
-        self.whitening = numerics.whitening(products, self.shrink)
+            numerics.add_square(products, z)
+        self.whitening = numerics.whitening(numerics.whole_square(products), self.shrink)
 
     def forward(self, f: Features) -> Tensor:
         """Score a batch."""

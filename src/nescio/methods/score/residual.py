@@ -12,6 +12,7 @@ from nescio.core.bounds import AtLeast
 from nescio.core.errors import InputError
 from nescio.core.feature_set import FeatureSet
 from nescio.core.features import Features, Head
+from nescio.core.fitting import scatter
 from nescio.core.needs import Needs
 from nescio.core.stage import Score
 
@@ -66,12 +67,10 @@ class Residual(Score, name="residual"):
         dim = _default_dim(width) if self.dim is None else self.dim
         if dim >= width:
             raise InputError(f"stage '{self.name}': dim={dim} leaves none of {width} features; give a smaller dim")
-        products = origin.new_zeros(width, width)
-        for f in data.chunks():
-            x = f.h.to(torch.float64) - origin
-            products.addmm_(x.T, x)
         self.origin = origin
-        self.outside = torch.linalg.eigh(products).eigenvectors[:, : width - dim].contiguous()
+        spread = scatter(data)
+        vectors = data.asked("principal axes", lambda: torch.linalg.eigh(spread().around(origin)).eigenvectors)()
+        self.outside = vectors[:, : width - dim].contiguous()
 
     def forward(self, f: Features) -> Tensor:
         """Score a batch."""

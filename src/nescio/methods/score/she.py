@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nescio.core import numerics
 from nescio.core.arrays import of_arrays
 from nescio.core.feature_set import FeatureSet
 from nescio.core.features import Features
-from nescio.core.fitting import prototypes
+from nescio.core.fitting import class_means_of_right
 from nescio.core.needs import Needs
 from nescio.core.stage import Score
 
@@ -36,10 +35,7 @@ class SHE(Score, name="she"):
 
     def fit(self, data: FeatureSet) -> None:
         """Average the correctly classified training features of each class."""
-        everything = prototypes(data, self.name)
-        right = ((f.h[ok], f.pred[ok]) for f in data.chunks() for ok in [f.pred == f.labels])
-        means, counts = numerics.class_means(right, data.n_classes)
-        self.patterns = torch.where(counts[:, None] > 0, means.to(everything.dtype), everything)
+        self.patterns = class_means_of_right(data, self.name)[0].to(data.dtype)
 
     def forward(self, f: Features) -> Tensor:
         """Score a batch."""

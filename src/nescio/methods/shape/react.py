@@ -8,11 +8,11 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from nescio.core import numerics
 from nescio.core.bounds import Positive, Share
 from nescio.core.errors import InputError
 from nescio.core.feature_set import FeatureSet
 from nescio.core.features import Features
+from nescio.core.fitting import quantiles
 from nescio.core.needs import Needs
 from nescio.core.stage import Shape
 
@@ -52,7 +52,7 @@ class ReAct(Shape, name="react"):
         """Take λ as given, or find the quantile in two passes over the training features."""
         limit = self.clip
         if limit is None:
-            (limit,) = numerics.quantiles(lambda: (f.h for f in data.chunks()), [0.9 if self.q is None else self.q])
+            (limit,) = quantiles(data, [0.9 if self.q is None else self.q])
             log.info("%r clips at %.4g", self, limit)
         self.limit = torch.tensor(limit, device=data.device)
 

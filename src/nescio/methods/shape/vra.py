@@ -8,11 +8,11 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from nescio.core import numerics
 from nescio.core.bounds import Share
 from nescio.core.errors import InputError
 from nescio.core.feature_set import FeatureSet
 from nescio.core.features import Features
+from nescio.core.fitting import quantiles
 from nescio.core.needs import Needs
 from nescio.core.stage import Shape
 
@@ -44,7 +44,7 @@ class VRA(Shape, name="vra"):
 
     def fit(self, data: FeatureSet) -> None:
         """Find both quantiles of the training features."""
-        floor, ceiling = numerics.quantiles(lambda: (f.h for f in data.chunks()), [self.low, self.high])
+        floor, ceiling = quantiles(data, [self.low, self.high])
         log.info("%r keeps %.4g to %.4g", self, floor, ceiling)
         device = data.device
         self.floor, self.ceiling = torch.tensor(floor, device=device), torch.tensor(ceiling, device=device)
