@@ -17,7 +17,8 @@ from nescio.core.detector_file import LARGE, StoredChain, megabytes
 from nescio.core.errors import InputError
 from nescio.core.feature_set import BLOCK, AnyHead, FeatureSet, as_head
 from nescio.core.features import PLAIN_PASS, Features, NoHead
-from nescio.core.fitting import BY_IMAGES, check_width, checked, fit_chain, shared
+from nescio.core.fitting import BY_IMAGES, check_width, checked
+from nescio.core.joint_fit import fit_chain, shared
 from nescio.core.spec import check_order
 from nescio.core.stage import Chain, InputStage, Stage
 from nescio.core.steps import AnyStages, check_there, steps_of

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from functools import partial
-from typing import cast
 
 import numpy as np
 import torch
@@ -12,10 +10,10 @@ from torch import Tensor
 
 from nescio.core import numerics
 from nescio.core.errors import InputError, some
-from nescio.core.feature_set import BLOCK, FeatureSet
+from nescio.core.feature_set import FeatureSet
 from nescio.core.features import Features
-from nescio.core.stage import Chain, Stage, fit_stage
-from nescio.core.together import Source, Task, Together, current
+from nescio.core.quantiles import count
+from nescio.core.quantiles import quantiles as quantiles_of
 
 BY_IMAGES = (
     "give the images to nescio.bench, nescio.fit or a loaded detector (nescio.load(FILE)(images)), or compute the "
@@ -191,13 +189,13 @@ def moments(data: FeatureSet, wanted_by: str) -> numerics.Moments:
 
 
 def quantiles(data: FeatureSet, shares: Sequence[float]) -> list[float]:
-    """Quantiles of all entries of the training features, exactly, in two reads."""
+    """Quantiles of all entries of the training features, exactly: in one read where all are float16, else in two."""
 
     def entries() -> Iterator[Tensor]:
         return (f.h for f in data.chunks())
 
-    upper = data.asked("upper bits", lambda: numerics.upper_bits(entries()))()
-    return numerics.quantiles(entries, shares, upper)
+    counts = data.asked("values counted", lambda: count(entries()))()
+    return quantiles_of(entries, shares, counts)
 
 
 def subsample(data: FeatureSet, share: float, *, rest: bool = False) -> Iterator[Features]:
@@ -227,53 +225,3 @@ def held_out(data: FeatureSet, share: float) -> tuple[FeatureSet, FeatureSet]:
         return data, data
     fit = FeatureSet.stream(lambda: subsample(data, share, rest=True), data.head)
     return fit, FeatureSet.stream(lambda: subsample(data, share), data.head)
-
-
-def shared(data: FeatureSet) -> FeatureSet:
-    """The same rows, of which one read serves all tasks that want them, in blocks that a core's cache holds."""
-
-    def blocks() -> Iterator[Features]:
-        for f in data.chunks():
-            most = max(1, 2 * BLOCK // f.width) if data.device.type == "cpu" else len(f)
-            yield from [f] if len(f) <= most else f.blocks(most)
-
-    held_out = None if data.held_out is None else shared(data.held_out)
-    return FeatureSet.stream(Source(blocks) if data.has_rows else None, data.head, held_out)
-
-
-def fit_chain(chain: Chain, data: FeatureSet, raw: FeatureSet) -> None:
-    """Fit every stage of a chain, as a task: on raw features, the score on what the others produce.
-
-    Equal stages before the score, of chains that are fitted on the same raw features, are fitted once and shared: they
-    are fitted on these, whatever stands before them.
-    """
-    here = cast("Task", current())
-    *before, last = chain.steps
-    fits = [here.owner.task(partial(_fitted, stage, raw), (raw, type(stage), repr(stage)))[0] for stage in before]
-    for i, fit in enumerate(fits):
-        chain.stages[i] = fit.result()
-    produced = here.owner.task(lambda: data.map(chain.pipeline), (data, *fits))[0].result() if before else data
-    fit_stage(last, produced)
-    here.seconds += sum(fit.seconds for fit in fits)
-
-
-def _fitted(stage: Stage, data: FeatureSet) -> Stage:
-    fit_stage(stage, data)
-    return stage
-
-
-def fit_chains(chains: Sequence[Chain], data: FeatureSet) -> None:
-    """Fit several chains, within the ``fit`` of a stage that is made of them or by itself.
-
-    Raises:
-        InputError: one cannot be fitted on these data.
-    """
-    raw, here = data.raw, current()
-    together = Together() if here is None else here.owner
-    fits = [together.task(partial(fit_chain, chain, data, raw))[0] for chain in chains]
-    if here is None:
-        together.run(fits)
-        return
-    for fit in fits:
-        fit.result()
-        here.seconds += fit.seconds

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,12 +12,7 @@ from torch import Tensor
 
 TURNS = 4
 """How often an image can be turned by 90° until it is itself again."""
-_BUCKET_BITS = 16
-_BUCKETS = 1 << _BUCKET_BITS
 _STRIPE = 256
-_INT32_MAX = 0x7FFFFFFF
-_PIECE = 1 << 18
-"""Values that are counted at once: their keys stay in a core's cache."""
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
@@ -227,90 +221,3 @@ def sum_over_top(h: Tensor, share: float) -> Tensor:
 def n_top(width: int, share: float) -> int:
     """How many of ``width`` entries a share keeps: ``width - round(width (1 - share))``, at least one."""
     return max(1, width - round(width * (1 - share)))
-
-
-def _sortable(x: Tensor) -> Tensor:
-    """Float32 bits as int32 in the order of the floats they stand for."""
-    bits = x.to(torch.float32).contiguous().view(torch.int32)
-    return bits ^ ((bits >> 31) & _INT32_MAX)
-
-
-def _high(key: Tensor) -> Tensor:
-    """The bucket of a sortable key: its upper 16 bits, from 0."""
-    return (key >> _BUCKET_BITS) + _BUCKETS // 2
-
-
-def _from_sortable(key: int) -> float:
-    bits = key ^ ((key >> 31) & _INT32_MAX)
-    return float(torch.tensor(bits, dtype=torch.int32).view(torch.float32))
-
-
-def quantile(values: Tensor, share: float) -> Tensor:
-    """Quantile of all entries (linear interpolation), for any number of them: ``torch.quantile`` takes 16 million."""
-    flat = values.detach().cpu().numpy().ravel()
-    position = share * (flat.size - 1)
-    low, part = int(position), position - int(position)
-    high = min(low + 1, flat.size - 1)
-    ordered = np.partition(flat, (low, high))  # several times as fast as kthvalue
-    return values.new_tensor(float(ordered[low]) * (1 - part) + float(ordered[high]) * part)
-
-
-def _pieces(chunks: Iterable[Tensor]) -> Iterator[Tensor]:
-    for x in chunks:
-        yield from torch.split(x.flatten(), _PIECE)
-
-
-def upper_bits(chunks: Iterable[Tensor]) -> Tensor:
-    """How often each pattern of the upper 16 bits occurs among float32 values, in the order of the values.
-
-    Raises:
-        ValueError: a value is not finite.
-    """
-    upper = torch.zeros(_BUCKETS, dtype=torch.int64)
-    for x in _pieces(chunks):
-        if not torch.isfinite(x).all():
-            raise ValueError("quantiles: some features are not finite")
-        upper += torch.bincount(_high(_sortable(x)), minlength=_BUCKETS).cpu()
-    return upper
-
-
-def quantiles(
-    data: Callable[[], Iterable[Tensor]], shares: Sequence[float], upper: Tensor | None = None
-) -> list[float]:
-    """Quantiles of all float32 values in a stream, exactly (linear interpolation, as ``numpy.quantile``).
-
-    A radix selection: one pass counts the upper 16 bits of the values in sortable order, a second one the lower 16
-    bits within the few buckets that hold the wanted ranks. Memory does not grow with the stream.
-
-    Args:
-        data: called once per pass; returns a fresh iterable of tensors of any shape.
-        shares: in [0, 1].
-        upper: ``upper_bits`` of the same values, where they are counted already.
-
-    Raises:
-        ValueError: the stream is empty or holds a value that is not finite.
-    """
-    upper = upper_bits(data()) if upper is None else upper
-    n = int(upper.sum())
-    if n == 0:
-        raise ValueError("quantiles: no values")
-    positions = [share * (n - 1) for share in shares]
-    ends = upper.cumsum(0)
-    bucket = {
-        rank: int(torch.searchsorted(ends, rank, right=True))
-        for p in positions
-        for rank in (math.floor(p), math.ceil(p))
-    }
-    lower = {b: torch.zeros(_BUCKETS, dtype=torch.int64) for b in bucket.values()}
-    for x in _pieces(data()):
-        key = _sortable(x)
-        high = _high(key)
-        for b in lower:
-            lower[b] += torch.bincount(key[high == b] & (_BUCKETS - 1), minlength=_BUCKETS).cpu()
-    values = {}
-    for rank, b in bucket.items():
-        before = int(ends[b] - upper[b])
-        low = int(torch.searchsorted(lower[b].cumsum(0), rank - before, right=True))
-        values[rank] = _from_sortable(((b - _BUCKETS // 2) << _BUCKET_BITS) | low)
-    between = [(values[math.floor(p)], values[math.ceil(p)], p - math.floor(p)) for p in positions]
-    return [low + (high - low) * part for low, high, part in between]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nescio.core.bounds import Positive
-from nescio.core.feature_set import FeatureSet
+from nescio.core.feature_set import BLOCK, FeatureSet
 from nescio.core.features import Features
 from nescio.core.fitting import labelled, subsample
 from nescio.core.needs import Needs
@@ -54,10 +54,9 @@ class Temperature(Modulate, name="temperature"):
         temperature = self.T
         if temperature is None:
             held = data if data.held_out is None else data.held_out
-            logits = held.map(lambda f: f.with_h(f.logits))
             n = sum(len(f) for f in held.chunks())
-            some = FeatureSet.stream(lambda: subsample(logits, min(1, _ENOUGH / n)), data.head)
-            pairs = labelled(some, self.name)
+            some = FeatureSet.stream(lambda: subsample(held, min(1, _ENOUGH / n)), data.head)
+            pairs = labelled(some.map(lambda f: f.with_h(f.logits)), self.name)
             temperature = _most_likely(*(torch.cat(part) for part in zip(*pairs, strict=True)))
             if abs(math.log(temperature)) > _FARTHEST:
                 log.warning(
@@ -75,11 +74,16 @@ class Temperature(Modulate, name="temperature"):
 
 
 def _most_likely(logits: Tensor, labels: Tensor) -> float:
-    logits = logits.to(torch.float64)
-    true = logits.gather(1, labels[:, None])[:, 0].mean()
+    few = torch.split(logits, max(1, BLOCK // logits.shape[1]))  # in the caches from one operation to the next
+    true = logits.gather(1, labels[:, None])[:, 0].to(torch.float64).mean()
     low, high = -7.0, 7.0
     for _ in range(_STEPS):
         middle = (low + high) / 2
-        expected = ((logits / math.exp(middle)).softmax(dim=1) * logits).sum(dim=1).mean()
+        expected = torch.cat([_expected(z.to(torch.float64), math.exp(middle)) for z in few]).mean()
         low, high = (middle, high) if expected > true else (low, middle)  # too confident: T must rise
     return math.exp((low + high) / 2)
+
+
+def _expected(logits: Tensor, temperature: float) -> Tensor:
+    """Mean logit under the softmax at a temperature ``(B,)``."""
+    return ((logits / temperature).softmax(dim=1) * logits).sum(dim=1)

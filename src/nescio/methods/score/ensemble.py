@@ -14,7 +14,8 @@ from nescio.core import numerics
 from nescio.core.errors import InputError
 from nescio.core.feature_set import FeatureSet
 from nescio.core.features import Features
-from nescio.core.fitting import fit_chains, held_out
+from nescio.core.fitting import held_out
+from nescio.core.joint_fit import fit_chains
 from nescio.core.needs import Needs
 from nescio.core.stage import Chain, Score, Stage
 

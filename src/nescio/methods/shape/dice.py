@@ -6,12 +6,12 @@ from typing import Annotated
 
 from torch import Tensor
 
-from nescio.core import numerics
 from nescio.core.bounds import Share
 from nescio.core.feature_set import FeatureSet
 from nescio.core.features import Features
 from nescio.core.fitting import mean_feature
 from nescio.core.needs import Needs
+from nescio.core.quantiles import quantile
 from nescio.core.stage import Shape
 
 
@@ -40,7 +40,7 @@ class DICE(Shape, name="dice"):
     def fit(self, data: FeatureSet) -> None:
         """Rank the contributions of all weights together."""
         contribution = data.head.weight * mean_feature(data)
-        self.mask = (contribution > numerics.quantile(contribution, self.p)).to(data.head.weight.dtype)
+        self.mask = (contribution > quantile(contribution, self.p)).to(data.head.weight.dtype)
 
     def forward(self, f: Features) -> Features:
         """Mask the head."""

@@ -9,12 +9,12 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from nescio.core import numerics
 from nescio.core.bounds import Positive, Share
 from nescio.core.feature_set import FeatureSet
 from nescio.core.features import Features
 from nescio.core.fitting import prototypes
 from nescio.core.needs import Needs
+from nescio.core.quantiles import quantile
 from nescio.core.stage import Shape
 
 MOST_EXPORTED = 1 << 21
@@ -62,9 +62,9 @@ class LINe(Shape, name="line"):
         """Average the features of each class; find a quantile of its neurons and one of its weights."""
         weight = data.head.weight
         self.contribution = weight * prototypes(data, self.name)
-        limits = torch.stack([numerics.quantile(row, self.p_a) for row in self.contribution])
+        limits = torch.stack([quantile(row, self.p_a) for row in self.contribution])
         self.active = (self.contribution > limits[:, None]).to(weight.dtype)
-        self.threshold = torch.stack([numerics.quantile(row.abs() * weight, self.p_w) for row in self.contribution])
+        self.threshold = torch.stack([quantile(row.abs() * weight, self.p_w) for row in self.contribution])
 
     def unexportable(self) -> str | None:
         """A graph has no groups of images, so each image has its own masks ``(C, L)`` in memory."""
