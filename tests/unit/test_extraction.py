@@ -24,6 +24,7 @@ from nescio.run.bank import FORMAT, Bank, BankKey
 from nescio.run.bank_writer import BankWriter
 from nescio.run.passes import Pass
 from nescio.run.session import Session
+from nescio.run.transfers import Transfers, one_ahead
 
 
 def expected(classifier: Classifier, source: Source, rows: Iterator[int]) -> torch.Tensor:
@@ -77,6 +78,30 @@ def test_anything_that_changes_the_features_makes_another_bank(classifier: Class
     assert not torch.allclose(h[0], h[4])
     assert h[5].dtype == torch.float32
     torch.testing.assert_close(h[5], h[0], rtol=2e-3, atol=1e-3)
+
+
+def pieces(done: list[str], n: int) -> Iterator[Callable[[], int]]:
+    def result(i: int) -> int:
+        done.append(f"result {i}")
+        return i
+
+    for i in range(n):
+        done.append(f"begin {i}")
+        yield lambda i=i: result(i)
+
+
+@pytest.mark.parametrize("n", [0, 1, 4])
+def test_a_device_is_given_the_next_batch_before_it_is_asked_for_the_last_one(n: int) -> None:
+    done: list[str] = []
+    assert list(one_ahead(pieces(done, n))) == list(range(n))
+    assert [done.index(f"begin {i + 1}") < done.index(f"result {i}") for i in range(n - 1)] == [True] * max(0, n - 1)
+    assert len(done) == 2 * n
+
+
+def test_on_a_cpu_each_batch_is_whole_before_the_next_one_begins() -> None:
+    done: list[str] = []
+    assert list(Transfers(torch.device("cpu")).results(pieces(done, 2))) == [0, 1]
+    assert done == ["begin 0", "result 0", "begin 1", "result 1"]
 
 
 BAD = {3: b"", 8: encoded(picture(8))[:70], 20: b"not an image"}

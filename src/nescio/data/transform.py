@@ -110,8 +110,8 @@ class Transform:
 
     def normalise(self, images: Tensor) -> Tensor:
         """Uint8 ``(B, C, H, W)`` to normalised float32 on the same device."""
-        mean = torch.tensor(self.mean, device=images.device)[:, None, None]
-        std = torch.tensor(self.std, device=images.device)[:, None, None]
+        # made on a GPU, they would wait there for all that it was asked to compute before
+        mean, std = (torch.tensor(v)[:, None, None].to(images.device, non_blocking=True) for v in (self.mean, self.std))
         return images.to(torch.float32).div_(255).sub_(mean).div_(std)
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ from nescio.run.batches import Batches
 from nescio.run.engines import Engine
 from nescio.run.passes import Pass
 from nescio.run.runner import CPU_BATCH, Runner
+from nescio.run.transfers import Transfers
 
 CHOOSING = 1000
 """ID images that an input stage chooses on."""
@@ -46,19 +47,21 @@ def records_of(
     runner: Runner, batches: Batches, network_pass: Pass, probes: Mapping[str, Probe], n: int = 0
 ) -> list[Features]:
     """The same, batch by batch, on the CPU."""
-    device, records = runner.classifier.device, []
+    device, copies = runner.classifier.device, Transfers(runner.classifier.device)
     first = next(batches, None)
 
     def images() -> Tensor | None:
         return None if first is None else first[0].to(device)
 
     runner.settle(n, images)
-    network = runner.run_by(network_pass, probes, images)[1]
-    for x, labels in batches if first is None else itertools.chain([first], batches):
+    network, head = runner.run_by(network_pass, probes, images)[1], runner.classifier.head.to("cpu")
+
+    def begun(x: Tensor, labels: Tensor | None) -> Callable[[], Features]:
         with runner.clock("network"):
-            f = network_pass.run(network, x.to(device))
-        records.append(f.with_fields(labels=labels).to("cpu"))
-    return records
+            return copies.record(network_pass.run(network, copies.onto(x)).with_fields(labels=labels), head)
+
+    every = batches if first is None else itertools.chain([first], batches)
+    return list(copies.results(begun(x, labels) for x, labels in every))
 
 
 def bank_of(runner: Runner, source: Source, network_pass: Pass, probes: Mapping[str, Probe], title: str) -> Bank:
@@ -164,12 +167,13 @@ class Extraction:
     @torch.no_grad()
     def fill(self, writer: BankWriter, start: int, batch_size: int) -> None:
         """Write the features of the images from number ``start`` on into a bank."""
-        clock, transform = self.runner.clock, self.runner.classifier.transform
-        with progress_bar(show=self.runner.progress) as bar:
+        runner, clock = self.runner, self.runner.clock
+        copies = Transfers(runner.classifier.device)
+        with progress_bar(show=runner.progress) as bar:
             task = bar.add_task(self.title, total=len(self.source) - start)
-            batches = read_batches(self.source, transform, start, batch_size, self.runner.workers)
-            while batch := self._next(batches):
-                values = self._rows(batch, writer)
+            batches = read_batches(self.source, runner.classifier.transform, start, batch_size, runner.workers)
+            decoded = iter(lambda: self._next(batches), None)
+            for batch, values in copies.results(self._begun(batch, writer, copies) for batch in decoded):
                 named = [(batch.start + i, reason) for i, reason in sorted(batch.bad)]
                 with clock("write"):
                     writer.write(batch.start, values, [(i, self.source.name(i), reason) for i, reason in named])
@@ -179,25 +183,35 @@ class Extraction:
         with self.runner.clock("decode"):
             return next(batches, None)
 
-    def _rows(self, batch: Batch, writer: BankWriter) -> dict[str, Any]:
+    def _begun(self, batch: Batch, writer: BankWriter, copies: Transfers) -> Callable[[], tuple[Batch, dict[str, Any]]]:
+        """Begin a batch; what it gives waits for what the batch leaves in each column."""
+        if batch.images is None:
+            return lambda: (batch, self._rows(batch, writer, {}))
+        with self.runner.clock("network"):
+            x = self.runner.classifier.transform.normalise(copies.onto(batch.images))
+            f = self.network_pass.run(self.network, x.contiguous(memory_format=torch.channels_last))
+            wait = copies.back({"h": f.h, **f.aux} | ({"pred": f.pred} if f.has_logits else {}))
+
+        def done() -> tuple[Batch, dict[str, Any]]:
+            with self.runner.clock("network"):
+                found = wait()
+            return batch, self._rows(batch, writer, found)
+
+        return done
+
+    def _rows(self, batch: Batch, writer: BankWriter, found: Mapping[str, Tensor]) -> dict[str, Any]:
         """What a batch leaves in each column; images whose features are not finite become bad ones."""
-        kind, classifier = writer.key.dtype, self.runner.classifier
+        kind = writer.key.dtype
         status = np.full(batch.size, BAD, dtype=np.uint8)
         labels = self.source.labels[batch.start : batch.start + batch.size]
         values: dict[str, Any] = {"status": status, "label": labels, "pred": np.full(batch.size, -1, dtype=np.int64)}
         values |= {name: np.zeros((batch.size, width), DTYPES[kind]) for name, width in writer.widths.items()}
-        if batch.images is None:
+        if not found:
             return values
-        x = classifier.transform.normalise(batch.images.to(classifier.device, non_blocking=True))
-        with self.runner.clock("network"):
-            f = self.network_pass.run(self.network, x.contiguous(memory_format=torch.channels_last))
-            floats = {"h": f.h, **f.aux}
-            finite = torch.stack([t.isfinite().all(dim=1) for t in floats.values()]).all(dim=0).cpu().numpy()
+        finite = torch.stack([found[name].isfinite().all(dim=1) for name in writer.widths]).all(dim=0).numpy()
         status[batch.good[finite]] = DONE
-        if f.has_logits:
-            values["pred"][batch.good] = f.pred.cpu().numpy()
-        for name, t in floats.items():
-            values[name][batch.good] = _stored(t.cpu().numpy(), kind)
+        for name, t in found.items():
+            values[name][batch.good] = _stored(t.numpy(), kind) if name in writer.widths else t.numpy()
         batch.bad += [(int(i), "the network's features are not finite") for i in batch.good[~finite]]
         return values
 
