@@ -12,10 +12,14 @@ from __future__ import annotations
 
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from PIL import Image
 from pytorch_ood import detector as peer
+from pytorch_ood.api import Detector
 from pytorch_ood.benchmark.base import Benchmark
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
@@ -27,48 +31,46 @@ from nescio.data.source import Source
 from nescio.models import Classifier
 from one_pass import TRANSFORM
 
+Prepare = Callable[[Image.Image], torch.Tensor]
 LOADER = {"batch_size": 32, "num_workers": 2}
 
 
 class Labelled(Dataset):
     """Image and label; all labels -1 for OOD images."""
 
-    def __init__(self, source: Source, *, ood: bool = False) -> None:
-        self.source, self.ood = source, ood
+    def __init__(self, source: Source, prepare: Prepare, *, ood: bool = False) -> None:
+        self.source, self.prepare, self.ood = source, prepare, ood
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
-        return TRANSFORM(decode(self.source.read(i))), -1 if self.ood else int(self.source.labels[i])
+        return self.prepare(decode(self.source.read(i))), -1 if self.ood else int(self.source.labels[i])
 
 
 class Sets(Benchmark):
     """The peer's interface to one ID and several OOD sets."""
 
-    def __init__(self, train: Source, test: Source, oods: dict[str, Source]) -> None:
-        self.train, self.test, self.oods = train, test, oods
+    def __init__(self, train: Source, test: Source, oods: dict[str, Source], prepare: Prepare = TRANSFORM) -> None:
+        self.train, self.test, self.oods, self.prepare = train, test, oods, prepare
         self.ood_names = list(oods)
 
     def train_set(self) -> Dataset:
         """Training images."""
-        return Labelled(self.train)
+        return Labelled(self.train, self.prepare)
 
     def test_sets(self, known: bool = True, unknown: bool = True) -> list[Dataset]:
         """ID with each OOD set."""
         del known, unknown
-        return [ConcatDataset([Labelled(self.test), Labelled(s, ood=True)]) for s in self.oods.values()]
+        test = Labelled(self.test, self.prepare)
+        return [ConcatDataset([test, Labelled(s, self.prepare, ood=True)]) for s in self.oods.values()]
 
 
-def peers(classifier: Classifier, network: nn.Module) -> tuple[dict[str, object], dict[str, object]]:
-    """The peer's detectors by our names: those it can cache, and those that run the network each."""
-    encoder, w, b = classifier.body, classifier.head.weight, classifier.head.bias
-    head = nn.Sequential(nn.Flatten(), classifier.layer)
-
-    def maps(x: torch.Tensor) -> torch.Tensor:
-        return encoder(x)[:, :, None, None]
-
-    cached = {
+def cached(
+    network: nn.Module | None, encoder: nn.Module | None, w: torch.Tensor, b: torch.Tensor
+) -> dict[str, Detector]:
+    """The peer's detectors that it can cache, by our names; without a network, for features and logits at hand."""
+    return {
         "msp": peer.MaxSoftmax(network),
         "maxlogit": peer.MaxLogit(network),
         "energy": peer.EnergyBased(network),
@@ -78,15 +80,34 @@ def peers(classifier: Classifier, network: nn.Module) -> tuple[dict[str, object]
         "mahalanobis": peer.Mahalanobis(encoder),
         "rmd": peer.RMD(encoder),
         "knn": peer.KNN(encoder, k=50),
-        "vim": peer.ViM(encoder, d=171, w=w, b=b),
+        "vim": peer.ViM(encoder, d=min(1000, w.shape[1] // 2), w=w, b=b),
     }
-    shaped = {
+
+
+def shaped(classifier: Classifier) -> dict[str, Detector]:
+    """Those that run the network each."""
+    encoder, w, b = classifier.body, classifier.head.weight, classifier.head.bias
+    head = nn.Sequential(nn.Flatten(), classifier.layer)
+
+    def maps(x: torch.Tensor) -> torch.Tensor:
+        return encoder(x)[:, :, None, None]
+
+    return {
         "react:clip=1.6+energy": peer.ReAct(encoder, classifier.layer, threshold=1.6),
         "dice:p=0.9+energy": peer.DICE(encoder, w, b, p=0.9),
         "ashs:p=0.9+energy": peer.ASH(maps, head, variant="ash-s", percentile=0.9),
         "scale:p=0.85+energy": peer.SCALE(maps, head, percentile=0.85),
     }
-    return cached, shaped
+
+
+def run(
+    detectors: dict[str, Detector], sets: Sets, loader: dict[str, Any], device: str = "cpu"
+) -> list[dict[str, float]]:
+    """Fit and evaluate the peer's detectors as its users do."""
+    for d in detectors.values():
+        if d.requires_fit and not isinstance(d, peer.ReAct):  # its fit would replace the threshold
+            d.to(device).fit(DataLoader(sets.train_set(), **loader))
+    return sets.evaluate(list(detectors.values()), loader_kwargs=loader, device=device, cache=True)
 
 
 def main() -> None:
@@ -102,19 +123,17 @@ def main() -> None:
     classifier = densenet(None)
     network = nn.Sequential(classifier.body, classifier.layer)
 
-    cached, shaped = peers(classifier, network)
-    for title, theirs in (("cacheable", cached), ("and those that change features", {**cached, **shaped})):
+    some = cached(network, classifier.body, classifier.head.weight, classifier.head.bias)
+    every = {**some, **shaped(classifier)}
+    for title, theirs in (("cacheable", some), ("and those that change features", every)):
         sets._representation_cache = {}  # noqa: SLF001 - a fresh start
         results: list[dict[str, float]] = []
         ours: list[Results] = []
 
-        def run_theirs(theirs: dict[str, object] = theirs, results: list[dict[str, float]] = results) -> None:
-            for d in theirs.values():
-                if d.requires_fit and not isinstance(d, peer.ReAct):  # its fit would replace the threshold
-                    d.fit(DataLoader(sets.train_set(), **LOADER))
-            results += sets.evaluate(list(theirs.values()), loader_kwargs=LOADER, cache=True)
+        def run_theirs(theirs: dict[str, Detector] = theirs, found: list[dict[str, float]] = results) -> None:
+            found += run(theirs, sets, LOADER)
 
-        def run_ours(specs: dict[str, object] = theirs, ours: list[Results] = ours) -> None:
+        def run_ours(specs: dict[str, Detector] = theirs, ours: list[Results] = ours) -> None:
             how = {"batch_size": LOADER["batch_size"], "workers": LOADER["num_workers"], "progress": False}
             with tempfile.TemporaryDirectory() as folder:
                 session = Session(densenet(None), cache=Path(folder), **how)
@@ -125,7 +144,7 @@ def main() -> None:
         print(f"{took[0] / took[1]:.1f} ×", flush=True)
     print(f"\nAUROC in %, pytorch-ood / nescio\n{'':<24}" + "".join(f"{name:>24}" for name in names))
     per_set = len(results) // len(names)
-    for i, spec in enumerate({**cached, **shaped}):
+    for i, spec in enumerate(every):
         cells = [
             f"{results[j * per_set + i]['AUROC'] * 100:.2f} / {ours[0].row(spec, n).auroc * 100:.2f}"
             for j, n in enumerate(names)
