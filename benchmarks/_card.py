@@ -28,9 +28,7 @@ from nescio import Classifier, Detector, FeatureSet, Session, Transform, bench, 
 from nescio.core.spec import all_specs
 from nescio.data.loader import default_workers
 
-TYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-OURS = {"fp32": "float32", "tf32": "float32", "bf16": "bf16", "fp16": "fp16"}
-"""What ``--precision`` calls them."""
+TYPES = {"float32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SEED = 0
 
 
@@ -64,17 +62,17 @@ def feature_methods() -> list[str]:
 
 
 @contextmanager
-def tf32(precision: str) -> Iterator[None]:
-    """TF32 where it is asked for, and nowhere else."""
-    places = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [place.allow_tf32 for place in places]
-    for place in places:
-        place.allow_tf32 = precision == "tf32"
+def products(precision: str) -> Iterator[None]:
+    """With TF32 where it is asked for, and nowhere else: PyTorch takes it for convolutions."""
+    places = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    before = [place.fp32_precision for place in places]
     try:
+        for place in places:
+            place.fp32_precision = "tf32" if precision == "tf32" else "ieee"
         yield
     finally:
         for place, value in zip(places, before, strict=True):
-            place.allow_tf32 = value
+            place.fp32_precision = value
 
 
 class Batches(Dataset):
@@ -99,7 +97,7 @@ class Card:
         self.device, self.size, self.folder = device, size, folder
         self.cuda = device.type == "cuda"
         self.name = torch.cuda.get_device_name(device) if self.cuda else machine()
-        self.precisions = list(TYPES) if self.cuda else ["fp32", "bf16"]
+        self.precisions = list(TYPES) if self.cuda else ["float32", "bf16"]
 
     def timed(self, run: Callable[[], object]) -> float:
         """Seconds until the card is done."""
@@ -147,22 +145,20 @@ class Card:
             network, x = network.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
         if form == "compiled":
             network = torch.compile(network, mode="reduce-overhead")  # on a card, this is CUDA graphs
-        with tf32(precision):
+        with products(precision):
             return {"images/s": self.rate(lambda: network(x), self.size.batch)}
 
     def session_only(self, model: str, precision: str) -> dict[str, float]:
         """Images per second of a session that reads batches on the card and leaves features in memory."""
-        session = Session(self.network(model).to(self.device), progress=False)
+        session = Session(self.network(model).to(self.device), precision=precision, progress=False)
         loader = DataLoader(Batches(self.noise(), 8 if self.size.least else 2), batch_size=None)
-        with tf32(precision):
-            session.features(loader)  # the engine makes its trial here
-            return {"images/s": self.rate(lambda: session.features(loader), len(loader) * self.size.batch)}
+        return {"images/s": self.rate(lambda: session.features(loader), len(loader) * self.size.batch)}
 
     def with_decoding(self, model: str, precision: str) -> dict[str, Any]:
         """``bench`` of all feature methods from images on disk: images per second, and what the time went to."""
         sets, left = self.images(), set[str]()
-        with tempfile.TemporaryDirectory(dir=self.folder) as cache, tf32(precision), fewer_words():
-            session = Session(self.classifier(model), cache=cache, progress=False)
+        with tempfile.TemporaryDirectory(dir=self.folder) as cache, fewer_words():
+            session = Session(self.classifier(model), precision=precision, cache=cache, progress=False)
 
             def whole() -> None:
                 # with random weights some methods cannot be fitted: a class may have no prediction
@@ -193,7 +189,7 @@ class Card:
                 oods = {name: sets[name] for name in "ab"}
                 bench(session, train=sets["train"], id=sets["id"], ood=oods, detectors=list(theirs))
 
-        with tf32("tf32"), fewer_words():
+        with products("tf32"), fewer_words():
             took = self.timed(lambda: peer.run(theirs, images, loader, str(self.device))), self.timed(ours)
         return {"pytorch-ood": round(took[0], 2), "nescio": round(took[1], 2)}
 
@@ -243,7 +239,7 @@ class Card:
         train, test = self.features()
         Detector("msp").fit(train)(test[:64])
         detector = Detector(spec)
-        with tf32("fp32"):
+        with products("float32"):
             fit = self.timed(lambda: detector.fit(train))
             scored: list[Tensor] = []
             score = self.timed(lambda: scored.append(detector(test)))
@@ -264,7 +260,7 @@ class Card:
         def rows(h: Tensor) -> Tensor:
             return (h if kind == "features" else head.linear(h)).to(where)
 
-        with tf32("fp32"):
+        with products("float32"):
             theirs.to(where)
             fit = self.timed(lambda: getattr(theirs, f"fit_{kind}")(rows(record.h), record.labels.to(where)))
             score = self.timed(lambda: getattr(theirs, f"predict_{kind}")(rows(test)))
@@ -277,7 +273,7 @@ class Card:
         case = next(name for name in training.CASES if self.size.training in name)
         device = str(self.device) if self.cuda else "cpu"
         options = argparse.Namespace(device=device, precision=precision, batch=128 if self.cuda else self.size.batch)
-        with tf32("tf32"):
+        with products("tf32"):
             steps = training.Steps(case, objective, options)
             steps.take(3 if self.cuda else 1)
             return {"images/s": round(options.batch / steps.take(self.size.steps), 1)}

@@ -36,6 +36,12 @@ def parser(about: str | None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
+def engine_options(options: argparse.ArgumentParser) -> None:
+    """How ours runs the network."""
+    options.add_argument("--engine", default="auto")
+    options.add_argument("--precision", default="float32")
+
+
 def data(name: str) -> str:
     """A shared set, as the command line takes it: ``cifar10/test``, ``textures/test``."""
     return str(SHARED / "data" / f"{name}.parquet")

@@ -1,12 +1,12 @@
 """What a card does: networks, ``nescio.bench``, detectors on features that lie on the card, training; and a peer.
 
-    python benchmarks/gpu.py                       everything, in less than ten minutes; run again, it goes on
+    python benchmarks/gpu.py                       all, nine minutes at a time: run it again, and it goes on
     python benchmarks/gpu.py --device cpu --small  the same on a CPU, in little: a trial of the benchmark itself
 
 Networks of torchvision with random weights, at 224 px, on images made on the spot: nothing is downloaded. Each finished
 measurement is stored in a JSON (runs/gpu-CARD.json, or --out FILE). What stands there is not measured again, and what
 failed is tried again. "network only" takes batches that lie on the card already; "with decoding" reads JPEGs of 256 px
-from a parquet file. fp32 is float32 without TF32, which PyTorch otherwise takes for convolutions.
+from a parquet file. float32 is without TF32, which PyTorch otherwise takes for convolutions.
 
 Rows of the peer need ``pip install --no-deps pytorch-ood==0.4.0``; those of training need ``nescio[train]``.
 """

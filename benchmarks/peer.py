@@ -5,11 +5,12 @@ evaluates all of them with ``evaluate(..., cache=True)``, which keeps logits and
 banks (extraction included), fits, scores and computes all metrics. Same network, batch size, workers, decoding.
 Prints the ratio of seconds, and both tables of AUROC.
 
-    python benchmarks/peer.py [--full]
+    python benchmarks/peer.py [--engine E] [--precision P] [--rounds N] [--full]
 """
 
 from __future__ import annotations
 
+import statistics
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from pytorch_ood.benchmark.base import Benchmark
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
-from _common import data, densenet, parser, seconds, tests
+from _common import data, densenet, engine_options, parser, seconds, tests
 from nescio import Results, Session, bench, open_source
 from nescio.data.decode import decode
 from nescio.data.source import Source
@@ -113,9 +114,12 @@ def run(
 def main() -> None:
     """Print ratios and tables."""
     options = parser(__doc__)
+    engine_options(options)
+    options.add_argument("--rounds", type=int, default=1)
     options.add_argument("--full", action="store_true", help="all images instead of a slice")
     warnings.simplefilter("ignore")
-    cut = ("", "", "") if options.parse_args().full else ("[:1000]", "[:500]", "[:250]")
+    chosen = options.parse_args()
+    cut = ("", "", "") if chosen.full else ("[:1000]", "[:500]", "[:250]")
     train, test = data("cifar10/train") + cut[0], data("cifar10/test") + cut[1]
     names = ("textures", "scenes", "tiny-imagenet-scenes", "cifar100")
     oods = {name: spec + cut[2] for name, spec in tests(*names).items()}
@@ -124,24 +128,33 @@ def main() -> None:
     network = nn.Sequential(classifier.body, classifier.layer)
 
     some = cached(network, classifier.body, classifier.head.weight, classifier.head.bias)
+    engines = set[str]()
     every = {**some, **shaped(classifier)}
     for title, theirs in (("cacheable", some), ("and those that change features", every)):
-        sets._representation_cache = {}  # noqa: SLF001 - a fresh start
         results: list[dict[str, float]] = []
         ours: list[Results] = []
 
         def run_theirs(theirs: dict[str, Detector] = theirs, found: list[dict[str, float]] = results) -> None:
-            found += run(theirs, sets, LOADER)
+            sets._representation_cache = {}  # noqa: SLF001 - a fresh start
+            found[:] = run(theirs, sets, LOADER)
 
         def run_ours(specs: dict[str, Detector] = theirs, ours: list[Results] = ours) -> None:
             how = {"batch_size": LOADER["batch_size"], "workers": LOADER["num_workers"], "progress": False}
+            how |= {"engine": chosen.engine, "precision": chosen.precision}
             with tempfile.TemporaryDirectory() as folder:
                 session = Session(densenet(None), cache=Path(folder), **how)
-                ours.append(bench(session, train=train, id=test, ood=oods, detectors=list(specs)))
+                ours[:] = [bench(session, train=train, id=test, ood=oods, detectors=list(specs))]
+                engines.add(f"{session.running!r} in {session.precision}")
 
-        took = seconds(run_theirs), seconds(run_ours)
-        print(f"{title}, {len(theirs)} detectors: pytorch-ood {took[0]:.0f} s, nescio {took[1]:.0f} s: ", end="")
-        print(f"{took[0] / took[1]:.1f} ×", flush=True)
+        times = {"pytorch-ood": list[float](), "nescio": list[float]()}
+        for _ in range(chosen.rounds):
+            for name, run_it in (("pytorch-ood", run_theirs), ("nescio", run_ours)):
+                times[name].append(seconds(run_it))
+        ratios = [a / b for a, b in zip(*times.values(), strict=True)]
+        medians = ", ".join(f"{name} {statistics.median(values):.0f} s" for name, values in times.items())
+        spread = f"{statistics.median(ratios):.1f} × ({min(ratios):.1f} to {max(ratios):.1f})"
+        print(f"{title}, {len(theirs)} detectors: {medians}: {spread}", flush=True)
+    print(f"engine: {', '.join(sorted(engines))}")
     print(f"\nAUROC in %, pytorch-ood / nescio\n{'':<24}" + "".join(f"{name:>24}" for name in names))
     per_set = len(results) // len(names)
     for i, spec in enumerate(every):

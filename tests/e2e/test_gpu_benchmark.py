@@ -19,7 +19,7 @@ def test_the_benchmark_of_a_card_runs_on_a_cpu_and_goes_on_where_it_stopped(
     parts = {"network only", "with decoding", "training", "features"}
     assert {key.partition(" | ")[0] for key in known} - {"peer"} == parts
     assert all(found["images/s"] > 0 for key, found in known.items() if key.startswith(("network", "with", "train")))
-    assert known["with decoding | resnet18 | fp32 | nescio"]["methods"] >= 35
+    assert known["with decoding | resnet18 | float32 | nescio"]["methods"] >= 35
     assert "A step of training" in printed
 
     again = known.pop("features | msp | nescio")
