@@ -1,26 +1,29 @@
-"""Throughput of ``nescio score`` against a plain loop, and a job with corrupt images.
+"""Throughput of ``nescio score`` against a plain loop, by several engines, and a job with corrupt images.
 
 The plain loop decodes, transforms and runs the bare network as a user would write it: a ``DataLoader`` over the same
 images with the same workers and batch size, in ``inference_mode``; it judges nothing and writes nothing. Ours does all
-of that, and writes the parts. The two take turns, so that a busy moment hits both alike. With ``--ray`` two workers of
-a Ray cluster run against two plain processes, each on one core, that share the images.
+of that, and writes the parts, with files of several engines (``--way openvino,bf16``). All take turns, so that a busy
+moment hits all alike. With ``--ray`` two workers of a Ray cluster run against two plain processes, each on one core,
+that share the images.
 
-    python benchmarks/scoring.py [--images N] [--rounds N] [--workers N] [--ray]
+    python benchmarks/scoring.py [--images N] [--rounds N] [--workers N] [--way ENGINE,PRECISION ...] [--ray]
 """
 
 from __future__ import annotations
 
 import csv
+import functools
 import multiprocessing
 import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 
-from _common import bare_densenet, data, densenet, machine, parser
+from _common import bare_densenet, data, densenet, in_turns, machine, parser, ratio
 from nescio import Session, fit, open_source, score_images
 from nescio.data.decode import Raw, decode
 from nescio.data.source import Rows, Source
@@ -57,17 +60,21 @@ def two_processes(spec: str) -> float:
     return time.perf_counter() - start
 
 
-def against_plain(deployed: Deployed, spec: str, rounds: int, workers: int) -> None:
-    """Print the ratio of the local engine."""
-    network, source, ratios = bare_densenet(), open_source(spec), []
-    for _ in range(rounds):
-        plain = plain_loop(network, [source], BATCH, workers)
+def against_plain(files: Mapping[str, Deployed], spec: str, rounds: int, workers: int) -> None:
+    """Print how fast files with several engines are, against the plain loop and against the first of them."""
+    network, source, plain = bare_densenet(), open_source(spec), "plain loop"
+
+    def score(deployed: Deployed) -> object:
         with tempfile.TemporaryDirectory() as out:
-            ours = score_images(deployed, spec, Path(out) / "s", workers=workers).seconds
-        ratios.append(plain / ours)
-        n = len(source)
-        print(f"  plain loop {n / plain:6.0f} images/s   nescio score {n / ours:6.0f} images/s   {ratios[-1]:.2f} ×")
-    print(f"throughput: {statistics.median(ratios):.2f} × the plain loop (at least 0.95 wanted)")
+            return score_images(deployed, spec, Path(out) / "s", workers=workers)
+
+    runs: dict[str, Callable[[], object]] = {plain: lambda: plain_loop(network, [source], BATCH, workers)}
+    runs |= {name: functools.partial(score, deployed) for name, deployed in files.items()}
+    times, (first, *_) = in_turns(runs, rounds), files
+    for name, values in times.items():
+        rates = ", ".join(f"{len(source) / s:.0f}" for s in values)
+        said = f"{1 / ratio(times, name, plain):.2f} × the plain loop, {1 / ratio(times, name, first):.2f} × {first}"
+        print(f"  {name:<24} {rates} images/s: {said}", flush=True)
 
 
 class Watched(Rows):
@@ -136,6 +143,7 @@ def main() -> None:
     options.add_argument("--images", type=int, default=2000)
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--workers", type=int, default=2)
+    options.add_argument("--way", action="append", default=[], metavar="ENGINE,PRECISION", help="beside torch,float32")
     options.add_argument("--corrupt", type=int, default=20_000, help="images of the job with corrupt ones; 0 for none")
     options.add_argument("--ray", action="store_true")
     chosen = options.parse_args()
@@ -145,7 +153,16 @@ def main() -> None:
     deployed = fit(Session(classifier, workers=chosen.workers), "react:clip=1.6+energy", calibrate=f"{test}[9500:]")
     print(f"{chosen.images:,} images, {chosen.workers} workers, {machine()}")
     if chosen.rounds:
-        against_plain(deployed, spec, chosen.rounds, chosen.workers)
+        ways = [("torch", "float32"), *(tuple(way.split(",")) for way in chosen.way)]
+        files = {
+            f"{engine}, {precision}": fit(
+                Session(classifier, workers=chosen.workers, engine=engine, precision=precision),
+                "react:clip=1.6+energy",
+                calibrate=f"{test}[9500:]",
+            )
+            for engine, precision in ways
+        }
+        against_plain(files, spec, chosen.rounds, chosen.workers)
     if chosen.ray:
         on_ray(deployed, spec, chosen.rounds)
     if chosen.corrupt:

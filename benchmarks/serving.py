@@ -1,15 +1,18 @@
 """How much of the offline rate the service reaches, and how long it takes to answer below that.
 
     python benchmarks/serving.py FILE IMAGES [--clients 32] [--seconds 30] [--rounds 3] [--soak 600] [--load 0.8]
+    python benchmarks/serving.py FILE IMAGES --against OTHER.nescio [--clients 32] [--seconds 30] [--rounds 3]
 
 FILE is what 'nescio fit' wrote, IMAGES a folder of encoded images. In turns: 'nescio score' over the images, with a
 decoder on each core, as the offline rate; and a closed loop of clients against 'nescio serve', as the capacity. The
 clients run on the same cores: the share of these that they take is subtracted from what the offline rate had. Then
 images are sent at a share of the capacity, by the clock whether or not earlier ones are answered, for --soak seconds.
+With --against the capacities with two files, such as those of two engines, are measured in turns instead.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import collections
 import os
@@ -102,6 +105,21 @@ async def closed_loop(port: int, requests: list[bytes], clients: int, seconds: f
     return done / took, (cpu() - before) / took / (os.cpu_count() or 1)
 
 
+def against(files: list[Path], requests: list[bytes], given: argparse.Namespace) -> None:
+    """Print the capacity with each of two files, in turns, and the ratio of the first to the second."""
+    with service(files[0]) as (ours, _), service(files[1]) as (theirs, _):
+        ports, ratios = [int(url.rpartition(":")[2]) for url in (ours, theirs)], []
+        for port in ports:
+            asyncio.run(closed_loop(port, requests, given.clients, 5))  # the first batches are slower
+        for i in range(given.rounds):
+            rates = {}
+            for port in ports[:: 1 if i % 2 else -1]:
+                rates[port], _ = asyncio.run(closed_loop(port, requests, given.clients, given.seconds))
+            ratios.append(rates[ports[0]] / rates[ports[1]])
+            print(f"{files[0].name} {rates[ports[0]]:.1f}, {files[1].name} {rates[ports[1]]:.1f} images/s", flush=True)
+        print(f"{np.median(ratios):.2f} × (of {len(ratios)} rounds: {', '.join(f'{r:.2f}' for r in ratios)})")
+
+
 async def by_the_clock(
     port: int, requests: list[bytes], rate: float, seconds: float
 ) -> tuple[np.ndarray, collections.Counter[str]]:
@@ -147,9 +165,13 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--soak", type=float, default=600)
     options.add_argument("--load", type=float, default=0.8)
+    options.add_argument("--against", type=Path, help="another file")
     given = options.parse_args()
     paths = sorted(p for p in given.images.iterdir() if p.is_file())
     requests = [request_of(p.read_bytes()) for p in paths]
+    if given.against:
+        against([given.file, given.against], requests, given)
+        return
     reached = []
     with service(given.file) as (url, _):
         port = int(url.rpartition(":")[2])
