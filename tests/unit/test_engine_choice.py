@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import nescio
 from conftest import TINY_TRANSFORM, Pictures, tiny_net
 from nescio import Classifier, InputError, Session
+from nescio.report.words import command
 from nescio.run.engines import ENGINES, Engine, choice
 from nescio.run.engines.memory import FILE
 
@@ -162,6 +163,7 @@ def test_results_say_which_engine(tmp_path: Path) -> None:
         running, id=Pictures(20), ood={"noise": "noise:gaussian:size=8,images=10"}, detectors=["msp"]
     )
     assert (results.manifest["engine"], results.manifest["precision"]) == ("torch", "bf16")
+    assert "--engine torch --precision bf16" in command(results.manifest)
 
 
 @pytest.mark.parametrize("way", [("torch", "bf16"), ("openvino", "float32"), ("openvino", "bf16")])

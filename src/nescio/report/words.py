@@ -121,6 +121,8 @@ def command(manifest: dict[str, Any]) -> str:
         lines.append(["--equal"])
     if manifest.get("resamples"):
         lines.append(["--intervals", str(manifest["resamples"])])
+    if manifest.get("precision", "float32") != "float32":
+        lines.append(["--engine", manifest["engine"], "--precision", manifest["precision"]])
     for option, name, usual in (("--bank-dtype", "dtype", "float32"), ("--max-bad", "max_bad", 0.01)):
         if options.get(name, usual) != usual:
             lines.append([option, str(options[name])])

@@ -134,6 +134,7 @@ def fastest(classifier: Classifier, precision: str, first: Callable[[], Tensor |
     work = _work(networks[TORCH], x, n)
     others = {repr(engine): engine for engine in candidates(precision, classifier.device, work)}
     if (known := recall(folder, classifier, precision)) is not None:
+        log.info("engine %s runs %s, as in an earlier trial", known if known in others else own, classifier.name)
         return others.get(known, own)
     for name, engine in others.items():
         try:
