@@ -21,11 +21,14 @@ import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import save_file
 
-from conftest import TINY_TRANSFORM, encoded, picture, tiny_net
+from conftest import TINY_TRANSFORM, Pictures, encoded, picture, tiny_net
 from nescio.cli import main
 from nescio.core.errors import InputError
+from nescio.core.features import Features
+from nescio.core.stage import Network
 from nescio.deploy import Deployed, ScoringDone, fit, load, score_images, scoring
 from nescio.models import Classifier
+from nescio.run.passes import Pass
 from nescio.run.session import Session
 
 TESTS = Path(__file__).parents[1]
@@ -199,6 +202,25 @@ def test_two_ray_workers_share_a_job_that_goes_on_when_it_was_killed(cluster: st
     assert done.images <= 42
     assert done.tally.unreadable == 1
     assert_same(pq.read_table(out), pq.read_table("local"))
+
+
+def test_ray_workers_write_the_bank_of_one_device(cluster: str, deployed: Deployed) -> None:
+    bad = {3: b"", 57: b"no image"}
+    banks = []
+    for devices in (1, "ray"):
+        classifier = Classifier(tiny_net(), TINY_TRANSFORM)
+        session = Session(classifier, cache=f"{devices}", devices=devices, batch_size=8, workers=0, max_bad=0.5)
+        bank = session.bank(Pictures(90, bad))
+        banks.append({path.name: path.read_bytes() for path in bank.path.iterdir()})
+        session.dtype = "float16"
+        with pytest.raises(InputError, match="the largest float16"):
+            session.bank(Pictures(40), Pass("large", _large))
+    assert banks[1] == banks[0]
+
+
+def _large(network: Network, x: torch.Tensor) -> Features:
+    f = network(x)
+    return f.with_h(f.h + 1e6)
 
 
 def test_what_stops_a_ray_worker_is_said_by_the_driver(deployed: Deployed, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,7 +83,7 @@ def test_a_flipped_bit_anywhere_in_a_bank_is_seen(classifier: Classifier, tmp_pa
         assert opened | {"key": None} == bank.manifest | {"key": None}
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [name for name in FILES if name != "skipped.csv"] + ["skipped-0.csv", "skipped-2.csv"])
 def test_a_flipped_bit_in_an_interrupted_bank_is_not_sealed(
     classifier: Classifier, tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -97,7 +97,7 @@ def test_a_flipped_bit_in_an_interrupted_bank_is_not_sealed(
     assert "was changed" in caplog.text or "cannot be continued" in caplog.text
 
 
-def test_only_what_follows_a_changed_row_is_computed_again(
+def test_only_the_batch_of_a_changed_row_is_computed_again(
     classifier: Classifier, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     partial = interrupted(classifier, tmp_path)
@@ -107,12 +107,13 @@ def test_only_what_follows_a_changed_row_is_computed_again(
 
     class NotAgain(Pictures):
         def read(self, i: int) -> bytes:
-            assert i >= 8, f"image {i} is decoded again"
+            assert i in (8, 9, 10, 11, 16, 17, 18, 19), f"image {i} is decoded again"
             return super().read(i)
 
     with caplog.at_level(logging.INFO, logger="nescio"):
-        extracted(classifier, tmp_path, NotAgain(20, UNREADABLE))
-    assert "was changed: computing again from image 8 on" in caplog.text
+        bank = extracted(classifier, tmp_path, NotAgain(20, UNREADABLE))
+    assert "was changed: computing 4 images again" in caplog.text
+    assert contents(bank.path) == contents(extracted(classifier, tmp_path / "whole").path)
     assert "at image 8 of 20" in caplog.text
 
 

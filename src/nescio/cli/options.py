@@ -62,6 +62,15 @@ batch_size_option = click.option(
     "--batch-size", type=click.IntRange(1), help="Images per step.  [default: 32; on a GPU 256]"
 )
 workers_option = click.option("--workers", type=click.IntRange(0), help="Decoding processes.  [default: one per core]")
+devices_option = click.option(
+    "--devices",
+    default="1",
+    show_default=True,
+    metavar="N|auto|ray",
+    callback=lambda _ctx, _option, text: int(text) if text.removeprefix("-").isdecimal() else text,
+    help="Processes that run the network, one per GPU, or with a share of the cores; auto: all GPUs, or one per NUMA "
+    "node. For several hosts use torchrun or ray, with --cache on a folder that all share.",
+)
 max_bad_option = click.option(
     "--max-bad", default=0.01, show_default=True, help="Largest allowed share of unreadable images."
 )
@@ -86,6 +95,7 @@ extraction_options = taking(
         show_default=True,
         help="Type of cached features: float32, or float16 for half the disk space.",
     ),
+    devices_option,
     click.option(
         "--engine",
         default="auto",
@@ -183,7 +193,25 @@ def session_of(classifier: Classifier | None, options: Mapping[str, Any], clock:
     same: dict[str, Any] = {name: options[name] for name in ("engine", "precision", "batch_size", "workers", "max_bad")}
     if clock is not None:
         same["clock"] = clock
-    return Session(classifier, **same, dtype=options["bank_dtype"], progress=not options["quiet"])
+    devices = _devices(options.get("devices", 1))
+    return Session(classifier, **same, devices=devices, dtype=options["bank_dtype"], progress=not options["quiet"])
+
+
+def _devices(wanted: int | str) -> int | str:
+    """What ``devices`` a session gets. Of torchrun's processes only the first goes on; the others do what it says."""
+    from nescio.run.devices.places import TORCHRUN
+    from nescio.run.devices.ranks import ranks, started
+
+    if not started():
+        return wanted
+    if wanted not in (1, TORCHRUN):
+        raise InputError(f"torchrun has started the processes already; drop --devices {wanted}")
+    context = click.get_current_context()
+    if ranks().rank:
+        ranks().follow()
+        context.exit()
+    context.call_on_close(ranks().end)
+    return TORCHRUN
 
 
 def use_cache(folder: Path | None) -> None:

@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 METHODS, SOURCES, ENGINES = "nescio.methods", "nescio.sources", "nescio.engines"
 """Groups of entry points. Each names a module that registers what it adds when it is imported."""
 _loaded: set[str] = set()
+_files: set[str] = set()
+"""Names of the modules that were imported by their path."""
 _loading = threading.RLock()
 
 
@@ -52,6 +54,11 @@ def import_code(name: str) -> ModuleType:
     if name.partition(".")[0] != "nescio":
         _search(Path.cwd())  # the user's own module stands where they call from
     return importlib.import_module(name)
+
+
+def files_of_code() -> list[str]:
+    """The ``.py`` files that were imported by their path: another process imports them before it unpickles."""
+    return [str(module.__file__) for name, module in list(sys.modules.items()) if name in _files]
 
 
 def search_hint(error: Exception, file: str = "DIR/FILE.py") -> str:
@@ -113,6 +120,7 @@ def _import_file(path: Path) -> ModuleType:
         except BaseException:
             del sys.modules[name]
             raise
+        _files.add(name)
     return sys.modules[name]
 
 

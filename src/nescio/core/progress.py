@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -78,6 +78,11 @@ class Clock:
             yield
         finally:
             self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - begin
+
+    def add(self, seconds: Mapping[str, float]) -> None:
+        """Count time that another clock has counted."""
+        for what, value in seconds.items():
+            self.seconds[what] = self.seconds.get(what, 0.0) + value
 
     def total(self) -> float:
         """Seconds since the beginning."""

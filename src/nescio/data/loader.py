@@ -57,9 +57,10 @@ def why_not(e: Exception) -> str:
     return NO_MEMORY if isinstance(e, MemoryError) else f"{type(e).__name__}: {e}"
 
 
-def default_workers() -> int:
-    """Decoding processes: one per core, at most 8."""
-    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8)
+def default_workers(processes: int = 1) -> int:
+    """Decoding processes of each of so many processes on this machine: one per core, at most 8."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores // processes, 8))
 
 
 def spans(start: int, stop: int, size: int) -> list[range]:

@@ -117,7 +117,7 @@ class _Seat:
     def _replace(self) -> None:
         """Start another process where this one died."""
         code, image = self.process.exitcode or 0, int(self.at.value)
-        how = f"by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"with code {code}"
+        how = how_ended(code)
         if image != _NOWHERE:
             self.deaths[image] += 1
         else:
@@ -136,6 +136,11 @@ class _Seat:
         self.process.join()
         self.process.close()
         self.pipe.close()
+
+
+def how_ended(code: int) -> str:
+    """How a process ended, by its exit code."""
+    return f"by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"with code {code}"
 
 
 def _serve(work: Work[Any], pipe: Any, at: Any, fatal: Collection[int], memory: int) -> None:

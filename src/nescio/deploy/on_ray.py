@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nescio.core.errors import InputError
+from nescio.run.devices.on_ray import connected
 
 if TYPE_CHECKING:
     from nescio.deploy.scoring import Job
@@ -56,21 +56,10 @@ def make_on_ray(job: Job, shards: Sequence[int], seen: Callable[[int], object]) 
     Raises:
         InputError: Ray is not installed, or a worker met something that the user got wrong.
     """
-    try:
-        import ray
-        import ray.data
-    except ImportError:
-        raise InputError("on='ray' (--on ray) needs an extra: pip install 'nescio[ray]'") from None
-
-    if not ray.is_initialized():
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody asked for a report to Ray's makers
-        ray.init(logging_level=logging.WARNING, log_to_driver=False)
+    gpu = job.deployed.classifier.device.type != "cpu"
+    ray, pool = connected("on='ray' (--on ray)", gpu=gpu)
     ray.data.DataContext.get_current().enable_progress_bars = False  # there is one already
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    gpu = job.deployed.classifier.device.type != "cpu"
-    pool = int(ray.cluster_resources().get("GPU" if gpu else "CPU", 0))
-    if pool < 1:
-        raise InputError(f"the Ray cluster has no {'GPU' if gpu else 'CPU'}; give another device: device= (--device)")
     buffer = io.BytesIO()
     torch.save(job, buffer, pickle_module=ray.cloudpickle)
     done = ray.data.from_items(list(shards), override_num_blocks=len(shards)).map(

@@ -32,8 +32,8 @@ DONE, BAD = 1, 2
 _CHUNK = 1 << 25
 COLUMNS = ("h", "pred", "label", "status")
 MANIFEST, SKIPPED, HEAD, CHECKS = "manifest.json", "skipped.csv", "head.safetensors", "checks.npy"
-"""The last has a row for each batch: the checksums of its rows in each column, then that of the list of skipped images
-up to there, and the list's size."""
+"""The last has a row for each batch: the checksums of its rows in each column, then that of the list of its skipped
+images, and the list's size."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Writing a bank row by row: an interrupted pass goes on to the same bytes, and no other process disturbs it."""
+"""Writing a bank batch by batch: an interrupted pass goes on to the same bytes, and no other process disturbs it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import csv
 import io
 import json
 import logging
-import os
 import shutil
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,9 +21,10 @@ from torch import Tensor
 
 from nescio.core.errors import InputError, some
 from nescio.core.features import Head, NoHead
-from nescio.core.files import alone, whole, write_whole, writing
+from nescio.core.files import alone, write_whole, writing
 from nescio.core.reading import parse_json
 from nescio.core.text import cells
+from nescio.data.loader import spans
 from nescio.run.bank import (
     CHECKS,
     COLUMNS,
@@ -35,23 +35,24 @@ from nescio.run.bank import (
     Bank,
     BankKey,
     DamagedBank,
-    checksum,
-    head_checksum,
     read_manifest,
     same_reaction,
     sound,
 )
+from nescio.run.column_file import ColumnFile
 
 log = logging.getLogger(__name__)
 
 _NEW_LIST = b"row,image,reason\n"
+_LIST = "skipped-{}.csv"
+"""A batch's skipped images, by its number, while the bank is written."""
 _ELSEWHERE = "give another folder: cache= (--cache DIR)"
 _GOES_ON = "free some space there and run the same command again: it continues where it stopped"
 _Kind = tuple[np.dtype[Any], tuple[int, ...]]
 
 
 class BankWriter:
-    """Writes a bank row by row into ``KEY.partial``, so that an interrupted run can go on, and renames it when done.
+    """Writes a bank by batches into ``KEY.partial``, so that an interrupted run can go on, and renames it when done.
 
     Use it inside ``with writer.alone()``.
     """
@@ -60,11 +61,11 @@ class BankWriter:
         with writing(root, _ELSEWHERE):
             root.mkdir(parents=True, exist_ok=True)
         self.key = key
+        root = root.absolute()  # other processes may be in other folders
         self.root = root
         self.final = root / key.digest
         self.partial = root / f"{key.digest}.partial"
-        self._arrays: dict[str, np.memmap[Any, Any]] = {}
-        self._heads: dict[str, int] = {}
+        self._columns: dict[str, ColumnFile] = {}
         self._denied: OSError | None = None
 
     @contextmanager
@@ -112,27 +113,25 @@ class BankWriter:
         except DamagedBank:
             return path == self.final
 
-    def begin(
-        self, n: int, head: Head, reaction: Tensor, batch_size: int, widths: Mapping[str, int]
-    ) -> tuple[int, int]:
+    def begin(self, n: int, head: Head, reaction: Tensor, batch_size: int, widths: Mapping[str, int]) -> list[range]:
         """Open the partial bank of ``n`` rows, an earlier one where it can be continued.
 
         ``widths`` are those of ``h`` and the probes' columns.
 
         Returns:
-            the first row to write, and the batch size to use: that of the run which is continued, since the last bits
-            of a feature can depend on it.
+            the rows that are still to be written, batch by batch. The batches are those of the run which is continued,
+            since the last bits of a feature can depend on them.
 
         Raises:
             InputError: there is no room, or the folder cannot be written to.
         """
-        columns = self._columns(n, widths)
+        columns = self._kinds(n, widths)
         with writing(self.root, _ELSEWHERE):
             if self._denied is not None:
                 raise self._denied
             try:
                 self._go_on(columns, reaction)
-                return self._first_to_write(n), self._size
+                missing = self.missing()
             except Exception as e:  # noqa: BLE001 - what a damaged file raises no library says
                 if self.partial.exists():
                     log.warning(
@@ -140,10 +139,14 @@ class BankWriter:
                         self.partial.name,
                         e,
                     )
+            else:
+                first = f"{missing[0].start if missing else n:,}"
+                log.info("continuing an interrupted pass at image %s of %s", first, f"{n:,}")
+                return missing
             self._create(columns, head, reaction, batch_size)
-        return 0, batch_size
+        return self._batches()
 
-    def _columns(self, n: int, widths: Mapping[str, int]) -> dict[str, _Kind]:
+    def _kinds(self, n: int, widths: Mapping[str, int]) -> dict[str, _Kind]:
         """Type and shape of each column, in the order of ``COLUMNS``."""
         floats = np.dtype(DTYPES[self.key.dtype])
         return {
@@ -153,6 +156,9 @@ class BankWriter:
             "status": (np.dtype(np.uint8), (n,)),
         } | {name: (floats, (n, width)) for name, width in widths.items() if name != "h"}
 
+    def _batches(self) -> list[range]:
+        return spans(0, len(self._columns["h"]), self._size)
+
     def _go_on(self, columns: Mapping[str, _Kind], reaction: Tensor) -> None:
         """Open the partial bank. Raises where it is not one that this pass began."""
         manifest, head = read_manifest(self.partial), (self.partial / HEAD).read_bytes()
@@ -161,7 +167,7 @@ class BankWriter:
             raise DamagedBank("its manifest or its head has changed")
         if not same_reaction(load(head)["reaction"], reaction):
             raise DamagedBank("another network with the same weights wrote it")
-        self._map(columns, manifest["batch_size"], "r+")
+        self._open(columns, manifest["batch_size"], ColumnFile)
 
     def _describe(self, columns: Mapping[str, _Kind], batch_size: int, head: bytes) -> dict[str, Any]:
         """The manifest, as far as it is known from the beginning."""
@@ -172,67 +178,66 @@ class BankWriter:
             "files": {HEAD: zlib.crc32(head)},
         }
 
-    def _map(self, columns: Mapping[str, _Kind], batch_size: int, mode: Literal["r+", "w+"]) -> None:
-        """Map the columns and their checksums into memory; with ``w+``, make their files first."""
+    def _open(self, columns: Mapping[str, _Kind], batch_size: int, opened: Callable[..., ColumnFile]) -> None:
+        """Open the columns and their checksums, or make them (``ColumnFile.made``)."""
         n = columns["h"][1][0]
         checks = np.dtype(np.uint64), (-(-n // batch_size), len(columns) + 2)
-        for name, (dtype, shape) in {**columns, CHECKS.removesuffix(".npy"): checks}.items():
-            path = self.partial / f"{name}.npy"
-            if mode == "w+":
-                array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-                _reserve(path)
-            else:
-                array = np.load(path, mmap_mode="r+")
-            if (array.dtype, array.shape) != (dtype, shape):
-                raise DamagedBank(f"{path.name} has the wrong shape")
-            self._arrays[name], self._heads[name] = array, head_checksum(path, array)
-        self._checks, self._size = self._arrays.pop("checks"), batch_size
+        self._columns = {name: opened(self.partial / f"{name}.npy", *kind) for name, kind in columns.items()}
+        self._checks, self._size = opened(self.partial / CHECKS, *checks), batch_size
 
-    def _first_to_write(self, n: int) -> int:
-        """The first row that is not there, or is not what was written. The list of skipped images is cut to go with it.
+    def missing(self) -> list[range]:
+        """The batches of rows that are not there, or are not what was written.
 
-        What follows is written again: it may be of a batch that the process died over, or have changed since.
+        The latter may be of a batch that a process died over, or have changed since: they are forgotten.
         """
-        listed, ends = (self.partial / SKIPPED).read_bytes(), self._checks[:, -2:].tolist()
-        intact = np.array(
-            [0 < end <= len(listed) and zlib.crc32(listed[:end]) == check for check, end in ends], dtype=bool
-        )
-        for i, (name, array) in enumerate(self._arrays.items()):
-            intact &= sound(self.partial / f"{name}.npy", array, self._size, self._checks[:, i])
-        kept = len(intact) if intact.all() else int(intact.argmin())
-        if not kept and self._checks.any():
+        checks = np.array(self._checks.read())
+        written = checks.any(axis=1)
+        lists = self._lists()
+        texts = (lists.get(number, _NEW_LIST) for number in range(len(checks)))
+        listed = [(zlib.crc32(text), len(text)) for text in texts]
+        intact = written & (checks[:, -2:] == np.array(listed, dtype=np.uint64)).all(axis=1)
+        for i, column in enumerate(self._columns.values()):
+            intact &= sound(column.path, column.read(), self._size, checks[:, i])
+        if written.any() and not intact.any():
             raise DamagedBank("all of its images have changed")
-        start = min(kept * self._size, n)
-        if self._checks[kept:].any():
-            log.warning(
-                "partial bank %s was changed: computing again from image %s on",
-                self.partial.name,
-                f"{start:,}",
+        batches = self._batches()
+        if changed := np.flatnonzero(written & ~intact).tolist():
+            images = sum(len(batches[number]) for number in changed)
+            log.warning("partial bank %s was changed: computing %s images again", self.partial.name, f"{images:,}")
+            for number in changed:
+                self._checks.write(number, np.zeros_like(checks[:1]))
+        return [batches[number] for number in np.flatnonzero(~intact).tolist()]
+
+    def check_all_there(self) -> None:
+        """Check what other hosts wrote.
+
+        Raises:
+            InputError: something is missing.
+        """
+        if left := sum(map(len, self.missing())):
+            raise InputError(
+                f"{left:,} images that other processes computed are not in {self.partial}: give a folder that all "
+                "hosts share: cache= (--cache DIR)"
             )
-        self._checks[kept:] = 0
-        listed = listed[: ends[kept - 1][1]] if kept else _NEW_LIST
-        with (self.partial / SKIPPED).open("r+b") as file:
-            file.write(listed)
-            file.truncate()
-        self._listed = zlib.crc32(listed), len(listed)
-        log.info("continuing an interrupted pass at image %s of %s", f"{start:,}", f"{n:,}")
-        return start
+
+    def _lists(self) -> dict[int, bytes]:
+        """The lists of skipped images, by the number of their batch. Most batches have none."""
+        paths = self.partial.glob(_LIST.format("*"))
+        return {int(path.stem.rpartition("-")[2]): path.read_bytes() for path in paths}
 
     def _create(self, columns: Mapping[str, _Kind], head: Head, reaction: Tensor, batch_size: int) -> None:
         shutil.rmtree(self.partial, ignore_errors=True)
         self.partial.mkdir()
         try:
             self._check_room(columns)
-            self._map(columns, batch_size, "w+")
+            self._open(columns, batch_size, ColumnFile.made)
             own = {} if isinstance(head, NoHead) else {"weight": head.weight, "bias": head.bias}
             tensors = {**own, "reaction": reaction}
             save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, self.partial / HEAD)
-            (self.partial / SKIPPED).write_bytes(_NEW_LIST)
-            self._listed = zlib.crc32(_NEW_LIST), len(_NEW_LIST)
             self._manifest = self._describe(columns, batch_size, (self.partial / HEAD).read_bytes())
             self._write_manifest()  # last: without it there is nothing to continue
         except BaseException:
-            self._arrays = {}
+            self._columns = {}
             shutil.rmtree(self.partial, ignore_errors=True)
             raise
 
@@ -252,42 +257,43 @@ class BankWriter:
         write_whole(self.partial / MANIFEST, json.dumps(self._manifest, indent=1))
 
     def write(self, start: int, values: Mapping[str, npt.NDArray[Any]], skipped: list[tuple[int, str, str]]) -> None:
-        """Write the rows of one batch, all columns, and last their checksums: without these they are not there."""
-        if skipped:
-            text = io.StringIO()
-            csv.writer(text, lineterminator="\n").writerows(map(cells, skipped))
-            data = text.getvalue().encode(errors="backslashreplace")
-            with writing(self.root, _GOES_ON), (self.partial / SKIPPED).open("ab") as file:
-                file.write(data)
-            self._listed = zlib.crc32(data, self._listed[0]), self._listed[1] + len(data)
-        rows = slice(start, start + len(values["status"]))
-        for name, array in self._arrays.items():
-            array[rows] = values[name]
-        checks = [checksum(array, rows, self._heads[name]) for name, array in self._arrays.items()]
-        self._checks[start // self._size] = [*checks, *self._listed]
+        """Write the rows of one batch, all columns, and last their checksums: without these they are not there.
+
+        Any process may write any batch, in any order.
+        """
+        number, listed = start // self._size, _NEW_LIST
+        with writing(self.root, _GOES_ON):
+            if skipped:
+                text = io.StringIO()
+                csv.writer(text, lineterminator="\n").writerows(map(cells, skipped))
+                listed += text.getvalue().encode(errors="backslashreplace")
+                (self.partial / _LIST.format(number)).write_bytes(listed)
+            checks = [column.write(start, values[name]) for name, column in self._columns.items()]
+            row = np.array([[*checks, zlib.crc32(listed), len(listed)]], dtype=np.uint64)
+            self._checks.write(number, row)
 
     @property
     def widths(self) -> dict[str, int]:
         """Widths of the columns of floats: ``h`` and the probes'."""
-        return {name: a.shape[1] for name, a in self._arrays.items() if a.ndim == 2}
+        return {name: column.shape[1] for name, column in self._columns.items() if len(column.shape) > 1}
+
+    def close(self) -> None:
+        """Bring the rows that this process wrote to the disk."""
+        with writing(self.root, _GOES_ON):
+            for column in (*self._columns.values(), self._checks):
+                column.close()
 
     def finish(self) -> Bank:
-        """Close the partial bank and give it its final name."""
+        """Close the partial bank, all of whose rows are there, and give it its final name."""
+        self.close()
         with writing(self.root, _GOES_ON):
-            for array in self._arrays.values():
-                array.flush()
-            with whole(self.partial / CHECKS) as partial, partial.open("wb") as file:
-                np.save(file, self._checks)
-            self._arrays = {}
-            checks = zlib.crc32((self.partial / CHECKS).read_bytes())
-            self._manifest["files"] |= {SKIPPED: self._listed[0], CHECKS: checks}
+            lists = self._lists()
+            rows = b"".join(lists[number].removeprefix(_NEW_LIST) for number in sorted(lists))
+            (self.partial / SKIPPED).write_bytes(_NEW_LIST + rows)
+            for name in (SKIPPED, CHECKS):
+                self._manifest["files"][name] = zlib.crc32((self.partial / name).read_bytes())
             self._write_manifest()
+            for number in lists:
+                (self.partial / _LIST.format(number)).unlink()
             self.partial.rename(self.final)
         return Bank(self.final, self.key.probes, check=False)
-
-
-def _reserve(path: Path) -> None:
-    """Claim the file's blocks now where the system can, so that a disk filling up later cannot end the process."""
-    if hasattr(os, "posix_fallocate"):
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)

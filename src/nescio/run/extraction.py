@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -21,11 +22,14 @@ from nescio.core.needs import Probe
 from nescio.core.progress import progress_bar
 from nescio.core.stage import Network
 from nescio.data.labels import aligned
-from nescio.data.loader import Batch, read_batches
+from nescio.data.loader import Batch, read_batches, read_spans
 from nescio.data.source import Rows, Source, as_source
 from nescio.run.bank import BAD, DONE, DTYPES, Bank, BankKey
 from nescio.run.bank_writer import BankWriter
 from nescio.run.batches import Batches
+from nescio.run.devices.choice import split_of
+from nescio.run.devices.places import TORCHRUN
+from nescio.run.devices.ranks import ranks
 from nescio.run.engines import Engine
 from nescio.run.passes import Pass
 from nescio.run.runner import CPU_BATCH, Runner
@@ -68,8 +72,16 @@ def bank_of(runner: Runner, source: Source, network_pass: Pass, probes: Mapping[
     """The bank of features of all images of a source by a pass: opened where it is known, else made.
 
     Raises:
-        InputError: there are no images; or more than the share ``max_bad`` of them are bad, or all.
+        InputError: there are no images; or more than the share ``max_bad`` of them are bad, or all; or the devices are
+            not there, or one of their processes ended.
     """
+    if runner.devices == TORCHRUN:
+        return ranks().together(lambda: _bank_of(runner, source, network_pass, probes, title), tuple(probes))
+    return _bank_of(runner, source, network_pass, probes, title)
+
+
+def _bank_of(runner: Runner, source: Source, network_pass: Pass, probes: Mapping[str, Probe], title: str) -> Bank:
+    split_of(runner)  # devices that are not there are refused before anything is read
     if not len(source):
         raise InputError(f"there are no {title}: give some")
     with contextlib.suppress(InputError):  # names of OOD images need not be the model's
@@ -138,8 +150,8 @@ def _made(runner: Runner, source: Source, network_pass: Pass, probes: Mapping[st
             with torch.no_grad():
                 seen = network_pass.run(network, classifier.noise())
             widths = {"h": seen.h.shape[1]} | {name: column.shape[1] for name, column in seen.aux.items()}
-            start, size = writer.begin(len(source), classifier.head, reaction, runner.batch, widths)
-            Extraction(runner, network, source, network_pass, title).fill(writer, start, size)
+            missing = writer.begin(len(source), classifier.head, reaction, runner.batch, widths)
+            split_of(runner).fill(Extraction(runner, source, network_pass, probes, title), writer, missing)
             bank = writer.finish()
     runner.banks[key.digest] = bank
     return bank
@@ -147,49 +159,67 @@ def _made(runner: Runner, source: Source, network_pass: Pass, probes: Mapping[st
 
 @dataclass(frozen=True)
 class Extraction:
-    """One pass of a network over the images of a source.
+    """One pass of a network over the images of a source. It can be pickled where all of its parts can.
 
     Attributes:
         runner: how it is run; its clock counts the time that this process waited for decoded images, ran the network,
             and wrote.
-        network: the network as this pass runs it.
         source: the images.
         network_pass: how to run the network.
+        probes: what else is computed from feature maps.
         title: what the progress bar calls the images.
     """
 
     runner: Runner
-    network: Network
     source: Source
     network_pass: Pass
+    probes: Mapping[str, Probe]
     title: str
 
+    def on(self, device: str | torch.device, workers: int | None) -> Self:
+        """The same in another process: on its device, with its decoding processes, its own clock and no bar."""
+        runner = self.runner.on(device, workers)
+        return dataclasses.replace(self, runner=runner, network_pass=self.network_pass.to(device))
+
+    @contextlib.contextmanager
+    def progress(self, missing: Sequence[range]) -> Iterator[Callable[[int], None]]:
+        """A bar over these rows; what it gives is called with the number of images that are done."""
+        with progress_bar(show=self.runner.progress) as bar:
+            task = bar.add_task(self.title, total=sum(map(len, missing)))
+            yield lambda images: bar.advance(task, images)
+
     @torch.no_grad()
-    def fill(self, writer: BankWriter, start: int, batch_size: int) -> None:
-        """Write the features of the images from number ``start`` on into a bank."""
-        runner, clock = self.runner, self.runner.clock
-        copies = Transfers(runner.classifier.device)
-        with progress_bar(show=runner.progress) as bar:
-            task = bar.add_task(self.title, total=len(self.source) - start)
-            batches = read_batches(self.source, runner.classifier.transform, start, batch_size, runner.workers)
-            decoded = iter(lambda: self._next(batches), None)
-            for batch, values in copies.results(self._begun(batch, writer, copies) for batch in decoded):
-                named = [(batch.start + i, reason) for i, reason in sorted(batch.bad)]
-                with clock("write"):
-                    writer.write(batch.start, values, [(i, self.source.name(i), reason) for i, reason in named])
-                bar.advance(task, batch.size)
+    def fill(self, writer: BankWriter, missing: Sequence[range], seen: Callable[[int], None]) -> None:
+        """Write the features of some batches of rows into a bank; ``seen`` is called with the size of each."""
+        clock, transform = self.runner.clock, self.runner.classifier.transform
+        engine, network = self.runner.run_by(self.network_pass, self.probes)
+        if (repr(engine), engine.precision) != (writer.key.engine, writer.key.precision):
+            raise InputError(
+                f"engine '{writer.key.engine}' runs the network in one process and not in another; give one that runs "
+                "it in all: engine= (--engine torch)"
+            )
+        copies = Transfers(self.runner.classifier.device)
+        batches = read_spans(self.source, transform, missing, self.runner.workers)
+        decoded = iter(lambda: self._next(batches), None)
+        for batch, values in copies.results(self._begun(network, batch, writer, copies) for batch in decoded):
+            named = [(batch.start + i, reason) for i, reason in sorted(batch.bad)]
+            with clock("write"):
+                writer.write(batch.start, values, [(i, self.source.name(i), reason) for i, reason in named])
+            seen(batch.size)
 
     def _next(self, batches: Iterator[Batch]) -> Batch | None:
         with self.runner.clock("decode"):
             return next(batches, None)
 
-    def _begun(self, batch: Batch, writer: BankWriter, copies: Transfers) -> Callable[[], tuple[Batch, dict[str, Any]]]:
+    def _begun(
+        self, network: Network, batch: Batch, writer: BankWriter, copies: Transfers
+    ) -> Callable[[], tuple[Batch, dict[str, Any]]]:
         """Begin a batch; what it gives waits for what the batch leaves in each column."""
         if batch.images is None:
             return lambda: (batch, self._rows(batch, writer, {}))
         with self.runner.clock("network"):
             x = self.runner.classifier.transform.normalise(copies.onto(batch.images))
-            f = self.network_pass.run(self.network, x.contiguous(memory_format=torch.channels_last))
+            f = self.network_pass.run(network, x.contiguous(memory_format=torch.channels_last))
             wait = copies.back({"h": f.h, **f.aux} | ({"pred": f.pred} if f.has_logits else {}))
 
         def done() -> tuple[Batch, dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -15,11 +16,30 @@ from nescio.core.detector import Detector
 from nescio.core.errors import InputError
 from nescio.core.features import PLAIN_PASS, Features
 from nescio.core.needs import Probe
-from nescio.core.stage import Network
+from nescio.core.stage import InputStage, Network
 from nescio.models import Classifier
 from nescio.models.heads import known_heads
 
 log = logging.getLogger(__name__)
+
+
+def _unchanged(body: nn.Module) -> nn.Module:
+    return body
+
+
+def _plain(network: Network, x: Tensor) -> Features:
+    return network(x)
+
+
+@dataclass(frozen=True)
+class _Staged:
+    """What an input stage makes of a batch, with the detector that it belongs to."""
+
+    stage: InputStage
+    chain: Detector
+
+    def __call__(self, network: Network, x: Tensor) -> Features:
+        return self.stage.run(network, self.chain, x)
 
 
 @dataclass(frozen=True)
@@ -35,15 +55,22 @@ class Pass:
 
     key: str
     features: Callable[[Network, Tensor], Features]
-    prepare: Callable[[nn.Module], nn.Module] = lambda body: body
+    prepare: Callable[[nn.Module], nn.Module] = _unchanged
     gradients: bool = False
 
     def run(self, network: Network, x: Tensor) -> Features:
         """Features of normalised images ``x (B, 3, H, W)``, marked as this pass's."""
         return self.features(network, x).with_fields(network_pass=self.key)
 
+    def to(self, device: torch.device | str) -> Pass:
+        """The same for a network on a device."""
+        if not isinstance(self.features, _Staged):
+            return self
+        chain = copy.deepcopy(self.features.chain).to(device)
+        return dataclasses.replace(self, features=_Staged(self.features.stage, chain))
 
-PLAIN = Pass(PLAIN_PASS, lambda network, x: network(x))
+
+PLAIN = Pass(PLAIN_PASS, _plain)
 
 
 def check_model(detector: Detector, classifier: Classifier) -> None:
@@ -112,6 +139,4 @@ def pass_of(detector: Detector, device: torch.device | str = "cpu") -> Pass:
     # detectors are fitted on banks, and score them, on the CPU; this pass needs the stages where the network is
     there = all(t.device == torch.device(device) for t in detector.buffers())
     chain = detector if stage.fixed or there else copy.deepcopy(detector).to(device)
-    return Pass(
-        detector.pass_key, lambda network, x: stage.run(network, chain, x), stage.prepare, stage.needs.gradients
-    )
+    return Pass(detector.pass_key, _Staged(stage, chain), stage.prepare, stage.needs.gradients)

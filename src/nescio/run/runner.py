@@ -26,6 +26,7 @@ from nescio.models.coerce import as_classifier
 from nescio.models.load import usable
 from nescio.run.bank import DTYPES, Bank
 from nescio.run.batches import Batches, batches_of, streamed
+from nescio.run.devices.places import check_devices
 from nescio.run.engines import AUTO, FLOAT32, Engine, engine_of
 from nescio.run.engines.choice import TORCH, Choice, check_usable, fastest, ready
 from nescio.run.engines.engine import CannotRun
@@ -52,6 +53,7 @@ class Runner:
     size: Sequence[int] | None = None
     classes: list[str] | None = None
     device: str | torch.device | None = None
+    devices: int | str = 1
     engine: str = AUTO
     precision: str = FLOAT32
     batch_size: int | None = None
@@ -66,6 +68,7 @@ class Runner:
         check_share("max_bad", self.max_bad)
         if self.dtype not in DTYPES:
             raise InputError(f"unknown bank dtype '{self.dtype}'{nearest(self.dtype, DTYPES)}")
+        check_devices(self.devices)
         self._choice = Choice(self.engine, self.precision)
         self._made: dict[Any, Any] = {}
         self._weights: tuple[int, ...] = ()
@@ -129,7 +132,11 @@ class Runner:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is made on first use: traced networks cannot be pickled."""
-        return vars(self) | {"_made": {}, "banks": {}, "_weights": ()}
+        state = vars(self) | {"_made": {}, "banks": {}, "_weights": ()}
+        if self._is_wrapped:
+            state["classifier"] = self.classifier.with_body(lambda body: body)
+            state["model"] = state["classifier"] if isinstance(self.model, Classifier) else self.model
+        return state
 
     def __repr__(self) -> str:
         if self._is_wrapped:
@@ -141,6 +148,16 @@ class Runner:
         """The same session of the same network under other names of its classes."""
         twin = copy.copy(self)
         twin.model = twin.classifier = classifier
+        return twin
+
+    def on(self, device: torch.device | str, workers: int | None) -> Self:
+        """The same in another process: on its device, with its decoding processes, its own clock and no bar."""
+        twin = copy.copy(self)
+        twin.workers, twin.progress, twin.clock = workers, False, Clock()
+        if self.classifier.device == torch.device(device):
+            vars(twin).update(classifier=self.classifier, _made=self._made, _weights=self._weights)
+        else:
+            twin.classifier = copy.deepcopy(twin.classifier).to(device)
         return twin
 
     @torch.no_grad()
@@ -160,6 +177,10 @@ class Runner:
     def running(self) -> Engine:
         """The engine that runs the plain pass."""
         return self._choice.engine()
+
+    def forks(self, network_pass: Pass) -> bool:
+        """Whether the network as a pass runs it works in a fork of this process."""
+        return self.classifier.device.type == "cpu" and self._choice.engine(network_pass).forks
 
     @property
     def folder(self) -> Path:

@@ -50,6 +50,9 @@ class Session(Runner):
         size: ``(C, H, W)`` of the batches, where no transform says it; by default that of the first batch.
         classes: class names in label order.
         device: where to run it; where it is, by default.
+        devices: how many processes share a pass over named images, one per GPU or with a share of the cores each;
+            ``auto`` for all GPUs, or one per NUMA node of a CPU; ``torchrun``, where it has started this process and
+            all of its processes do the same; ``ray``. On a CPU the bank is the same, byte for byte.
         engine: how to run it: ``torch``, ``compile``, ``openvino`` (the extra ``nescio[openvino]``), ``plain`` for a
             network that is being trained; by default the fastest one in a trial, if the images are many.
         precision: ``float32``; ``bf16``, ``fp16`` or, on NVIDIA's GPUs, ``tf32`` are faster and change the features.

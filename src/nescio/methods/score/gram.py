@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -52,11 +53,8 @@ class Gram(Score, name="gram"):
     @property
     def needs(self) -> Needs:
         """Row sums of the Gram matrices of each feature map, of training images and held-out ones."""
-
-        def statistics(maps: Maps) -> Sequence[Tensor]:
-            return [_row_sums(fmap, self.orders) for fmap in maps.layers]
-
-        return Needs(features=False, logits=True, train=True, held_out=True, probes={self._probe: statistics})
+        probes = {self._probe: functools.partial(_statistics, orders=self.orders)}
+        return Needs(features=False, logits=True, train=True, held_out=True, probes=probes)
 
     def fit(self, data: FeatureSet) -> None:
         """Find the ranges in one pass, the expected deviations in another."""
@@ -97,6 +95,10 @@ class Gram(Score, name="gram"):
     def forward(self, f: Features) -> Tensor:
         """Score a batch."""
         return -(self._deviations(f) / self.expected).sum(dim=1)
+
+
+def _statistics(maps: Maps, orders: int) -> Sequence[Tensor]:
+    return [_row_sums(fmap, orders) for fmap in maps.layers]
 
 
 def _row_sums(fmap: Tensor, orders: int) -> Tensor:

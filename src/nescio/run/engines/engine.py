@@ -44,6 +44,8 @@ class Engine(Optioned, ABC):
     precisions: ClassVar[tuple[str, ...]] = (FLOAT32,)
     setup: ClassVar[float | None] = None
     """Seconds that it takes to make a usual network ready, where ``auto`` may take it."""
+    forks: ClassVar[bool] = False
+    """Whether it works in a fork of this process: it has no threads but PyTorch's, and compiles nothing."""
     precision: str = FLOAT32
 
     def __init_subclass__(cls, name: str | None = None) -> None:
@@ -114,6 +116,8 @@ def engine_of(spec: str, precision: str = FLOAT32) -> Engine:
 
 class PlainEngine(Engine, name="plain"):
     """The network as it is: for one that is being trained."""
+
+    forks = True
 
     @property
     def is_exact(self) -> bool:

@@ -22,6 +22,7 @@ class TorchEngine(Engine, name="torch"):
     """PyTorch: batch norms folded into convolutions, channels last; lower precision by autocast."""
 
     precisions = (FLOAT32, TF32, BF16, FP16)
+    forks = True
 
     @property
     def is_exact(self) -> bool:
@@ -49,6 +50,7 @@ class CompiledEngine(TorchEngine, name="compile"):
     """The same through ``torch.compile``: with CUDA graphs on a GPU, with frozen weights on a CPU."""
 
     setup = 60.0
+    forks = False
 
     def unusable(self, device: torch.device) -> str | None:
         """On a CPU it compiles C++."""
