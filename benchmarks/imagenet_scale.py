@@ -82,9 +82,8 @@ def make_bank(folder: Path, name: str, n: int, centres: torch.Tensor, head: Head
         return done
     print(f"making {n:,} rows …", flush=True)
     with writer.alone():
-        start, size = writer.begin(n, head, reaction, ROWS, {"h": L})
-        for at in range(start, n, size):
-            rows = min(size, n - at)
+        for batch in writer.begin(n, head, reaction, ROWS, {"h": L}):
+            at, rows = batch.start, len(batch)
             g = torch.Generator().manual_seed(seed * 10_000_019 + at)
             y = torch.randint(C, (rows,), generator=g)
             h = torch.randn(rows, L, generator=g).mul_(noise).add_(centres[y]).relu_()

@@ -195,14 +195,14 @@ def test_what_is_not_a_number_of_devices_is_refused(devices: object) -> None:
 
 
 def test_more_devices_than_there_are_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"devices=999, but there are \d+ cores here"):
+    with pytest.raises(InputError, match=r"devices=999, but here: \d+ cores; give at most"):
         session(tmp_path, 999).bank(Pictures(4))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(InputError, match="devices=3, but there are 2 GPUs here"):
+    with pytest.raises(InputError, match="devices=3, but here: 2 GPUs"):
         places.places_of(torch.device("cuda:0"), 3, None)
     with pytest.raises(InputError, match="device 'cuda:1' is a single device"):
         places.places_of(torch.device("cuda:1"), 2, None)
-    with pytest.raises(InputError, match="there are 1 devices of type mps here"):
+    with pytest.raises(InputError, match="but here: 1 device of type mps"):
         places.places_of(torch.device("mps"), 2, None)
 
 
@@ -318,7 +318,7 @@ def test_commands_take_devices_and_run_under_torchrun(
 
 
 @pytest.mark.parametrize(
-    ("devices", "message"), [("0", "1 or more"), ("-1", "1 or more"), ("many", "1 or more"), ("99", "but there are")]
+    ("devices", "message"), [("0", "1 or more"), ("-1", "1 or more"), ("many", "1 or more"), ("99", "but here: ")]
 )
 def test_commands_refuse_what_is_not_a_number_of_devices(bench_words: list[str], devices: str, message: str) -> None:
     refused = CliRunner().invoke(main, [*bench_words, "--devices", devices])

@@ -82,10 +82,10 @@ def _count(device: torch.device, devices: int | str, n_cores: int) -> int:
     elif device.type == "cpu":
         most, what, usual = n_cores, "cores", min(nodes(), n_cores)
     else:
-        most, what, usual = 1, f"devices of type {device.type}", 1
+        most, what, usual = 1, f"device of type {device.type}", 1
     count = usual if isinstance(devices, str) else devices
     if count > most:
-        raise InputError(f"devices={count}, but there are {most} {what} here: devices= (--devices) may be {most}")
+        raise InputError(f"devices={count}, but here: {most} {what}; give at most {most}: devices= (--devices)")
     return count
 
 

@@ -162,7 +162,7 @@ def ranks() -> Ranks:
     """
     if not (dist.is_available() and ("RANK" in os.environ or dist.is_initialized())):
         raise InputError(
-            "devices='torchrun' is for processes that torchrun starts: torchrun --nproc-per-node 2 FILE.py"
+            "devices='torchrun' is for processes that torchrun starts: start this program with it, or give a number"
         )
     if dist.is_initialized():
         group: Any = dist.new_group(backend="gloo", timeout=_FOR_EVER)
