@@ -38,7 +38,7 @@ class Slow(nn.Module):
 def made_up(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, type[Engine]]]:
     """Engines of known speed instead of all others, and trials that are always worth it."""
     monkeypatch.setattr(choice, "WORTH", 0.0)
-    monkeypatch.setattr(choice, "TRIAL", 0.02)
+    monkeypatch.setattr(choice, "TRIAL", 0.2)
     for name in set(ENGINES) - {"torch", "plain"}:
         monkeypatch.delitem(ENGINES, name)
 
@@ -46,8 +46,8 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, type[Engine]]
         return lambda self, module, example: Slow(module, seconds, error)  # noqa: ARG005 - as the protocol has it
 
     original = ENGINES["torch"].compiled
-    monkeypatch.setattr(ENGINES["torch"], "compiled", lambda s, m, x: Slow(original(s, m, x), 0.01))
-    rows = {"quick": (0.0, 0.0), "slow": (0.03, 0.0), "wrong": (0.0, 1e-3)}
+    monkeypatch.setattr(ENGINES["torch"], "compiled", lambda s, m, x: Slow(original(s, m, x), 0.05))
+    rows = {"quick": (0.0, 0.0), "slow": (0.15, 0.0), "wrong": (0.0, 1e-3)}
     for name, (seconds, error) in rows.items():
         kind = type(name.title(), (Engine,), {"compiled": compiled(seconds, error), "setup": 0.0}, name=name)
         assert ENGINES.pop(name) is kind
