@@ -11,6 +11,7 @@ import os
 import platform
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -124,3 +125,19 @@ def machine() -> str:
     import torch
 
     return f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+
+
+class AnonymousMemory(threading.Thread):
+    """The peak of RssAnon, looked at every 20 ms."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak = 0
+
+    def run(self) -> None:
+        """Look until the process ends."""
+        while True:
+            lines = Path("/proc/self/status").read_text().splitlines()
+            line = next(line for line in lines if line.startswith("RssAnon"))
+            self.peak = max(self.peak, int(line.split()[1]) * 1024)
+            time.sleep(0.02)

@@ -14,15 +14,13 @@ of their directions, ViM's projection, and four eigendecompositions.
 from __future__ import annotations
 
 import tempfile
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from _common import in_turns, parser, seconds
+from _common import AnonymousMemory, in_turns, parser, seconds
 from nescio.core import numerics
 from nescio.core.detector import BLOCK, Detector, fit_all, score_all
 from nescio.core.feature_set import FeatureSet
@@ -90,22 +88,6 @@ def make_bank(folder: Path, name: str, n: int, centres: torch.Tensor, head: Head
             values = {"h": h.half().numpy(), "pred": y.numpy(), "label": y.numpy(), "status": np.ones(rows, np.uint8)}
             writer.write(at, values, [])
         return writer.finish()
-
-
-class AnonymousMemory(threading.Thread):
-    """The peak of RssAnon, looked at every 20 ms."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.peak = 0
-
-    def run(self) -> None:
-        """Look until the process ends."""
-        while True:
-            lines = Path("/proc/self/status").read_text().splitlines()
-            line = next(line for line in lines if line.startswith("RssAnon"))
-            self.peak = max(self.peak, int(line.split()[1]) * 1024)
-            time.sleep(0.02)
 
 
 def read(banks: list[Bank]) -> float:
