@@ -169,7 +169,7 @@ def fit_together(train: Bank, specs: list[str], once: float) -> None:
 
 def unavoidable_seconds(n: int) -> dict[str, float]:
     """What fitting all at once computes that several cannot share, at the rate of the functions that do it."""
-    rows = BLOCK * 2 // L
+    rows = BLOCK // L
     x, head, square = torch.rand(rows, L), torch.rand(L, C), torch.zeros(L, L, dtype=torch.float64)
     y, outside = x.to(torch.float64), torch.rand(L, L - 1000, dtype=torch.float64)
 

@@ -17,7 +17,7 @@ def shared(data: FeatureSet) -> FeatureSet:
 
     def blocks() -> Iterator[Features]:
         for f in data.chunks():
-            most = max(1, 2 * BLOCK // f.width) if data.device.type == "cpu" else len(f)
+            most = max(1, BLOCK // f.width) if data.device.type == "cpu" else len(f)
             yield from [f] if len(f) <= most else f.blocks(most)
 
     held_out = None if data.held_out is None else shared(data.held_out)
