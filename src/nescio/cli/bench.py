@@ -94,13 +94,15 @@ def bench(obj: dict[str, Any], /, **options: Any) -> None:
 
 
 def _bench(options: dict[str, Any], oods: dict[str, str], specs: Sequence[str], clock: Clock) -> Any:
-    from nescio.evaluation.bench import bench as run
-    from nescio.evaluation.checks import DEFAULT_DETECTORS
+    with clock("start"):
+        from nescio.evaluation.bench import bench as run
+        from nescio.evaluation.checks import DEFAULT_DETECTORS
 
     missing = [f"--{name.rstrip('_')}" for name in ("model", "id_", "ood") if not options[name]]
     if missing:
         raise InputError(f"{missing[0]} is missing; give it, or a published benchmark (--suite cifar10)")
-    classifier = open_classifier(options["model"], options, (options["id_"], options["train"]))
+    with clock("start"):
+        classifier = open_classifier(options["model"], options, (options["id_"], options["train"]))
     defaults = () if options["sweep"] else DEFAULT_DETECTORS
     detectors, ranges = _expanded(specs or defaults, options, classifier)
     results = run(
@@ -129,9 +131,10 @@ def _expanded(
 
 
 def _bench_suite(options: dict[str, Any], oods: dict[str, str], specs: Sequence[str], clock: Clock) -> Any:
-    from nescio.evaluation.suites.published import bench_suite
-    from nescio.evaluation.suites.suite import open_suite
-    from nescio.models.runs import RUN
+    with clock("start"):
+        from nescio.evaluation.suites.published import bench_suite
+        from nescio.evaluation.suites.suite import open_suite
+        from nescio.models.runs import RUN
 
     suite = open_suite(options["suite"])
     model = options["model"] or _own_model(suite)
@@ -142,7 +145,8 @@ def _bench_suite(options: dict[str, Any], oods: dict[str, str], specs: Sequence[
     found = {need.role: need.found for need in suite.needs(Path(options["data_root"]).expanduser(), own)}
     transform = None if trained or model.startswith("clip:") else suite.transform
     loading = options | {"transform": options["transform"] or transform}
-    classifier = open_classifier(model, loading, (found["id"], found.get("train")))
+    with clock("start"):
+        classifier = open_classifier(model, loading, (found["id"], found.get("train")))
     detectors, ranges = _expanded(specs, options, classifier)
     results = bench_suite(
         suite,

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import functools
+import math
+import mmap
+import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -16,18 +20,69 @@ from nescio.core.errors import BadImage, InputError
 from nescio.data.decode import NO_MEMORY, decode
 from nescio.data.preprocess import AnyTransform
 from nescio.data.source import Source
-from nescio.data.workers import MEMORY, in_order
+from nescio.data.workers import AHEAD, MEMORY, in_order
 
 
 @dataclass
 class Batch:
-    """Consecutive images from ``start``: those decoded (``good``: their positions), and the reasons of the others."""
+    """Consecutive images from ``start``: those decoded (``good``: their positions), and the reasons of the others.
+
+    The decoded ones are a tensor ``(B, C, H, W)`` with channels last in memory.
+    """
 
     start: int
     size: int
     images: Tensor | None
     good: Any
     bad: list[tuple[int, str]]
+
+
+class _Slots:
+    """Memory shared with forked processes, through which batches come back: a slot for each that may be on its way.
+
+    A pipe would copy them three times and hold few; PyTorch's shared memory asks the busy process for each one.
+    """
+
+    def __init__(self, count: int, nbytes: int) -> None:
+        self._memory, self._count, self._nbytes = mmap.mmap(-1, count * nbytes), count, nbytes
+
+    def _slot(self, number: int, dtype: str, shape: Sequence[int]) -> npt.NDArray[Any]:
+        at = number % self._count * self._nbytes
+        return np.frombuffer(self._memory, dtype, count=math.prod(shape), offset=at).reshape(shape)
+
+    def put(self, number: int, batch: Batch) -> Parcel:
+        """Leave a batch's images in the slot of its number, if they fit there."""
+        if batch.images is None or batch.images.nbytes > self._nbytes:
+            return batch, None
+        pixels = batch.images.permute(0, 2, 3, 1).numpy()
+        form = pixels.dtype.str, pixels.shape
+        self._slot(number, *form)[:] = pixels
+        batch.images = None
+        return batch, form
+
+    def take(self, number: int, parcel: Parcel) -> Batch:
+        """The batch, with a copy of its images."""
+        batch, form = parcel
+        if form is not None:  # not PyTorch's copy: its threads would wait for cores that decode
+            batch.images = torch.from_numpy(self._slot(number, *form).copy()).permute(0, 3, 1, 2)
+        return batch
+
+
+Parcel = tuple[Batch, tuple[str, Sequence[int]] | None]
+"""A batch, and type and shape of its images where these lie in a slot."""
+
+
+def _sent(
+    source: Source,
+    transform: AnyTransform,
+    spans: Sequence[range],
+    slots: _Slots | None,
+    number: int,
+    entering: Callable[[int], None],
+) -> Parcel:
+    """A batch on its way from the process that decodes it."""
+    batch = _batch(source, transform, spans, number, entering)
+    return slots.put(number, batch) if slots else (batch, None)
 
 
 def _batch(
@@ -47,7 +102,12 @@ def _batch(
             raise  # not this image's fault
         except Exception as e:  # noqa: BLE001 - whatever one image does, the others go on
             bad.append((i, why_not(e)))
-    return Batch(start, size, torch.stack(images) if images else None, np.array(good, dtype=np.int64), bad)
+    return Batch(start, size, _stacked(images) if images else None, np.array(good, dtype=np.int64), bad)
+
+
+def _stacked(images: Sequence[Tensor]) -> Tensor:
+    """Images ``(C, H, W)`` as a batch ``(B, C, H, W)`` with channels last in memory, as they were decoded."""
+    return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
 
 
 def why_not(e: Exception) -> str:
@@ -93,6 +153,11 @@ def read_spans(
         InputError: the source as a whole cannot be read on; or no decoding process lives.
     """
     workers = default_workers() if workers is None else workers
+    most = transform.nbytes * max(map(len, batches), default=0)
+    processes, slots = min(workers, len(batches)), None
+    if processes * most > 0 and multiprocessing.get_context().get_start_method() == "fork":
+        slots = _Slots(AHEAD * processes, most)
+    work = functools.partial(_sent, source, transform, batches, slots)
     # twice: each image, then all of them as one tensor
-    pixels = 2 * transform.nbytes * max(map(len, batches), default=0)
-    yield from in_order(functools.partial(_batch, source, transform, batches), len(batches), workers, MEMORY + pixels)
+    for number, parcel in enumerate(in_order(work, len(batches), workers, MEMORY + 2 * most)):
+        yield slots.take(number, parcel) if slots else parcel[0]

@@ -25,7 +25,8 @@ MEMORY = 4 << 30
 """Bytes that a decoding process may take; the largest image that is read takes less than half of it."""
 KILLED = "the process that decoded it crashed"
 _NOWHERE = -1
-_AHEAD = 2
+AHEAD = 2
+"""Pieces that a process has been given and not handed over."""
 _TRIES = 2
 """Processes that must die at an image before it is the image's fault: the system may have killed the first one."""
 _IDLE_DEATHS = 3
@@ -96,7 +97,7 @@ class _Seat:
         """The result of the next piece."""
         while True:
             try:
-                while self.sent < min(self.done + _AHEAD, len(self.pieces)):
+                while self.sent < min(self.done + AHEAD, len(self.pieces)):
                     self.pipe.send(self.pieces[self.sent])
                     self.sent += 1
                 while not self.pipe.poll(_CHECK):

@@ -76,7 +76,8 @@ def bench(
     check_sets(by_role, list(ood), found)
     session = session.ready(train)
     sets = _Sets(session, by_role)
-    sets.check_sources(list(ood))
+    with session.clock("hash"):
+        sets.check_sources(list(ood))
     for name, detector in found.items():
         if names_preset(name):
             log.info("%s: using %r for this network", name, detector)

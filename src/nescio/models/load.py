@@ -23,10 +23,9 @@ from nescio.models.outputs import Key
 from nescio.models.runs import RUN, WEIGHTS, Run, split_heads
 from nescio.models.trusted import trusted_architecture
 from nescio.models.weights import read_weights, strip_prefixes
-from nescio.models.zoo.architecture import Architecture
+from nescio.models.zoo.architecture import Architecture, drop_auxiliary
 from nescio.models.zoo.own import made_by
 from nescio.models.zoo.registry import architecture_of, resolved
-from nescio.models.zoo.torchvision import drop_auxiliary
 
 Weights = str | Path | Mapping[str, Tensor]
 Model = str | Architecture | Callable[[], nn.Module]

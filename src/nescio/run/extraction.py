@@ -31,6 +31,7 @@ from nescio.run.devices.choice import split_of
 from nescio.run.devices.places import TORCHRUN
 from nescio.run.devices.ranks import ranks
 from nescio.run.engines import Engine
+from nescio.run.heap import kept_heap
 from nescio.run.passes import Pass
 from nescio.run.runner import CPU_BATCH, Runner
 from nescio.run.transfers import Transfers
@@ -65,7 +66,8 @@ def records_of(
             return copies.record(network_pass.run(network, copies.onto(x)).with_fields(labels=labels), head)
 
     every = batches if first is None else itertools.chain([first], batches)
-    return list(copies.results(begun(x, labels) for x, labels in every))
+    with kept_heap():
+        return list(copies.results(begun(x, labels) for x, labels in every))
 
 
 def bank_of(runner: Runner, source: Source, network_pass: Pass, probes: Mapping[str, Probe], title: str) -> Bank:
@@ -121,7 +123,7 @@ def _known(runner: Runner, key: BankKey) -> Bank | None:
     if not any(folder.glob(f"{key.family}*")):
         return None
     writer = BankWriter(folder, key)
-    with writer.alone():
+    with writer.alone(), runner.clock("check"):
         bank = writer.finished(_reaction(runner))
     if bank is not None:
         runner.banks[key.digest] = bank
@@ -140,12 +142,14 @@ def _made(runner: Runner, source: Source, network_pass: Pass, probes: Mapping[st
     def first() -> Tensor | None:
         return next(_batches(runner, Rows(source, list(range(min(runner.batch, len(source)))))), None)
 
-    runner.settle(len(source), first)
-    engine, network = runner.run_by(network_pass, probes, first)
+    with kept_heap():  # as the pass will run: engines are timed against each other
+        runner.settle(len(source), first)
+        engine, network = runner.run_by(network_pass, probes, first)
     key = _key(runner, source, network_pass, probes, engine)
     writer, classifier, reaction = BankWriter(runner.folder / "banks", key), runner.classifier, _reaction(runner)
     with writer.alone():
-        bank = writer.finished(reaction)
+        with runner.clock("check"):
+            bank = writer.finished(reaction)
         if bank is None:
             with torch.no_grad():
                 seen = network_pass.run(network, classifier.noise())
@@ -201,11 +205,12 @@ class Extraction:
         copies = Transfers(self.runner.classifier.device)
         batches = read_spans(self.source, transform, missing, self.runner.workers)
         decoded = iter(lambda: self._next(batches), None)
-        for batch, values in copies.results(self._begun(network, batch, writer, copies) for batch in decoded):
-            named = [(batch.start + i, reason) for i, reason in sorted(batch.bad)]
-            with clock("write"):
-                writer.write(batch.start, values, [(i, self.source.name(i), reason) for i, reason in named])
-            seen(batch.size)
+        with kept_heap():
+            for batch, values in copies.results(self._begun(network, batch, writer, copies) for batch in decoded):
+                named = [(batch.start + i, reason) for i, reason in sorted(batch.bad)]
+                with clock("write"):
+                    writer.write(batch.start, values, [(i, self.source.name(i), reason) for i, reason in named])
+                seen(batch.size)
 
     def _next(self, batches: Iterator[Batch]) -> Batch | None:
         with self.runner.clock("decode"):

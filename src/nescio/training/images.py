@@ -109,7 +109,9 @@ class Images:
             if batch.images is None:
                 raise InputError(f"{len(asked)} {self.title} in a row cannot be read; the first: {self.bad[asked[0]]}")
             good = torch.from_numpy(np.asarray(numbers)[batch.good]).to(self.device)
-            yield batch.images.to(self.device, non_blocking=True), good
+            # in the order in memory that held images have: a step takes the same bits from either
+            images = batch.images.to(self.device, non_blocking=True, memory_format=torch.contiguous_format)
+            yield images, good
 
 
 @dataclass

@@ -113,3 +113,12 @@ def literals(text: str, name: str) -> dict[str, Any]:
         except (ValueError, SyntaxError, RecursionError, MemoryError):  # the last two where it is nested too deep
             options[key] = value
     return options
+
+
+def drop_auxiliary(network: nn.Module) -> None:
+    """Take away the classifiers that GoogLeNet and Inception carry half way: they have a loss of their own."""
+    if getattr(network, "aux_logits", False):
+        network.aux_logits = False  # type: ignore[assignment]
+        for name in ("aux1", "aux2", "AuxLogits"):
+            if hasattr(network, name):
+                setattr(network, name, None)

