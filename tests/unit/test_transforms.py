@@ -143,3 +143,25 @@ def test_grey_images_have_one_channel() -> None:
         Transform(crop=9, channels=1)
     with pytest.raises(InputError, match="3 for RGB, 1 for grey"):
         Transform(crop=9, channels=4)
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic", "nearest"])
+@pytest.mark.parametrize("size", [(32, 32), (33, 32), (31, 47), (90, 41), (64, 64), (100, 101)])
+def test_pixels_are_those_of_torchvision(size: tuple[int, int], mode: str) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+    for resize in (32, 37):
+        theirs = v2.Compose([v2.Resize(resize, InterpolationMode(mode)), v2.CenterCrop(32), v2.PILToTensor()])
+        assert torch.equal(Transform(32, resize=resize, interpolation=mode).geometry(image), theirs(image))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_normalised_numbers_do_not_depend_on_the_order_in_memory(channels: int) -> None:
+    transform = Transform(16, mean=(0.45,), std=(0.22,)) if channels == 1 else Transform(16)
+    images = torch.randint(0, 256, (5, channels, 16, 16), dtype=torch.uint8)
+    last = images.contiguous(memory_format=torch.channels_last)
+    mean, std = (torch.tensor(v)[:, None, None] for v in (transform.mean, transform.std))
+    expected = (images.to(torch.float32) / 255 - mean) / std
+    for given in (images, last):
+        found = transform.normalise(given)
+        assert torch.equal(found, expected)
+        assert found.is_contiguous(memory_format=torch.channels_last) or given is images
