@@ -4,6 +4,7 @@ import csv
 import logging
 import multiprocessing
 import os
+import platform
 import shutil
 import signal
 import time
@@ -22,6 +23,7 @@ from nescio.data.decode import decode
 from nescio.models import Classifier
 from nescio.run.bank import FORMAT, Bank, BankKey
 from nescio.run.bank_writer import BankWriter
+from nescio.run.heap import kept_heap
 from nescio.run.passes import Pass
 from nescio.run.session import Session
 from nescio.run.transfers import Transfers, one_ahead
@@ -334,3 +336,21 @@ def test_files_that_vanish_are_bad_images(
 def test_an_unknown_dtype_is_refused(classifier: Classifier, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="did you mean 'float16'"):
         Session(classifier, cache=tmp_path, dtype="float61").bank(Pictures(2))
+
+
+def page_faults(times: int) -> int:
+    import resource  # Windows has none
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(times):
+        torch.empty(16 << 20, dtype=torch.uint8).fill_(1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left as they are")
+def test_freed_memory_is_not_asked_for_again_within_a_pass() -> None:
+    with kept_heap():
+        page_faults(4)
+        with kept_heap():
+            pass
+        assert page_faults(10) < 4096  # a page has 4 KiB: of one block of the ten
