@@ -25,6 +25,7 @@ from nescio.data.source import AnySource, Source, open_sources
 from nescio.deploy.deployed import Deployed
 from nescio.deploy.file import fingerprint
 from nescio.deploy.shards import ScoreFolder, Tally
+from nescio.run.heap import kept_heap
 
 log = logging.getLogger(__name__)
 
@@ -77,8 +78,9 @@ class Job:
         # one stream through all parts: the decoders don't wait for a part to be written
         flat = list(itertools.chain.from_iterable(batches.values()))
         stream = verdict_rows(self.deployed, self.source, flat, self.workers, seen)
-        for shard in shards:
-            self.folder.write(shard, itertools.islice(stream, len(batches[shard])))
+        with kept_heap():
+            for shard in shards:
+                self.folder.write(shard, itertools.islice(stream, len(batches[shard])))
 
 
 def score_images(
