@@ -4,7 +4,7 @@
 Decoding and the network alone are timed in a process of their own, in turns with the cold runs: the same workers, batch
 size and engine, no bank, from the first batch on.
 
-    python benchmarks/overheads.py [--rounds N] [--images N] [--batch-size N] [--workers N]
+    python benchmarks/overheads.py [--rounds N] [--images N] [--batch-size N] [--workers N] [--engine NAME]
 """
 
 from __future__ import annotations
@@ -46,7 +46,11 @@ def bench(options: argparse.Namespace, cache: str) -> tuple[float, dict[str, flo
 
 def how(options: argparse.Namespace) -> list[str]:
     """The options that both processes are run with."""
-    return ["--batch-size", str(options.batch_size), "--workers", str(options.workers)]
+    return [
+        *("--batch-size", str(options.batch_size)),
+        *("--workers", str(options.workers)),
+        *("--engine", options.engine),
+    ]
 
 
 def alone(options: argparse.Namespace) -> float:
@@ -57,7 +61,7 @@ def alone(options: argparse.Namespace) -> float:
     from nescio.data.loader import read_batches
     from nescio.run.heap import kept_heap
 
-    session = Session(densenet(), batch_size=options.batch_size)
+    session = Session(densenet(), batch_size=options.batch_size, engine=options.engine)
     network, transform = session.network(), session.classifier.transform  # prepared before the clock starts
     train, id_set, ood = sets(options.images)
     sources = [open_source(name) for name in (train, id_set, *ood.values())]
@@ -76,6 +80,7 @@ def main() -> None:
     options.add_argument("--images", type=int, default=10_000, help="of the training and of the ID set")
     options.add_argument("--batch-size", type=int, default=32)
     options.add_argument("--workers", type=int, default=os.cpu_count())
+    options.add_argument("--engine", default="torch", help="for both; not auto, whose trial is no part of either")
     options.add_argument("--alone", action="store_true", help="decode and run the network, print the seconds")
     chosen = options.parse_args()
     if chosen.alone:
