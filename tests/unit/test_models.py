@@ -81,6 +81,18 @@ def test_densenet_bc_has_the_papers_size() -> None:
     assert parameters == 769_162  # "0.8M" in Huang et al., table 2
 
 
+def test_batch_norms_that_end_in_an_activation_are_folded_too() -> None:
+    c = Classifier(build("timm:mobilenetv3_small_050"), Transform(64), name="timm's")
+    for m in c.body.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            m.running_mean.normal_(std=0.1)
+            m.running_var.uniform_(0.5, 2)
+    made, x = c.optimised(), torch.randn(3, 3, 64, 64)
+    norms = [sum(isinstance(m, nn.BatchNorm2d) for m in net.body.modules()) for net in (c, made)]
+    assert norms == [34, 0]
+    torch.testing.assert_close(made(x).h, c(x).h, rtol=1e-4, atol=1e-5)
+
+
 def test_a_run_imports_no_library_that_it_does_not_use() -> None:
     code = (
         "import sys; from nescio import load_classifier; import nescio.evaluation.bench; "

@@ -67,8 +67,32 @@ def _trace(body: nn.Module) -> fx.GraphModule:
 
 def fold_batch_norms(body: nn.Module) -> nn.Module:
     """A copy of a network in evaluation mode whose batch norms are part of the convolutions before them."""
-    folded: nn.Module = fuse(_trace(copy.deepcopy(body)), no_trace=True)
+    folded: nn.Module = fuse(_with_plain_norms(_trace(copy.deepcopy(body))), no_trace=True)
     return folded
+
+
+def _with_plain_norms(traced: fx.GraphModule) -> fx.GraphModule:
+    """The same network with timm's batch norms, which end in an activation, as two operations."""
+    modules = dict(traced.named_modules())
+    for node in list(traced.graph.nodes):
+        norm = modules.get(str(node.target)) if node.op == "call_module" else None
+        if not isinstance(norm, nn.BatchNorm2d) or type(norm) is nn.BatchNorm2d or not hasattr(norm, "act"):
+            continue
+        if norm.running_mean is None:
+            continue
+        plain = nn.BatchNorm2d(norm.num_features, eps=norm.eps, affine=norm.affine, device=norm.running_mean.device)
+        own = norm.state_dict()
+        plain.load_state_dict({name: own[name] for name in plain.state_dict()})
+        after = nn.Sequential(*[getattr(norm, part) for part in ("drop", "act") if hasattr(norm, part)])
+        name = f"{node.target}_after"
+        traced.set_submodule(str(node.target), plain.eval())
+        traced.add_submodule(name, after)
+        with traced.graph.inserting_after(node):
+            activated = traced.graph.call_module(name, (node,))
+        node.replace_all_uses_with(activated)
+        activated.args = (node,)
+    traced.recompile()
+    return traced
 
 
 @torch.no_grad()
