@@ -37,10 +37,22 @@ def parser(about: str | None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
-def engine_options(options: argparse.ArgumentParser) -> None:
-    """How ours runs the network."""
-    options.add_argument("--engine", default="auto")
-    options.add_argument("--precision", default="float32")
+def way_option(options: argparse.ArgumentParser, *usual: str) -> None:
+    """``--way ENGINE,PRECISION``: how the network is run, several times for several ways in turns."""
+    options.add_argument(
+        "--way", action="append", type=_way, metavar="ENGINE,PRECISION", help=f"repeatable; default: {' '.join(usual)}"
+    )
+    options.set_defaults(usual=[_way(way) for way in usual])
+
+
+def _way(text: str) -> tuple[str, str]:
+    engine, _, precision = text.partition(",")
+    return engine, precision or "float32"
+
+
+def ways(chosen: argparse.Namespace) -> list[tuple[str, str]]:
+    """Engine and precision of each way that was asked for."""
+    return chosen.way or chosen.usual
 
 
 def data(name: str) -> str:

@@ -3,22 +3,23 @@
 The baseline decodes, transforms and runs the images as a user would write it: a ``DataLoader`` over the same parquet
 files with torchvision transforms, the same workers and batch size, the bare network in ``inference_mode``. Ours does
 that too, and writes the bank, fits and scores all detectors but odin, and computes every metric. The two take turns,
-each round with an empty cache: so ``--engine auto`` pays for its trial.
+each round with an empty cache: so ``auto`` pays for its trial.
 
-    python benchmarks/one_pass.py [--engine E] [--precision P] [--batch-size N] [--workers N] [--rounds N] [--full]
+    python benchmarks/one_pass.py [--way ENGINE,PRECISION ...] [--batch-size N] [--workers N] [--rounds N] [--full]
 """
 
 from __future__ import annotations
 
 import statistics
 import tempfile
+import time
 from collections.abc import Callable
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from _common import bare_densenet, data, densenet, engine_options, in_turns, machine, parser, seconds, tests
+from _common import bare_densenet, data, densenet, in_turns, machine, parser, seconds, tests, way_option, ways
 from nescio import Session, bench, open_source
 from nescio.data.decode import decode
 from nescio.data.source import Source
@@ -98,7 +99,7 @@ def gains(batch_size: int) -> None:
 def main() -> None:
     """Print the ratios."""
     options = parser(__doc__)
-    engine_options(options)
+    way_option(options, "auto,float32")
     options.add_argument("--batch-size", type=int, default=32)
     options.add_argument("--workers", type=int, default=2)
     options.add_argument("--rounds", type=int, default=1)
@@ -110,23 +111,29 @@ def main() -> None:
     sources = [open_source(s) for s in (train, test, *sets.values())]
     n = sum(map(len, sources))
     print(f"{n:,} images, batch size {chosen.batch_size}, {chosen.workers} workers; {machine()}")
-    network, took, ratios = bare_densenet(), set[str](), []
+    network = bare_densenet()
+    ratios: dict[str, list[float]] = {}
 
-    def ours() -> None:
+    def ours(engine: str, precision: str) -> str:
         with tempfile.TemporaryDirectory() as cache:
             how = {"batch_size": chosen.batch_size, "workers": chosen.workers, "cache": cache}
-            session = Session(densenet(None), engine=chosen.engine, precision=chosen.precision, **how)
+            session = Session(densenet(None), engine=engine, precision=precision, **how)
             bench(session, train=train, id=test, ood=sets, detectors=DETECTORS)
-            took.add(f"{session.running!r} in {session.precision}")
+            return f"{engine} ({session.running!r}) in {precision}"
 
     for _ in range(chosen.rounds):
         plain = plain_loop(network, sources, chosen.batch_size, chosen.workers)
         print(f"plain loop: {plain:.1f} s ({n / plain:.0f} images/s)", flush=True)
-        all_of_it = seconds(ours)
-        print(f"nescio bench, {len(DETECTORS)} detectors: {all_of_it:.1f} s ({n / all_of_it:.0f} images/s)", flush=True)
-        ratios.append(all_of_it / plain)
-    print(f"engine: {', '.join(sorted(took))}")
-    print(f"ratio: {statistics.median(ratios):.2f} × the plain loop ({min(ratios):.2f} to {max(ratios):.2f})")
+        for way in ways(chosen):
+            begin = time.perf_counter()
+            name = ours(*way)
+            took = time.perf_counter() - begin
+            print(
+                f"nescio bench, {len(DETECTORS)} detectors, {name}: {took:.1f} s ({n / took:.0f} images/s)", flush=True
+            )
+            ratios.setdefault(name, []).append(took / plain)
+    for name, values in ratios.items():
+        print(f"{name}: {statistics.median(values):.2f} × the plain loop ({min(values):.2f} to {max(values):.2f})")
     print("where it comes from (the bare network):")
     gains(chosen.batch_size)
 

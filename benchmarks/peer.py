@@ -5,11 +5,12 @@ evaluates all of them with ``evaluate(..., cache=True)``, which keeps logits and
 banks (extraction included), fits, scores and computes all metrics. Same network, batch size, workers, decoding.
 Prints the ratio of seconds, and both tables of AUROC.
 
-    python benchmarks/peer.py [--engine E] [--precision P] [--rounds N] [--full]
+    python benchmarks/peer.py [--way ENGINE,PRECISION ...] [--rounds N] [--full]
 """
 
 from __future__ import annotations
 
+import functools
 import statistics
 import tempfile
 import warnings
@@ -25,7 +26,7 @@ from pytorch_ood.benchmark.base import Benchmark
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
-from _common import data, densenet, engine_options, parser, seconds, tests
+from _common import data, densenet, in_turns, parser, tests, way_option, ways
 from nescio import Results, Session, bench, open_source
 from nescio.data.decode import decode
 from nescio.data.source import Source
@@ -114,7 +115,7 @@ def run(
 def main() -> None:
     """Print ratios and tables."""
     options = parser(__doc__)
-    engine_options(options)
+    way_option(options, "auto,float32")
     options.add_argument("--rounds", type=int, default=1)
     options.add_argument("--full", action="store_true", help="all images instead of a slice")
     warnings.simplefilter("ignore")
@@ -128,38 +129,40 @@ def main() -> None:
     network = nn.Sequential(classifier.body, classifier.layer)
 
     some = cached(network, classifier.body, classifier.head.weight, classifier.head.bias)
-    engines = set[str]()
     every = {**some, **shaped(classifier)}
     for title, theirs in (("cacheable", some), ("and those that change features", every)):
         results: list[dict[str, float]] = []
-        ours: list[Results] = []
+        ours: dict[tuple[str, str], Results] = {}
 
         def run_theirs(theirs: dict[str, Detector] = theirs, found: list[dict[str, float]] = results) -> None:
             sets._representation_cache = {}  # noqa: SLF001 - a fresh start
             found[:] = run(theirs, sets, LOADER)
 
-        def run_ours(specs: dict[str, Detector] = theirs, ours: list[Results] = ours) -> None:
+        def run_ours(
+            engine: str,
+            precision: str,
+            specs: dict[str, Detector] = theirs,
+            ours: dict[tuple[str, str], Results] = ours,
+        ) -> None:
             how = {"batch_size": LOADER["batch_size"], "workers": LOADER["num_workers"], "progress": False}
-            how |= {"engine": chosen.engine, "precision": chosen.precision}
+            how |= {"engine": engine, "precision": precision}
             with tempfile.TemporaryDirectory() as folder:
                 session = Session(densenet(None), cache=Path(folder), **how)
-                ours[:] = [bench(session, train=train, id=test, ood=oods, detectors=list(specs))]
-                engines.add(f"{session.running!r} in {session.precision}")
+                ours[engine, precision] = bench(session, train=train, id=test, ood=oods, detectors=list(specs))
 
-        times = {"pytorch-ood": list[float](), "nescio": list[float]()}
-        for _ in range(chosen.rounds):
-            for name, run_it in (("pytorch-ood", run_theirs), ("nescio", run_ours)):
-                times[name].append(seconds(run_it))
-        ratios = [a / b for a, b in zip(*times.values(), strict=True)]
-        medians = ", ".join(f"{name} {statistics.median(values):.0f} s" for name, values in times.items())
-        spread = f"{statistics.median(ratios):.1f} × ({min(ratios):.1f} to {max(ratios):.1f})"
-        print(f"{title}, {len(theirs)} detectors: {medians}: {spread}", flush=True)
-    print(f"engine: {', '.join(sorted(engines))}")
+        runs = {f"nescio, {e}, {p}": functools.partial(run_ours, e, p) for e, p in ways(chosen)}
+        times = in_turns({"pytorch-ood": run_theirs, **runs}, chosen.rounds, warm=0)
+        peers = times.pop("pytorch-ood")
+        print(f"{title}, {len(theirs)} detectors: pytorch-ood {statistics.median(peers):.0f} s")
+        for name, values in times.items():
+            ratios = [a / b for a, b in zip(peers, values, strict=True)]
+            median = f"{statistics.median(ratios):.1f} × ({min(ratios):.1f} to {max(ratios):.1f})"
+            print(f"  {name} {statistics.median(values):.1f} s: {median}", flush=True)
     print(f"\nAUROC in %, pytorch-ood / nescio\n{'':<24}" + "".join(f"{name:>24}" for name in names))
     per_set = len(results) // len(names)
     for i, spec in enumerate(every):
         cells = [
-            f"{results[j * per_set + i]['AUROC'] * 100:.2f} / {ours[0].row(spec, n).auroc * 100:.2f}"
+            f"{results[j * per_set + i]['AUROC'] * 100:.2f} / {ours[ways(chosen)[0]].row(spec, n).auroc * 100:.2f}"
             for j, n in enumerate(names)
         ]
         print(f"{spec:<24}" + "".join(f"{cell:>24}" for cell in cells))

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from _common import bare_densenet, data, densenet, in_turns, machine, parser, ratio
+from _common import bare_densenet, data, densenet, in_turns, machine, parser, ratio, way_option, ways
 from nescio import Session, fit, open_source, score_images
 from nescio.data.decode import Raw, decode
 from nescio.data.source import Rows, Source
@@ -143,24 +143,25 @@ def main() -> None:
     options.add_argument("--images", type=int, default=2000)
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--workers", type=int, default=2)
-    options.add_argument("--way", action="append", default=[], metavar="ENGINE,PRECISION", help="beside torch,float32")
+    way_option(options, "torch,float32", "openvino,float32", "openvino,bf16")
     options.add_argument("--corrupt", type=int, default=20_000, help="images of the job with corrupt ones; 0 for none")
     options.add_argument("--ray", action="store_true")
     chosen = options.parse_args()
     test = data("cifar10/test")
     spec = f"{test}[:{chosen.images}]"
     classifier = densenet(None)
-    deployed = fit(Session(classifier, workers=chosen.workers), "react:clip=1.6+energy", calibrate=f"{test}[9500:]")
+    deployed = fit(
+        Session(classifier, workers=chosen.workers, engine="torch"), "react:clip=1.6+energy", calibrate=f"{test}[9500:]"
+    )
     print(f"{chosen.images:,} images, {chosen.workers} workers, {machine()}")
     if chosen.rounds:
-        ways = [("torch", "float32"), *(tuple(way.split(",")) for way in chosen.way)]
         files = {
             f"{engine}, {precision}": fit(
                 Session(classifier, workers=chosen.workers, engine=engine, precision=precision),
                 "react:clip=1.6+energy",
                 calibrate=f"{test}[9500:]",
             )
-            for engine, precision in ways
+            for engine, precision in ways(chosen)
         }
         against_plain(files, spec, chosen.rounds, chosen.workers)
     if chosen.ray:
