@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -192,3 +194,23 @@ def test_a_file_whose_engine_is_not_here_is_run_by_pytorch(
     assert "by the engine 'openvino', which cannot be used here (it is on holiday): PyTorch runs it" in caplog.text
     pictures = [Pictures(5).read(i) for i in range(5)]
     assert np.allclose([v.score for v in again(pictures)], [v.score for v in deployed(pictures)], rtol=1e-5)
+
+
+def test_signals_arrive_after_networks_of_openvino_are_gone(tmp_path: Path) -> None:
+    """Its signal stacks, of which one may be gone before the other, must not be left to a signal's handler."""
+    pytest.importorskip("openvino")
+    code = """
+import gc, os, signal, torch
+from nescio import Session
+from torch import nn
+net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+x = torch.rand(4, 3, 8, 8)
+first, second = (Session(net, engine="openvino", size=(3, 8, 8)) for _ in range(2))
+first(x), second(x)
+del first; gc.collect()
+del second; gc.collect()
+signal.signal(signal.SIGUSR1, lambda *_: print("arrived"))
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "arrived\n"), done.stderr

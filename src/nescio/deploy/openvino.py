@@ -9,6 +9,7 @@ from typing import Any
 
 from nescio.core.errors import InputError
 from nescio.core.files import make_folder, writing
+from nescio.run.engines.openvino import core
 
 BIN = ".bin"
 INFO = "nescio"
@@ -37,7 +38,7 @@ def write_ir(model: Any, path: Path) -> None:
     with writing(path), tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as folder:
         plain, made = Path(folder, "model.onnx"), Path(folder, "model.xml")
         plain.write_bytes(model.SerializeToString())
-        converted = openvino.Core().read_model(plain)  # openvino.convert_model would report its use to Intel
+        converted = core().read_model(plain)  # openvino.convert_model would report its use to Intel
         for entry in model.metadata_props:
             converted.set_rt_info(entry.value, [INFO, entry.key])
         openvino.save_model(converted, made, compress_to_fp16=False)

@@ -180,6 +180,8 @@ class Runner:
 
     def forks(self, network_pass: Pass) -> bool:
         """Whether the network as a pass runs it works in a fork of this process."""
+        if network_pass.gradients:  # a fork cannot take any, once its parent has
+            return False
         return self.classifier.device.type == "cpu" and self._choice.engine(network_pass).forks
 
     @property

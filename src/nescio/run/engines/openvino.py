@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import threading
 import warnings
@@ -20,6 +21,18 @@ NEEDED = {BF16: "BF16", FP16: "FP16"}
 """What a device must be capable of for a precision, in OpenVINO's words."""
 PIECE = 8
 """Images, at least, that one of several streams takes of a batch."""
+
+
+@functools.cache
+def core() -> Any:
+    """OpenVINO's device manager: one for the whole process, never given back.
+
+    Its CPU plugin sets a stack for signals, and sets the one before again when it goes. Of two that do not go in the
+    opposite order, one leaves a stack that is gone: the next signal, such as that of a child's end, would kill us.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 class OpenVINOEngine(Engine, name="openvino"):
@@ -41,13 +54,10 @@ class OpenVINOEngine(Engine, name="openvino"):
             return "it needs the package openvino: pip install 'nescio[openvino]'"
         if device.type != "cpu":
             return f"it does not run on {device}: device= (--device cpu)"
-        import openvino
-
-        core = openvino.Core()
-        known = core.available_devices
+        known = core().available_devices
         if self.device not in known and self.device.partition(".")[0] not in known:
             return f"it finds no device {self.device} here; there is {', '.join(known)}"
-        able = core.get_property(self.device, "OPTIMIZATION_CAPABILITIES")
+        able = core().get_property(self.device, "OPTIMIZATION_CAPABILITIES")
         if NEEDED.get(self.precision, "FP32") not in able:
             return f"{self.device} does not compute in {self.precision} here; it knows {', '.join(able)}"
         return None
@@ -121,11 +131,9 @@ class _Compiled(nn.Module):
         if streams > 1:
             streams = max([streams, *self._requests])
         if streams not in self._requests:
-            import openvino
-
             settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": self._hint, "NUM_STREAMS": streams}
             if self._device == "CPU":
                 settings["INFERENCE_NUM_THREADS"] = most
-            made = openvino.Core().compile_model(self._model, self._device, settings)
+            made = core().compile_model(self._model, self._device, settings)
             self._requests[streams] = [made.create_infer_request() for _ in range(streams)]
         return self._requests[streams]
